@@ -1,0 +1,319 @@
+"""The attention function through which a prefix joins a model, and its mask twin.
+
+transformers lets a model name its attention implementation. Foreword registers two names,
+``foreword_sdpa`` and ``foreword_eager``. Each puts the prefix's keys and values in front of the
+call's own, widens the mask by one column per virtual token, and calls the kernel that the model had:
+SDPA, or the modelling file's own ``eager_attention_forward`` (soft-capping, attention sinks). The
+key-value cache never holds the prefix.
+
+Shapes: B batch, R rows of prefixes (1 or a divisor of B), H key/value heads, P prefix length,
+Q queries, K keys of the call, D key dimension, E value dimension.
+
+Source: Li and Liang, "Prefix-Tuning", ACL 2021, section 4.2, stated for keys and values.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from foreword.errors import BypassError, UnsupportedModel
+
+IMPLEMENTATIONS = {"sdpa": "foreword_sdpa", "eager": "foreword_eager"}
+"""Kernels that a prefix can join, and the name of the implementation that does it."""
+
+
+@dataclass(frozen=True)
+class SiteTensors:
+    """One site's prefix, ready for the call.
+
+    Attributes:
+        key_RHPD: Keys, in any floating dtype; cast to the call's.
+        value_RHPE: Values.
+        window: The site's window in tokens, for prefixes that it may drop.
+    """
+
+    key_RHPD: Tensor
+    value_RHPE: Tensor
+    window: int | None = None
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What one forward pass attends to: one prefix for all rows, or one (or none) per row.
+
+    Attributes:
+        sites: Tensors by module name.
+        rows: Number of rows R, or None where one prefix serves every row.
+        offset_R: Positions that text is moved up by, one per row (or one for all).
+        length_R: True prefix length per row; shorter rows are padded on the right with columns that
+            nobody sees.
+        windowed_R: Whether the row's prefix is dropped by windows as text would be.
+        identity: Digest of the prefixes, or a name for one still in training. Caches carry it.
+    """
+
+    sites: Mapping[str, SiteTensors]
+    rows: int | None
+    offset_R: tuple[int, ...]
+    length_R: tuple[int, ...]
+    windowed_R: tuple[bool, ...]
+    identity: str
+
+    @property
+    def width(self) -> int:
+        """Columns P that the mask grows by: the longest row's length."""
+        return max(self.length_R)
+
+
+@dataclass
+class Frame:
+    """One forward pass of an attached model, from its outermost call to its return.
+
+    Recomputation under gradient checkpointing re-enters the frame of its forward, so that it sees
+    the prefix that the forward saw, whatever is bound by then.
+    """
+
+    names: Mapping[nn.Module, str]
+    bound: Bound | None
+    batch: int
+    text_positions_BQ: Tensor | None
+    outer: Frame | None = None
+    called: set[str] = field(default_factory=set)
+    observer: Callable[[AttentionCall], None] | None = None
+    mask_windows: dict[int, tuple[Tensor, int | None]] = field(default_factory=dict)
+    _widened: dict[tuple[int, int | None], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def widened(self, mask: Tensor, site: SiteTensors, queries: int) -> Tensor:
+        """The mask (B or 1, any, Q, K) with P columns for the prefix in front, made once a frame."""
+        bound = self.bound
+        assert bound is not None
+        window = site.window if any(bound.windowed_R) else None
+        known = self._widened.get((id(mask), window))
+        if known is None or known[0] is not mask:
+            columns = self._columns(bound, window, queries, mask.device)
+            known = (mask, join_columns(columns, mask))
+            self._widened[(id(mask), window)] = known
+        return known[1]
+
+    def _columns(
+        self, bound: Bound, window: int | None, queries: int, device: torch.device
+    ) -> Tensor:
+        """Which virtual tokens each query sees: boolean (R, 1, Q or 1, P)."""
+        length_R = torch.tensor(bound.length_R, device=device)
+        column_P = torch.arange(bound.width, device=device)
+        seen_R1QP = (column_P < length_R[:, None])[:, None, None, :]
+        if window is None:
+            return self._per_row(seen_R1QP)
+        if self.text_positions_BQ is None:
+            raise UnsupportedModel(
+                "a windowed prefix needs the positions of the text; pass position_ids or a 2-D "
+                "attention_mask"
+            )
+        # Virtual token j of a row of length P stands j - P before the text's position 0.
+        place_R11P = (column_P - length_R[:, None])[:, None, None, :]
+        query_B1Q1 = self.text_positions_BQ[:, None, :, None].to(device)
+        near_B1QP = query_B1Q1 - self._per_row(place_R11P) < window
+        free_R111 = ~torch.tensor(bound.windowed_R, device=device)[:, None, None, None]
+        return self._per_row(seen_R1QP) & (near_B1QP | self._per_row(free_R111))
+
+    def _per_row(self, tensor_R: Tensor) -> Tensor:
+        """Repeat each row's entry for the rows of the batch that it serves (i serves i // k)."""
+        rows = tensor_R.shape[0]
+        if rows == 1 or rows == self.batch:
+            return tensor_R
+        return tensor_R.repeat_interleave(self.batch // rows, dim=0)
+
+    def with_prefix(self, site: SiteTensors, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys (B, H, P + K, D) and values (B, H, P + K, E), the prefix's in front."""
+        key_BHPD = self._per_row(site.key_RHPD).to(key.dtype).expand(key.shape[0], -1, -1, -1)
+        value_BHPE = self._per_row(site.value_RHPE).to(value.dtype)
+        value_BHPE = value_BHPE.expand(value.shape[0], -1, -1, -1)
+        return torch.cat([key_BHPD, key], dim=2), torch.cat([value_BHPE, value], dim=2)
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """What an observer sees of one call, before any prefix joins."""
+
+    name: str
+    key_BHKD: Tensor
+    value_BHKE: Tensor
+    window: int | None
+
+
+_current: ContextVar[Frame | None] = ContextVar("foreword_frame", default=None)
+
+
+def current_frame() -> Frame | None:
+    """The frame of the forward pass that is running, if it is one of an attached model."""
+    return _current.get()
+
+
+@contextmanager
+def inside(frame: Frame | None) -> Iterator[None]:
+    """Run a block as part of `frame`."""
+    token = _current.set(frame)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def enter(frame: Frame) -> None:
+    """Make `frame` current; `leave` undoes it. For hooks, which cannot hold a block open."""
+    frame.outer = _current.get()
+    _current.set(frame)
+
+
+def leave(frame: Frame) -> None:
+    """Make the frame current that was so before `enter`."""
+    _current.set(frame.outer)
+
+
+def join_columns(columns: Tensor, mask: Tensor) -> Tensor:
+    """Put boolean columns (R, 1, Q or 1, P) in front of a mask (B or 1, heads or 1, Q, K).
+
+    The mask is boolean (True: seen) or additive (0: seen); its dtype is kept.
+    """
+    if mask.dtype != torch.bool:
+        hidden = torch.finfo(mask.dtype).min
+        columns = torch.zeros_like(columns, dtype=mask.dtype).masked_fill(~columns, hidden)
+    batch = max(columns.shape[0], mask.shape[0])
+    heads, queries = mask.shape[1], mask.shape[2]
+    columns = columns.expand(batch, heads, queries, -1)
+    return torch.cat([columns, mask.expand(batch, -1, -1, -1)], dim=-1)
+
+
+@lru_cache(maxsize=None)
+def kernel_of(attention: type[nn.Module], base: str) -> Callable[..., Any]:
+    """The kernel that modules of class `attention` call under implementation `base`.
+
+    The modelling file may override the registry or bring an eager kernel of its own, so both are
+    looked up where the class's forward looks them up.
+
+    Raises:
+        UnsupportedModel: The modelling file has no eager kernel.
+    """
+    names = inspect.unwrap(attention.forward).__globals__
+    eager = names.get("eager_attention_forward")
+    if base == "eager" and eager is None:
+        raise UnsupportedModel(
+            f"{attention.__name__} has no eager_attention_forward in {attention.__module__}; "
+            "load the model with attn_implementation='sdpa'"
+        )
+    registry = names.get("ALL_ATTENTION_FUNCTIONS", ALL_ATTENTION_FUNCTIONS)
+    kernel: Callable[..., Any] = registry.get_interface(base, eager)
+    return kernel
+
+
+def _attend(
+    base: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    kernel = kernel_of(type(module), base)
+    frame = _current.get()
+    while frame is not None and module not in frame.names:
+        frame = frame.outer
+    if frame is None:
+        raise BypassError(
+            f"{type(module).__name__} was called outside a forward pass of the model that carries "
+            "the prefix. Call the whole model; for gradient checkpointing use "
+            "model.gradient_checkpointing_enable(); a config object shared by two models must be "
+            "copied first (copy.deepcopy)"
+        )
+    name = frame.names[module]
+    frame.called.add(name)
+    if frame.observer is not None:
+        window = window_of(frame, attention_mask, kwargs)
+        frame.observer(AttentionCall(name, key, value, window))
+    site = frame.bound.sites.get(name) if frame.bound is not None else None
+    if site is not None:
+        _refuse_what_cannot_be_widened(module, attention_mask, query.shape[2], kwargs)
+        key, value = frame.with_prefix(site, key, value)
+        if attention_mask is not None:
+            attention_mask = frame.widened(attention_mask, site, query.shape[2])
+    result: tuple[Tensor, Tensor | None] = kernel(
+        module, query, key, value, attention_mask, **kwargs
+    )
+    return result
+
+
+def _refuse_what_cannot_be_widened(
+    module: nn.Module, mask: Tensor | None, queries: int, kwargs: Mapping[str, Any]
+) -> None:
+    if kwargs.get("position_bias") is not None:
+        raise UnsupportedModel(
+            f"{type(module).__name__} passes a position_bias to attention; a prefix on such models "
+            "is not supported yet"
+        )
+    causal = kwargs.get("is_causal")
+    if causal is None:
+        causal = getattr(module, "is_causal", True)
+    if mask is None and causal and queries > 1:
+        # Under a static cache no mask means upper-left alignment, else lower-right: no way to know.
+        raise UnsupportedModel(
+            f"{type(module).__name__} calls causal attention without a mask, so the prefix's columns "
+            "have no place in it; pass an attention_mask"
+        )
+
+
+def window_of(frame: Frame, mask: Tensor | None, kwargs: Mapping[str, Any]) -> int | None:
+    """The call's window as its mask was made with, else as the call names it, else None."""
+    if mask is not None and id(mask) in frame.mask_windows:
+        return frame.mask_windows[id(mask)][1]
+    window = kwargs.get("sliding_window")
+    return int(window) if isinstance(window, int) and window > 0 else None
+
+
+def _sdpa(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    return _attend("sdpa", module, *args, **kwargs)
+
+
+def _eager(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    return _attend("eager", module, *args, **kwargs)
+
+
+def _mask(base: str, **kwargs: Any) -> Tensor:
+    """The base implementation's mask, which is never None."""
+    kwargs["allow_is_causal_skip"] = False
+    kwargs["allow_is_bidirectional_skip"] = False
+    mask: Tensor = ALL_MASK_ATTENTION_FUNCTIONS[base](**kwargs)
+    frame = _current.get()
+    if frame is not None and frame.observer is not None:
+        frame.mask_windows[id(mask)] = (mask, kwargs.get("local_size"))
+    return mask
+
+
+def _sdpa_mask(**kwargs: Any) -> Tensor:
+    return _mask("sdpa", **kwargs)
+
+
+def _eager_mask(**kwargs: Any) -> Tensor:
+    return _mask("eager", **kwargs)
+
+
+def register() -> None:
+    """Tell transformers about the two implementations. Calling it again changes nothing."""
+    AttentionInterface.register(IMPLEMENTATIONS["sdpa"], _sdpa)
+    AttentionInterface.register(IMPLEMENTATIONS["eager"], _eager)
+    AttentionMaskInterface.register(IMPLEMENTATIONS["sdpa"], _sdpa_mask)
+    AttentionMaskInterface.register(IMPLEMENTATIONS["eager"], _eager_mask)
+
+
+register()

@@ -1,0 +1,353 @@
+"""Attachment: the hooks that lead a transformers model's forward passes through its prefix.
+
+Everything that attaching changes is undone by `Attachment.remove`: the attention implementation in
+each config, the hooks, the instance's `generate` and the gradient checkpointing functions.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
+
+from foreword.attention import (
+    IMPLEMENTATIONS,
+    AttentionCall,
+    Bound,
+    Frame,
+    current_frame,
+    enter,
+    inside,
+    leave,
+)
+from foreword.backbone.positions import moved, text_positions
+from foreword.errors import BypassError, CacheError, RowsError, UnsupportedModel
+
+_OWNER = "_foreword_owner"
+"""Attribute of a cache: identity of the prefix that its tokens were computed under."""
+
+_HELD = "_foreword_attachment"
+"""Attribute of a model: its attachment."""
+
+
+class Attachment:
+    """Hooks on one model, and the prefix that its next forward pass is bound to.
+
+    Args:
+        model: A transformers model. Its class stays as it is.
+
+    Raises:
+        UnsupportedModel: The model's attention implementation is neither sdpa nor eager, or its
+            config is shared with a model that is attached already.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.bound: Bound | None = None
+        self.observer: Any = None
+        self._names = {module: name for name, module in model.named_modules()}
+        self._configs = _configs(model)
+        self._base = {index: _kernel(model, c) for index, c in enumerate(self._configs)}
+        self._frames: list[tuple[nn.Module, Frame | None]] = []
+        self._generating = False
+        self._own_generate = model.__dict__.get("generate")
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._install()
+
+    # -- putting in and taking out ---------------------------------------------------------------
+
+    def _install(self) -> None:
+        for index, config in enumerate(self._configs):
+            config._attn_implementation_internal = IMPLEMENTATIONS[self._base[index]]
+        for module in self.model.modules():
+            if isinstance(module, PreTrainedModel):
+                before = module.register_forward_pre_hook(
+                    self._before, with_kwargs=True, prepend=True
+                )
+                after = module.register_forward_hook(
+                    self._after, with_kwargs=True, always_call=True
+                )
+                self._handles += [before, after]
+        if callable(getattr(type(self.model), "generate", None)):
+            self.model.__dict__["generate"] = self.generate
+        self.model.__dict__[_HELD] = self
+
+    def remove(self) -> None:
+        """Leave the model as it was found."""
+        for index, config in enumerate(self._configs):
+            if config._attn_implementation_internal in IMPLEMENTATIONS.values():
+                config._attn_implementation_internal = self._base[index]
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.model.__dict__.pop("generate", None)
+        if self._own_generate is not None:
+            self.model.__dict__["generate"] = self._own_generate
+        self.model.__dict__.pop(_HELD, None)
+        for module in self.model.modules():
+            function = module.__dict__.get("_gradient_checkpointing_func")
+            if isinstance(function, _CheckpointInFrame):
+                module.__dict__["_gradient_checkpointing_func"] = function.inner
+
+    @contextmanager
+    def using(self, bound: Bound | None) -> Iterator[None]:
+        """Bind the forward passes of a block to `bound` (None: to no prefix)."""
+        before, self.bound = self.bound, bound
+        try:
+            yield
+        finally:
+            self.bound = before
+
+    @contextmanager
+    def observing(self, observer: Any) -> Iterator[None]:
+        """Show every attention call of a block to `observer`, as an `AttentionCall`."""
+        self.observer = observer
+        try:
+            yield
+        finally:
+            self.observer = None
+
+    def recorded(self, *args: Any, **kwargs: Any) -> list[AttentionCall]:
+        """The attention calls of one forward pass without a prefix and without gradients."""
+        calls: list[AttentionCall] = []
+        with torch.no_grad(), self.using(None), self.observing(calls.append):
+            self.model(*args, **kwargs)
+        return calls
+
+    # -- around each forward pass ----------------------------------------------------------------
+
+    def _before(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if self._frames:
+            self._frames.append((module, None))
+            return None
+        self._check_implementation()
+        names = parameters_of(type(module))
+        frame, position_ids = self._frame(module, {**dict(zip(names, args, strict=False)), **kwargs})
+        self._keep_checkpoints_in_frame()
+        self._frames.append((module, frame))
+        enter(frame)
+        if position_ids is None:
+            return None
+        index = names.index("position_ids")
+        if len(args) > index:
+            return (*args[:index], position_ids, *args[index + 1 :]), kwargs
+        return args, {**kwargs, "position_ids": position_ids}
+
+    def _after(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        if not self._frames or self._frames[-1][0] is not module:
+            return
+        _, frame = self._frames.pop()
+        if frame is None:
+            return
+        leave(frame)
+        if output is None:  # the forward raised; its own error goes on
+            return
+        self._check_every_site(module, frame)
+        for cache in _caches(output):
+            setattr(cache, _OWNER, _identity(frame.bound))
+
+    def _frame(self, module: nn.Module, call: Mapping[str, Any]) -> tuple[Frame, Tensor | None]:
+        """The frame of a call, and the position_ids to hand to the model (None: as they are)."""
+        source = call.get("input_ids")
+        if source is None:
+            source = call.get("inputs_embeds")
+        if source is None:
+            raise UnsupportedModel(
+                f"{type(module).__name__} was called without input_ids or inputs_embeds; "
+                "only language models carry a prefix for now"
+            )
+        bound = self.bound
+        batch, queries = source.shape[:2]
+        self._check_rows(batch)
+        self._check_output_attentions(call)
+        cache = call.get("past_key_values")
+        past = _check_cache(cache, bound)
+        positions = call.get("position_ids")
+        if positions is None:
+            mask = call.get("attention_mask")
+            positions = text_positions(mask, batch, queries, past, source.device)
+        frame = Frame(self._names, bound, batch, positions, observer=self.observer)
+        offsets = bound.offset_R if bound is not None else (0,)
+        if "position_ids" in parameters_of(type(module)):
+            moved_ids = moved(positions.expand(batch, -1) if len(offsets) > 1 else positions, offsets)
+            self._check_context(past + queries + max(offsets))
+            return frame, moved_ids
+        if any(offsets):
+            raise UnsupportedModel(
+                f"{type(module).__name__} takes no position_ids, so text cannot start at the offset "
+                f"{max(offsets)} that this prefix was made for; use position policy 'free'"
+            )
+        return frame, None
+
+    def _check_implementation(self) -> None:
+        for index, config in enumerate(self._configs):
+            expected = IMPLEMENTATIONS[self._base[index]]
+            found = config._attn_implementation_internal
+            if found != expected:
+                raise BypassError(
+                    f"the attention implementation of {type(self.model).__name__} was changed from "
+                    f"{expected!r} to {found!r} while a prefix is attached, which would drop the "
+                    "prefix; call foreword.detach first (generate_batch makes such a change)"
+                )
+
+    def _check_every_site(self, module: nn.Module, frame: Frame) -> None:
+        if frame.bound is None:
+            return
+        under = self._names[module]
+        expected = {n for n in frame.bound.sites if not under or n.startswith(under + ".")}
+        missed = sorted(expected - frame.called)
+        if missed:
+            raise BypassError(
+                f"the prefix was not attended to at {len(missed)} of {len(expected)} sites "
+                f"(first: {missed[0]}); something replaced the attention of "
+                f"{type(self.model).__name__} or skipped layers"
+            )
+
+    def _check_rows(self, batch: int) -> None:
+        rows = self.bound.rows if self.bound is not None else None
+        if rows is None or rows == batch or (self._generating and batch % rows == 0):
+            return
+        raise RowsError(
+            f"expected a batch of {rows} rows, one for each attached prefix; found {batch}. "
+            "Attach one prefix for all rows, or as many as the batch has"
+        )
+
+    def _check_output_attentions(self, call: Mapping[str, Any]) -> None:
+        wanted = call.get("output_attentions")
+        if wanted is None:
+            wanted = getattr(self.model.config, "output_attentions", False)
+        if wanted and "eager" not in self._base.values():
+            raise UnsupportedModel(
+                "output_attentions=True needs eager attention (the weights then include the prefix's "
+                "columns); load the model with attn_implementation='eager'"
+            )
+
+    def _check_context(self, end: int) -> None:
+        limit = self.absolute_limit
+        if limit is not None and end > limit:
+            raise UnsupportedModel(
+                f"{type(self.model).__name__} has {limit} learned positions; prefix and text "
+                f"together need {end}. Shorten the text"
+            )
+
+    absolute_limit: int | None = None
+    """Number of positions that the model's table of absolute positions has, if it has one."""
+
+    def _keep_checkpoints_in_frame(self) -> None:
+        if not (self.model.training and torch.is_grad_enabled()):
+            return
+        for module in self._names:
+            function = module.__dict__.get("_gradient_checkpointing_func")
+            if function is not None and not isinstance(function, _CheckpointInFrame):
+                module.__dict__["_gradient_checkpointing_func"] = _CheckpointInFrame(function)
+
+    # -- generate --------------------------------------------------------------------------------
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own `generate`, in which row i of the expanded batch is served i // k."""
+        source = args[0] if args else None
+        for name in ("inputs", "input_ids", "inputs_embeds"):
+            source = kwargs.get(name) if source is None else source
+        if source is not None:
+            self._check_rows(source.shape[0])
+        own = self._own_generate
+        self._generating = True
+        try:
+            if own is not None:
+                return own(*args, **kwargs)
+            return type(self.model).generate(self.model, *args, **kwargs)
+        finally:
+            self._generating = False
+
+
+class _CheckpointInFrame:
+    """A gradient checkpointing function whose recomputation sees its forward's frame."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __call__(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        frame = current_frame()
+
+        def in_frame(*args: Any, **kwargs: Any) -> Any:
+            with inside(frame):
+                return function(*args, **kwargs)
+
+        return self.inner(in_frame, *args, **kwargs)
+
+
+def attachment_of(model: nn.Module) -> Attachment | None:
+    """The model's attachment, if it has one."""
+    found = model.__dict__.get(_HELD)
+    return found if isinstance(found, Attachment) else None
+
+
+def _configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
+    """Every config object that a module of the model holds, each once."""
+    found: dict[int, PreTrainedConfig] = {}
+    for module in model.modules():
+        config = module.__dict__.get("config")
+        if isinstance(config, PreTrainedConfig):
+            found.setdefault(id(config), config)
+    return list(found.values())
+
+
+def _kernel(model: PreTrainedModel, config: PreTrainedConfig) -> str:
+    """The implementation that the config names, which a prefix must be able to join."""
+    found = config._attn_implementation
+    if found in IMPLEMENTATIONS.values():
+        raise UnsupportedModel(
+            f"the config of this {type(model).__name__} is shared with a model that has a prefix "
+            "attached; build each model from its own copy (copy.deepcopy)"
+        )
+    if found is None:
+        return "eager"
+    if found not in IMPLEMENTATIONS:
+        raise UnsupportedModel(
+            f"attention implementation {found!r} cannot carry a prefix; expected one of "
+            f"{sorted(IMPLEMENTATIONS)}. Load the model with attn_implementation='sdpa'"
+        )
+    return str(found)
+
+
+def _check_cache(cache: Any, bound: Bound | None) -> int:
+    """Number of tokens in the cache, which must have been computed under the same prefix."""
+    if cache is None:
+        return 0
+    past = int(cache.get_seq_length())
+    owner = getattr(cache, _OWNER, None)
+    if past and owner != _identity(bound):
+        holder = "without a prefix" if owner in (None, "none") else f"under prefix {owner[:12]}"
+        raise CacheError(
+            f"this cache holds {past} tokens computed {holder}, but the model now runs under "
+            f"{_identity(bound)[:12]!r}; start from an empty cache after changing the prefix"
+        )
+    setattr(cache, _OWNER, _identity(bound))
+    return past
+
+
+def _identity(bound: Bound | None) -> str:
+    return "none" if bound is None else bound.identity
+
+
+def _caches(output: Any) -> list[Cache]:
+    if isinstance(output, tuple):
+        return [part for part in output if isinstance(part, Cache)]
+    cache = getattr(output, "past_key_values", None)
+    return [cache] if isinstance(cache, Cache) else []
+
+
+@lru_cache(maxsize=None)
+def parameters_of(kind: type[nn.Module]) -> tuple[str, ...]:
+    """Names of the parameters of a module class's forward, in order, self aside."""
+    return tuple(inspect.signature(kind.forward).parameters)[1:]

@@ -1,0 +1,342 @@
+"""`Backbone`: a loaded frozen model with its tokenizer, and the prefixes that it can carry."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from foreword.attention import Bound
+from foreword.backbone.attachment import Attachment, attachment_of
+from foreword.backbone.bind import bind, bind_rows
+from foreword.backbone.fingerprint import adds_bos, tokenizer_digest, weights_fingerprint
+from foreword.backbone.probe import Measured, attach_proven, evaluating, family_of
+from foreword.errors import MismatchError, PrefixError
+from foreword.prefix import Bos, Positions, Prefix, PrefixMeta, Site
+
+_MEASURED = "_foreword_measured"
+
+
+class OtherWeights(UserWarning):
+    """A prefix meets other weights of the same geometry than it was made for."""
+
+
+class Backbone:
+    """A frozen transformers model, its tokenizer, and what the probe measured of it.
+
+    Attributes:
+        model: The model. Attaching changes neither its class nor its weights.
+        tokenizer: Its tokenizer, or None where texts are given as token ids.
+        name: Name or path that it was loaded by.
+        revision: Hub revision, if known.
+
+    Raises:
+        UnsupportedModel: The model's family cannot carry a prefix.
+
+    Example:
+        >>> backbone = foreword.load("smollm2-135m-instruct")  # doctest: +SKIP
+        >>> len(backbone.sites)  # doctest: +SKIP
+        30
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        name: str = "",
+        revision: str | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.name = name or str(getattr(model.config, "_name_or_path", ""))
+        self.revision = revision
+        self._measured = measure(model)
+        self._fingerprint: str | None = None
+        self._tokenizer_digest: str | None = None
+
+    @property
+    def family(self) -> str:
+        """transformers' model type, such as ``llama``."""
+        return family_of(self.model)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The attention calls that a prefix joins, in order."""
+        return self._measured.sites
+
+    @property
+    def positions(self) -> Positions:
+        """The position policy under which a captured text is exact."""
+        return self._measured.positions
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of a sample of the weights; see `foreword.backbone.fingerprint`."""
+        if self._fingerprint is None:
+            self._fingerprint = weights_fingerprint(self.model)
+        return self._fingerprint
+
+    @property
+    def tokenizer_digest(self) -> str:
+        """Digest of the tokenizer's behaviour, empty without a tokenizer."""
+        if self.tokenizer is not None and self._tokenizer_digest is None:
+            self._tokenizer_digest = tokenizer_digest(self.tokenizer)
+        return self._tokenizer_digest or ""
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        return torch.device(self.model.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the model computes in."""
+        return self.model.dtype
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters of the frozen model, shared ones counted once."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def context(self) -> int:
+        """Most tokens, prefix and text together, that the model was made for."""
+        return int(getattr(self.model.config, "max_position_embeddings", None) or 2**31)
+
+    @property
+    def bos(self) -> Bos:
+        """BOS policy of a prefix that does not carry the BOS itself."""
+        return "input" if self.tokenizer is not None and adds_bos(self.tokenizer) else "none"
+
+    def meta(self, **fields: Any) -> PrefixMeta:
+        """Meta of a prefix made on this backbone, under its default policies unless told otherwise."""
+        own: dict[str, Any] = {
+            "backbone": self.name,
+            "family": self.family,
+            "revision": self.revision,
+            "fingerprint": self.fingerprint,
+            "tokenizer": self.tokenizer_digest,
+            "positions": self.positions,
+            "bos": self.bos,
+        }
+        return PrefixMeta(**{**own, **fields})
+
+    def tokens(self, text: str) -> list[int]:
+        """Token ids of a text as it stands at the start of an input, BOS included where added.
+
+        Raises:
+            PrefixError: The backbone has no tokenizer, or the text has no tokens.
+        """
+        if self.tokenizer is None:
+            raise PrefixError("this backbone has no tokenizer; give token ids instead of text")
+        ids: list[int] = list(self.tokenizer(text)["input_ids"])
+        if not ids:
+            raise PrefixError(f"the text {text!r} has no tokens; give one with at least one")
+        return ids
+
+    def capture(self, text: str | Sequence[int], positions: Positions | None = None) -> Prefix:
+        """The prefix that a text itself is: its own keys and values.
+
+        Under ``free`` the text is run at positions -P..-1, so that no rotary layout needs to be
+        known; under ``offset`` at 0..P-1.
+
+        Args:
+            text: Text, or token ids, of at least one token.
+            positions: Position policy; the backbone's own by default.
+
+        Returns:
+            A prefix of one virtual token per token, in the model's dtype, exact where the policy
+            is the backbone's.
+        """
+        policy = positions or self.positions
+        ids = self.tokens(text) if isinstance(text, str) else list(text)
+        if not ids:
+            raise PrefixError("expected at least one token to capture; found none")
+        first = -len(ids) if policy == "free" else 0
+        position_ids = torch.arange(first, first + len(ids), device=self.device)[None]
+        input_ids = torch.tensor([ids], device=self.device)
+        with self.attached(None) as attachment, evaluating(self.model):
+            calls = attachment.recorded(
+                input_ids=input_ids,
+                position_ids=position_ids,
+                attention_mask=torch.ones_like(input_ids),
+                use_cache=False,
+            )
+        by_name = {call.name: call for call in reversed(calls)}
+        keys = tuple(by_name[site.name].key_BHKD[0].clone() for site in self.sites)
+        values = tuple(by_name[site.name].value_BHKE[0].clone() for site in self.sites)
+        bos: Bos = "prefix" if self._starts_with_bos(ids) else self.bos
+        return Prefix(self.sites, keys, values, self.meta(positions=policy, bos=bos))
+
+    def _starts_with_bos(self, ids: Sequence[int]) -> bool:
+        return self.bos == "input" and ids[0] == self.tokenizer.bos_token_id  # type: ignore[union-attr]
+
+    @contextmanager
+    def attached(self, prefix: Prefix | Sequence[Prefix | None] | None) -> Iterator[Attachment]:
+        """Bind the model's forward passes in a block to a prefix, one per row, or none."""
+        with attached(self.model) as attachment:
+            bound = None if prefix is None else bound_to(prefix, self.sites)
+            with attachment.using(bound):
+                yield attachment
+
+    def check(self, prefix: Prefix, *, strict: bool = False) -> None:
+        """See whether the prefix fits this backbone and its tokenizer.
+
+        Raises:
+            MismatchError: Geometry or tokenizer differ; with `strict`, other weights too.
+
+        Warns:
+            OtherWeights: The geometry fits but the weights are others.
+        """
+        check_geometry(prefix, self.sites, self.name or self.family)
+        made_with = prefix.meta.tokenizer
+        if made_with and self.tokenizer_digest and made_with != self.tokenizer_digest:
+            raise MismatchError(
+                f"the prefix was made with another tokenizer (digest {made_with[:12]}) than that of "
+                f"{self.name!r} ({self.tokenizer_digest[:12]}); use the backbone that it was made "
+                f"on: {prefix.meta.backbone!r}"
+            )
+        _check_weights(prefix, self.fingerprint, self.name or self.family, strict)
+
+
+def measure(model: PreTrainedModel) -> Measured:
+    """What the probe finds, measured once per model."""
+    known = model.__dict__.get(_MEASURED)
+    if isinstance(known, Measured):
+        return known
+    attachment, measured = attach_proven(model)
+    attachment.remove()
+    model.__dict__[_MEASURED] = measured
+    return measured
+
+
+@contextmanager
+def attached(model: PreTrainedModel) -> Iterator[Attachment]:
+    """The model's attachment for a block: the one that it has, or one that ends with the block."""
+    existing = attachment_of(model)
+    if existing is not None:
+        yield existing
+        return
+    measured = measure(model)
+    attachment = Attachment(model)
+    attachment.absolute_limit = measured.absolute_limit
+    try:
+        yield attachment
+    finally:
+        attachment.remove()
+
+
+def bound_to(prefix: Prefix | Sequence[Prefix | None], sites: Sequence[Site]) -> Bound:
+    """One prefix for all rows, or one (or None) per row."""
+    return bind(prefix, sites) if isinstance(prefix, Prefix) else bind_rows(prefix, sites)
+
+
+def check_geometry(prefix: Prefix, sites: Sequence[Site], backbone: str) -> None:
+    """See whether each of the prefix's sites has the backbone's geometry.
+
+    Raises:
+        MismatchError: One has not; the message names the first.
+    """
+    if len(prefix.sites) != len(sites):
+        raise MismatchError(
+            f"the prefix has {len(prefix.sites)} sites, {backbone!r} has {len(sites)}; "
+            f"it was made on {prefix.meta.backbone!r} ({prefix.meta.family})"
+        )
+    for own, site in zip(prefix.sites, sites, strict=True):
+        if own.geometry != site.geometry:
+            raise MismatchError(
+                f"site {own.label} of the prefix has (stack, layer, key/value heads, key dimension, "
+                f"value dimension, window) = {own.geometry}; {backbone!r} has {site.geometry}. "
+                f"The prefix was made on {prefix.meta.backbone!r} ({prefix.meta.family})"
+            )
+
+
+def _check_weights(prefix: Prefix, fingerprint: str, backbone: str, strict: bool) -> None:
+    made_on = prefix.meta.fingerprint
+    if not made_on or made_on == fingerprint:
+        return
+    message = (
+        f"the prefix was made on {prefix.meta.backbone!r} with weights {made_on[:12]}; {backbone!r} "
+        f"has the same geometry but weights {fingerprint[:12]} (another revision, or quantised), so "
+        "its quality may differ"
+    )
+    if strict:
+        raise MismatchError(message + "; drop --strict (strict=True) to use it all the same")
+    warnings.warn(message, OtherWeights, stacklevel=3)
+
+
+def attach(
+    model: PreTrainedModel | Backbone,
+    prefix: Prefix | Sequence[Prefix | None],
+    *,
+    strict: bool = False,
+) -> nn.Module:
+    """Turn a transformers model into a prefixed one. Its class stays as it is.
+
+    From here on every forward pass, `generate` and gradient attends to the prefix. Attaching again
+    replaces the prefix; `detach` restores the model exactly.
+
+    Args:
+        model: A causal language model of transformers, or a `Backbone`.
+        prefix: One prefix for every row, or a sequence with one prefix (or None) per row.
+        strict: Refuse other weights of the same geometry instead of warning.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        UnsupportedModel: The family, or its attention implementation, cannot carry a prefix.
+        MismatchError: The prefix does not fit the model.
+
+    Example:
+        >>> foreword.attach(model, prefix)  # doctest: +SKIP
+        >>> model.generate(**inputs)  # doctest: +SKIP
+    """
+    inner = model.model if isinstance(model, Backbone) else model
+    attachment = attachment_of(inner)
+    fresh = attachment is None
+    if attachment is None:
+        attachment, measured = attach_proven(inner)
+        inner.__dict__[_MEASURED] = measured
+    try:
+        for one in [prefix] if isinstance(prefix, Prefix) else prefix:
+            if one is not None:
+                _check(model, one, strict)
+        attachment.bound = bound_to(prefix, measure(inner).sites)
+    except BaseException:
+        if fresh:
+            attachment.remove()
+        raise
+    return inner
+
+
+def _check(model: PreTrainedModel | Backbone, prefix: Prefix, strict: bool) -> None:
+    if isinstance(model, Backbone):
+        model.check(prefix, strict=strict)
+        return
+    check_geometry(prefix, measure(model).sites, family_of(model))
+    if prefix.meta.fingerprint:
+        _check_weights(prefix, weights_fingerprint(model), family_of(model), strict)
+
+
+def detach(model: PreTrainedModel | Backbone) -> nn.Module:
+    """Restore a model that `attach` was called on, bit for bit.
+
+    Args:
+        model: The model, or its `Backbone`. Without a prefix attached it is left alone.
+
+    Returns:
+        The model itself.
+    """
+    inner = model.model if isinstance(model, Backbone) else model
+    attachment = attachment_of(inner)
+    if attachment is not None:
+        attachment.remove()
+    inner.__dict__.pop(_MEASURED, None)
+    return inner

@@ -1,0 +1,51 @@
+"""Digests that tell whether a prefix meets the backbone and tokenizer that it was made for."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+SAMPLES = 64
+"""Elements hashed per parameter, evenly spaced."""
+
+PHRASE = "Foreword 2024:  12.5% of naïve cafés — <b>日本</b>\n\tdon't_stop"
+"""Text whose token ids tell tokenizers with one vocabulary apart (digits, runs of spaces, accents)."""
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """Digest of a sample of the weights, rounded to bfloat16.
+
+    Loading the same weights in another floating dtype leaves it equal; other weights of the same
+    geometry, quantised ones included, change it.
+    """
+    total = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        total.update(f"{name}:{tuple(parameter.shape)}".encode())
+        if parameter.is_meta:
+            continue
+        flat = parameter.detach().flatten()
+        step = max(1, flat.numel() // SAMPLES)
+        sample = flat[::step][:SAMPLES].to(torch.float32).to(torch.bfloat16).cpu().contiguous()
+        total.update(sample.view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Digest of the vocabulary, the special tokens and how `PHRASE` is split."""
+    total = hashlib.sha256()
+    for token, index in sorted(tokenizer.get_vocab().items()):
+        total.update(f"{index}\t{token}\n".encode("utf-8", "surrogatepass"))
+    for special in (False, True):
+        ids = tokenizer(PHRASE, add_special_tokens=special)["input_ids"]
+        total.update(repr(list(ids)).encode())
+    total.update(repr((tokenizer.bos_token_id, tokenizer.eos_token_id)).encode())
+    return total.hexdigest()
+
+
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer itself puts a BOS before a text."""
+    ids = tokenizer("a")["input_ids"]
+    return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]

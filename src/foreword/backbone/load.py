@@ -1,0 +1,90 @@
+"""Loading a backbone: the embedded one, a local folder, or a name on the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from foreword.backbone import embedded
+from foreword.backbone.backbone import Backbone
+from foreword.backbone.dtype import DTYPES, fast_dtype
+from foreword.errors import BackboneError
+
+
+def load(
+    name: str = embedded.NAME,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    attention: str | None = None,
+    revision: str | None = None,
+) -> Backbone:
+    """Load a frozen backbone.
+
+    Args:
+        name: ``smollm2-135m-instruct`` (embedded), a local model folder, or a name on the Hub.
+        dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``: what the machine does fast.
+        device: Where to put it; a GPU if there is one.
+        attention: ``sdpa`` or ``eager``; by default what the family supports.
+        revision: Revision on the Hub.
+
+    Returns:
+        The backbone in evaluation mode, with no parameter requiring a gradient.
+
+    Raises:
+        BackboneError: There is no such backbone, or it cannot be read.
+        UnsupportedModel: Its family cannot carry a prefix.
+
+    Example:
+        >>> backbone = foreword.load("smollm2-135m-instruct")  # doctest: +SKIP
+    """
+    place = torch.device(device) if device is not None else _default_device()
+    chosen = _dtype(dtype, place)
+    source = str(embedded.obtain()) if name == embedded.NAME else name
+    options = {} if attention is None else {"attn_implementation": attention}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=chosen, revision=revision, **options
+        )
+    except (OSError, ValueError) as error:
+        raise BackboneError(_not_loaded(name, error)) from error
+    model.to(place).eval().requires_grad_(False)
+    return Backbone(model, tokenizer, name=name, revision=revision)
+
+
+def describe_dtype(backbone: Backbone) -> str:
+    """One line that says which dtype the backbone runs in, and why."""
+    chosen = str(backbone.dtype).removeprefix("torch.")
+    fast, reason = fast_dtype(backbone.device)
+    why = reason if fast == backbone.dtype else "as asked"
+    return (
+        f"{backbone.name}: {backbone.parameters / 1e6:.1f} M parameters in {chosen} on "
+        f"{backbone.device.type} ({why}); the prefix trains in float32"
+    )
+
+
+def _default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return fast_dtype(device)[0]
+    if dtype not in DTYPES:
+        raise BackboneError(f"dtype {dtype!r} is unknown; expected auto or one of {sorted(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def _not_loaded(name: str, error: Exception) -> str:
+    kind = "folder" if Path(name).exists() else "local folder or Hub name"
+    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (
+        f"cannot load backbone {name!r} (no readable model in that {kind}): {first_line} "
+        f"Expected {embedded.NAME!r} (embedded), a folder with config.json and safetensors, or a "
+        "name on the Hub"
+    )

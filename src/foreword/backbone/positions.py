@@ -1,0 +1,39 @@
+"""Where the text stands: position_ids from the 2-D mask, moved up by the prefix's offset.
+
+Models count positions by themselves when `position_ids` is absent, and then left padding counts too.
+That is harmless without a prefix and rotary keys (only differences matter) and wrong with one.
+
+Shapes: B batch, Q new tokens, T tokens seen and new.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def text_positions(
+    mask_BT: Tensor | None, batch: int, queries: int, past: int, device: torch.device
+) -> Tensor:
+    """Positions of the new tokens in their own text, first token 0: (B, Q) int64.
+
+    Args:
+        mask_BT: 2-D attention mask over past and new tokens, or None without padding.
+        batch: B.
+        queries: Q.
+        past: Tokens in the cache.
+        device: Where to make the positions.
+    """
+    if mask_BT is not None and mask_BT.dim() == 2 and mask_BT.shape[1] == past + queries:
+        counted_BT = mask_BT.to(device).long().cumsum(-1) - 1
+        return counted_BT.clamp(min=0)[:, -queries:]
+    return torch.arange(past, past + queries, device=device).expand(batch, -1)
+
+
+def moved(positions_BQ: Tensor, offsets: tuple[int, ...]) -> Tensor:
+    """Positions with each row's offset added; one offset serves all, or i serves row i // k."""
+    if len(set(offsets)) == 1:
+        return positions_BQ + offsets[0] if offsets[0] else positions_BQ
+    offset_R1 = torch.tensor(offsets, device=positions_BQ.device)[:, None]
+    repeats = positions_BQ.shape[0] // len(offsets)
+    return positions_BQ + offset_R1.repeat_interleave(repeats, dim=0)

@@ -1,0 +1,82 @@
+"""Every error that Foreword raises on purpose.
+
+The tree, which is also what a caller can catch::
+
+    ForewordError
+    ├── FormatError            a prefix file is not what the format says
+    │   ├── TruncatedFile      the file ends before its header says so
+    │   ├── CorruptFile        header or contents were altered (digest, JSON, sizes)
+    │   └── UnsupportedVersion written by a newer format version
+    ├── PrefixError            a prefix value is ill-formed (shape, dtype, not finite)
+    ├── MismatchError          a prefix does not fit this backbone or tokenizer
+    ├── UnsupportedModel       a model, or a way to run it, that cannot carry a prefix
+    ├── BypassError            an attention call did not go through the prefix
+    ├── RowsError              prefixes per row do not match the batch
+    ├── CacheError             a key-value cache belongs to another prefix
+    ├── BackboneError          a backbone cannot be found or loaded
+    ├── DataError              rows, columns, templates or lengths are wrong
+    ├── TrainingError          training cannot start, resume or go on
+    └── StoreError             a name is unknown, taken or not allowed; the disk refused
+
+Each message names the thing, what was expected, what was found and the remedy.
+"""
+
+
+class ForewordError(Exception):
+    """Root of the tree: anything that Foreword refuses."""
+
+
+class FormatError(ForewordError):
+    """A prefix file does not follow the format."""
+
+
+class TruncatedFile(FormatError):
+    """The file ends before the place that its header promises."""
+
+
+class CorruptFile(FormatError):
+    """The file's bytes do not agree with its header or digest."""
+
+
+class UnsupportedVersion(FormatError):
+    """The file was written by a newer version of the format."""
+
+
+class PrefixError(ForewordError):
+    """A prefix value is ill-formed."""
+
+
+class MismatchError(ForewordError):
+    """A prefix does not fit the backbone or the tokenizer."""
+
+
+class UnsupportedModel(ForewordError):
+    """A model, or a way of running it, cannot carry a prefix."""
+
+
+class BypassError(ForewordError):
+    """A forward pass ran without the prefix that is attached."""
+
+
+class RowsError(ForewordError):
+    """The number of per-row prefixes does not match the batch."""
+
+
+class CacheError(ForewordError):
+    """A key-value cache was filled under another prefix."""
+
+
+class BackboneError(ForewordError):
+    """A backbone cannot be found or loaded."""
+
+
+class DataError(ForewordError):
+    """The data, a column, a template or a length is wrong."""
+
+
+class TrainingError(ForewordError):
+    """Training cannot start, resume or go on."""
+
+
+class StoreError(ForewordError):
+    """The store cannot do what was asked."""

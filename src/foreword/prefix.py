@@ -1,0 +1,248 @@
+"""`Prefix`: learned keys and values as a frozen value, and where they belong.
+
+Shapes: H key/value heads, P prefix length (virtual tokens), D key dimension, E value dimension.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from foreword.errors import PrefixError
+
+Positions = Literal["free", "offset"]
+WindowPolicy = Literal["visible", "windowed"]
+Bos = Literal["prefix", "input", "none"]
+
+POSITIONS: tuple[Positions, ...] = ("free", "offset")
+WINDOWS: tuple[WindowPolicy, ...] = ("visible", "windowed")
+BOS: tuple[Bos, ...] = ("prefix", "input", "none")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One attention call of a backbone, as the probe measured it.
+
+    Attributes:
+        name: The module's name in the model, such as ``model.layers.0.self_attn``.
+        stack: Which part of the model it belongs to: ``decoder`` for now.
+        layer: Running number within its stack, from 0, in call order.
+        kv_heads: Number of key/value heads in the call.
+        key_dim: Dimension of one key.
+        value_dim: Dimension of one value.
+        window: Tokens that a query sees, itself included, or None without a limit.
+    """
+
+    name: str
+    stack: str
+    layer: int
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    window: int | None = None
+
+    @property
+    def label(self) -> str:
+        """The site's name in files: ``decoder.0``."""
+        return f"{self.stack}.{self.layer}"
+
+    @property
+    def geometry(self) -> tuple[str, int, int, int, int, int | None]:
+        """What two backbones must share for a prefix to fit both; names of modules may differ."""
+        return (
+            self.stack,
+            self.layer,
+            self.kv_heads,
+            self.key_dim,
+            self.value_dim,
+            self.window,
+        )
+
+
+@dataclass(frozen=True)
+class PrefixMeta:
+    """What a prefix needs to know about itself to be used as it was trained.
+
+    Attributes:
+        backbone: Name or path that the backbone was loaded by.
+        family: The backbone's model type, such as ``llama``.
+        revision: Hub revision of the backbone, if known.
+        fingerprint: Digest of a sample of the backbone's weights.
+        tokenizer: Digest of the tokenizer's behaviour, or empty without one.
+        positions: ``free``: the prefix takes no positions and text starts at 0;
+            ``offset``: the prefix lies at 0..P-1 and text starts at P.
+        windows: ``visible``: a sliding window never drops the prefix; ``windowed``: it does, as it
+            would drop text.
+        bos: ``prefix``: the prefix carries the BOS and inputs add none; ``input``: inputs add their
+            own; ``none``: this tokenizer adds none.
+        recipe: How the prefix was made and how its inputs are built (templates, initialisation,
+            settings): JSON values.
+        training: What training measured, JSON values, with the digest of the data under ``data``.
+        parents: Content digests of prefixes that this one was made from.
+    """
+
+    backbone: str = ""
+    family: str = ""
+    revision: str | None = None
+    fingerprint: str = ""
+    tokenizer: str = ""
+    positions: Positions = "free"
+    windows: WindowPolicy = "visible"
+    bos: Bos = "none"
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    parents: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("positions", POSITIONS), ("windows", WINDOWS), ("bos", BOS)):
+            found = getattr(self, name)
+            if found not in allowed:
+                raise PrefixError(f"{name} policy {found!r} is unknown; use one of {allowed}")
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """Keys and values for every site of a backbone. A value: nothing changes it in place.
+
+    Attributes:
+        sites: The sites, in call order.
+        keys: Per site a tensor (H, P, D) of float32, bfloat16 or float16, rotary already applied.
+        values: Per site a tensor (H, P, E) of the same dtype.
+        meta: See `PrefixMeta`.
+
+    Raises:
+        PrefixError: A tensor's shape, dtype or contents do not fit its site.
+
+    Example:
+        >>> site = Site("attn", "decoder", 0, kv_heads=1, key_dim=2, value_dim=2)
+        >>> Prefix((site,), (torch.ones(1, 3, 2),), (torch.ones(1, 3, 2),)).length
+        3
+    """
+
+    sites: tuple[Site, ...]
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    meta: PrefixMeta = field(default_factory=PrefixMeta)
+
+    def __post_init__(self) -> None:
+        if not self.sites:
+            raise PrefixError("a prefix needs at least one site; found none")
+        if not len(self.sites) == len(self.keys) == len(self.values):
+            raise PrefixError(
+                f"expected one key and one value tensor for each of {len(self.sites)} sites; "
+                f"found {len(self.keys)} keys and {len(self.values)} values"
+            )
+        if self.length < 1:
+            raise PrefixError(
+                "expected tensors of shape (key/value heads, length, dimension) with length >= 1; "
+                f"found {tuple(self.keys[0].shape)}"
+            )
+        for site, key, value in zip(self.sites, self.keys, self.values, strict=True):
+            self._check(f"key of site {site.label}", key, (site.kv_heads, site.key_dim))
+            self._check(f"value of site {site.label}", value, (site.kv_heads, site.value_dim))
+
+    def _check(self, what: str, tensor: Tensor, heads_dim: tuple[int, int]) -> None:
+        heads, dim = heads_dim
+        expected = (heads, self.length, dim)
+        if tuple(tensor.shape) != expected:
+            raise PrefixError(
+                f"{what}: expected shape {expected} (key/value heads, length, dimension), "
+                f"found {tuple(tensor.shape)}"
+            )
+        if tensor.dtype != self.dtype or tensor.dtype not in DTYPES:
+            raise PrefixError(
+                f"{what}: expected the same dtype everywhere, one of float32, bfloat16, float16; "
+                f"found {tensor.dtype} beside {self.dtype}"
+            )
+
+    @property
+    def length(self) -> int:
+        """Prefix length P, in virtual tokens."""
+        return int(self.keys[0].shape[1]) if self.keys[0].dim() == 3 else 0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The tensors' common dtype."""
+        return self.keys[0].dtype
+
+    @property
+    def parameters(self) -> int:
+        """Number of numbers in the prefix: the sum over sites of H * P * (D + E)."""
+        return sum(t.numel() for t in (*self.keys, *self.values))
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the tensors in bytes."""
+        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over sites, meta and tensors, as hexadecimal: the prefix's identity."""
+        total = hashlib.sha256()
+        total.update(canonical_json(self.describe()))
+        for tensor in (*self.keys, *self.values):
+            total.update(tensor_bytes(tensor))
+        return total.hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """Everything but the tensors' contents, as JSON values."""
+        return {
+            "sites": [dataclasses.asdict(site) for site in self.sites],
+            "length": self.length,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "meta": self.meta.as_json(),
+        }
+
+    def first_not_finite(self) -> str | None:
+        """Name of the first tensor that holds NaN or infinity, or None."""
+        for site, key, value in zip(self.sites, self.keys, self.values, strict=True):
+            for kind, tensor in (("key", key), ("value", value)):
+                if not bool(torch.isfinite(tensor).all()):
+                    return f"{site.label}.{kind}"
+        return None
+
+    def with_meta(self, **changes: Any) -> Prefix:
+        """The same tensors under changed meta fields."""
+        return Prefix(
+            self.sites, self.keys, self.values, dataclasses.replace(self.meta, **changes)
+        )
+
+    def to(self, dtype: torch.dtype) -> Prefix:
+        """The same prefix with tensors of `dtype`."""
+        keys = tuple(key.to(dtype) for key in self.keys)
+        values = tuple(value.to(dtype) for value in self.values)
+        return Prefix(self.sites, keys, values, self.meta)
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON with sorted keys and no spaces: equal values give equal bytes.
+
+    Raises:
+        PrefixError: A value is not JSON, NaN and infinity included.
+    """
+    try:
+        text = json.dumps(
+            value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        )
+        return text.encode()
+    except (TypeError, ValueError) as error:
+        raise PrefixError(f"the prefix's meta must hold JSON values only: {error}") from error
+
+
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """The tensor's contents in row-major order, little-endian."""
+    raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return bytes(raw.numpy().tobytes())

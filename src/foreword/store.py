@@ -1,0 +1,110 @@
+"""`PrefixStore`: prefixes by name, one file each, in a folder."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import platformdirs
+
+from foreword import format as prefix_file
+from foreword.errors import StoreError
+from foreword.prefix import Prefix
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def default_folder() -> Path:
+    """The store's folder: ``FOREWORD_STORE``, else ``prefixes`` in the user's data folder."""
+    chosen = os.environ.get("FOREWORD_STORE")
+    return Path(chosen) if chosen else Path(platformdirs.user_data_dir("foreword")) / "prefixes"
+
+
+class PrefixStore:
+    """A folder of prefixes.
+
+    Args:
+        folder: Where the files are; made when first written to. Default: `default_folder`.
+
+    Example:
+        >>> store = PrefixStore("/tmp/prefixes")
+        >>> "e2e" in store
+        False
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
+        self.folder = Path(folder) if folder is not None else default_folder()
+
+    def path(self, name: str) -> Path:
+        """The file of the prefix called `name`, whether it exists or not.
+
+        Raises:
+            StoreError: The name could lead out of the folder, or is not a plain word.
+        """
+        if not _NAME.fullmatch(name):
+            raise StoreError(
+                f"{name!r} is not a name for a prefix; expected 1 to 128 letters, digits, '.', '_' "
+                "and '-', starting with a letter or digit"
+            )
+        return self.folder / f"{name}{prefix_file.SUFFIX}"
+
+    def __contains__(self, name: str) -> bool:
+        return self.path(name).is_file()
+
+    def __iter__(self) -> Iterator[str]:
+        """Names in alphabetical order."""
+        if self.folder.is_dir():
+            files = self.folder.glob(f"*{prefix_file.SUFFIX}")
+            yield from sorted(f.stem for f in files if _NAME.fullmatch(f.stem))
+
+    def save(self, name: str, prefix: Prefix, *, overwrite: bool = False) -> Path:
+        """Write a prefix under a name, whole or not at all.
+
+        Raises:
+            StoreError: The name is taken, and `overwrite` is not set; or the disk refuses.
+        """
+        path = self.path(name)
+        if not overwrite and path.exists():
+            raise StoreError(taken(name, self.folder))
+        prefix_file.save(prefix, path)
+        return path
+
+    def load(self, name: str) -> Prefix:
+        """Read the prefix called `name`.
+
+        Raises:
+            StoreError: There is none.
+            FormatError: Its file is damaged.
+        """
+        path = self.path(name)
+        if not path.is_file():
+            raise StoreError(self._unknown(name))
+        return prefix_file.load(path)
+
+    def remove(self, name: str) -> None:
+        """Delete the prefix called `name`.
+
+        Raises:
+            StoreError: There is none, or it cannot be deleted.
+        """
+        path = self.path(name)
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            raise StoreError(self._unknown(name)) from None
+        except OSError as error:
+            raise StoreError(f"cannot delete {path}: {error.strerror or error}") from error
+
+    def _unknown(self, name: str) -> str:
+        known = ", ".join(self) or "it is empty"
+        return f"no prefix is called {name!r} in {self.folder} ({known})"
+
+
+def taken(name: str, folder: Path) -> str:
+    """What to say when a name is in use."""
+    return (
+        f"a prefix called {name!r} is already in {folder}; choose another name, remove it first "
+        f"(foreword remove {name}), or overwrite it (--overwrite)"
+    )
