@@ -1,0 +1,38 @@
+"""Foreword: prefix tuning for transformers.
+
+A prefix is a short run of learned keys and values that a frozen transformer attends to in front of its
+input, in every layer.
+"""
+
+from foreword.backbone import Backbone, OtherWeights, attach, detach, load
+from foreword.data import Task, read_rows
+from foreword.errors import ForewordError
+from foreword.format import load as load_prefix
+from foreword.format import save as save_prefix
+from foreword.prefix import Prefix, PrefixMeta, Site
+from foreword.store import PrefixStore
+from foreword.train import TrainingStopped, TrainResult, TrainSettings, train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Backbone",
+    "ForewordError",
+    "OtherWeights",
+    "Prefix",
+    "PrefixMeta",
+    "PrefixStore",
+    "Site",
+    "Task",
+    "TrainResult",
+    "TrainSettings",
+    "TrainingStopped",
+    "__version__",
+    "attach",
+    "detach",
+    "load",
+    "load_prefix",
+    "read_rows",
+    "save_prefix",
+    "train",
+]

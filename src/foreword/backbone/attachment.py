@@ -7,7 +7,7 @@ each config, the hooks, the instance's `generate` and the gradient checkpointing
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -244,12 +244,14 @@ class Attachment:
     """Number of positions that the model's table of absolute positions has, if it has one."""
 
     def _keep_checkpoints_in_frame(self) -> None:
-        if not (self.model.training and torch.is_grad_enabled()):
+        if not torch.is_grad_enabled():
             return
         for module in self._names:
             function = module.__dict__.get("_gradient_checkpointing_func")
             if function is not None and not isinstance(function, _CheckpointInFrame):
-                module.__dict__["_gradient_checkpointing_func"] = _CheckpointInFrame(function)
+                module.__dict__["_gradient_checkpointing_func"] = _CheckpointInFrame(
+                    self._check_implementation, function
+                )
 
     # -- generate --------------------------------------------------------------------------------
 
@@ -273,13 +275,15 @@ class Attachment:
 class _CheckpointInFrame:
     """A gradient checkpointing function whose recomputation sees its forward's frame."""
 
-    def __init__(self, inner: Any) -> None:
+    def __init__(self, check: Callable[[], None], inner: Any) -> None:
+        self.check = check
         self.inner = inner
 
     def __call__(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         frame = current_frame()
 
         def in_frame(*args: Any, **kwargs: Any) -> Any:
+            self.check()
             with inside(frame):
                 return function(*args, **kwargs)
 

@@ -169,8 +169,8 @@ class Backbone:
                 use_cache=False,
             )
         by_name = {call.name: call for call in reversed(calls)}
-        keys = tuple(by_name[site.name].key_BHKD[0].clone() for site in self.sites)
-        values = tuple(by_name[site.name].value_BHKE[0].clone() for site in self.sites)
+        keys = tuple(by_name[site.name].key_BHKD[0].contiguous() for site in self.sites)
+        values = tuple(by_name[site.name].value_BHKE[0].contiguous() for site in self.sites)
         bos: Bos = "prefix" if self._starts_with_bos(ids) else self.bos
         return Prefix(self.sites, keys, values, self.meta(positions=policy, bos=bos))
 

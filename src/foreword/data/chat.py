@@ -1,0 +1,76 @@
+"""Conversations in the model's own chat template, and where in the text the assistant speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from foreword.errors import DataError
+
+
+def rendered(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], *, ask: bool
+) -> str:
+    """The conversation as text; with `ask`, up to where the assistant's next turn begins.
+
+    Raises:
+        DataError: The tokenizer has no chat template, or the template refuses the conversation.
+    """
+    if not tokenizer.chat_template:
+        raise DataError(
+            "the backbone's tokenizer has no chat template, so a messages column cannot be used; give "
+            "--prompt and --target templates"
+        )
+    try:
+        text = tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=ask
+        )
+    except TemplateError as error:
+        raise DataError(f"the chat template refuses the conversation: {error}") from error
+    assert isinstance(text, str)
+    return text
+
+
+def assistant_spans(
+    tokenizer: PreTrainedTokenizerBase, messages: Any
+) -> tuple[str, list[tuple[int, int]]]:
+    """The conversation as text, and the character spans of the assistant's turns.
+
+    A span runs from where the assistant is asked to speak to the end of its turn, the end-of-turn mark
+    included, found by rendering the conversation up to each turn.
+
+    Raises:
+        DataError: The value is not a conversation, has no assistant turn, or the template rewrites
+            earlier turns.
+    """
+    _check(messages)
+    whole = rendered(tokenizer, messages, ask=False)
+    spans = []
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = rendered(tokenizer, messages[:index], ask=True)
+        after = rendered(tokenizer, messages[: index + 1], ask=False)
+        if not (after.startswith(before) and whole.startswith(after)):
+            raise DataError(
+                f"turn {index + 1} cannot be found in the rendered conversation: the chat template "
+                "rewrites earlier turns; give --prompt and --target templates"
+            )
+        spans.append((len(before), len(before) + len(after[len(before) :].rstrip())))
+    if not spans:
+        raise DataError("its conversation has no assistant turn; expected at least one")
+    return whole, spans
+
+
+def _check(messages: Any) -> None:
+    if not isinstance(messages, list) or not messages:
+        raise DataError(f"its messages must be a list of turns; found {type(messages).__name__}")
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, dict) or not {"role", "content"} <= set(message):
+            raise DataError(f"turn {number} of its messages must have role and content")
+        if not isinstance(message["content"], str):
+            kind = type(message["content"]).__name__
+            raise DataError(f"turn {number} of its messages: content must be text, found {kind}")

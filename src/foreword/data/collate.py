@@ -1,0 +1,55 @@
+"""Rows of unequal length as one batch. Shapes: B rows, T tokens of the longest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from foreword.data.encode import IGNORED, Encoded
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Pads on the right, for training and scoring.
+
+    Attributes:
+        pad: Token id of the padding, which the mask hides.
+    """
+
+    pad: int
+
+    def __call__(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
+        """``input_ids``, ``attention_mask`` and ``labels``, each (B, T) int64."""
+        longest = max(len(row.input_ids) for row in rows)
+        ids_BT = torch.full((len(rows), longest), self.pad, dtype=torch.long)
+        labels_BT = torch.full((len(rows), longest), IGNORED, dtype=torch.long)
+        mask_BT = torch.zeros(len(rows), longest, dtype=torch.long)
+        for index, row in enumerate(rows):
+            length = len(row.input_ids)
+            ids_BT[index, :length] = torch.tensor(row.input_ids)
+            labels_BT[index, :length] = torch.tensor(row.labels)
+            mask_BT[index, :length] = 1
+        return {"input_ids": ids_BT, "attention_mask": mask_BT, "labels": labels_BT}
+
+
+def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
+    """Prompts as ``input_ids`` and ``attention_mask`` (B, T), padded on the left to generate from."""
+    longest = max(map(len, prompts))
+    ids_BT = torch.full((len(prompts), longest), pad, dtype=torch.long)
+    mask_BT = torch.zeros(len(prompts), longest, dtype=torch.long)
+    for index, prompt in enumerate(prompts):
+        ids_BT[index, longest - len(prompt) :] = torch.tensor(list(prompt))
+        mask_BT[index, longest - len(prompt) :] = 1
+    return {"input_ids": ids_BT, "attention_mask": mask_BT}
+
+
+def padding_of(tokenizer: object) -> int:
+    """The tokenizer's padding token, else its end of sequence, else 0: it is masked anyway."""
+    for name in ("pad_token_id", "eos_token_id"):
+        found = getattr(tokenizer, name, None)
+        if found is not None:
+            return int(found)
+    return 0

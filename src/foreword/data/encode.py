@@ -1,0 +1,205 @@
+"""Rows to token ids with labels, under one rule for what is too long.
+
+The rule: a target is never cut; a prompt (or the oldest turns of a conversation) loses tokens from its
+left until prefix, prompt and target fit the context. How many rows that touched is counted. A target
+that does not fit alone is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from foreword.data.chat import assistant_spans, rendered
+from foreword.data.template import MESSAGES, Task, fill
+from foreword.errors import DataError
+from foreword.prefix import Bos
+
+IGNORED = -100
+"""Label of a token that is not predicted, as in transformers."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One row as token ids.
+
+    Attributes:
+        input_ids: Prompt and target tokens.
+        labels: The same length; `IGNORED` where no token is predicted.
+        truncated: Tokens that the prompt lost.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    truncated: int = 0
+
+    @property
+    def targets(self) -> int:
+        """Number of predicted tokens."""
+        return sum(label != IGNORED for label in self.labels)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What encoding a set of rows did to it."""
+
+    rows: int
+    truncated_rows: int
+    truncated_tokens: int
+
+    def __str__(self) -> str:
+        """One line for people."""
+        if not self.truncated_rows:
+            return f"{self.rows} rows, none truncated"
+        return (
+            f"{self.rows} rows, {self.truncated_rows} of them with {self.truncated_tokens} prompt "
+            "tokens cut from the left to fit the context"
+        )
+
+
+class Encoder:
+    """Turns rows of a task into token ids for one tokenizer.
+
+    Args:
+        tokenizer: The backbone's tokenizer.
+        task: Templates, or conversations.
+        bos: BOS policy of the prefix that the rows are for.
+        limit: Most tokens of prompt and target together.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, task: Task, *, bos: Bos, limit: int
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.task = task
+        self.bos = bos
+        self.limit = limit
+
+    def rows(self, rows: Sequence[Mapping[str, Any]]) -> tuple[list[Encoded], Report]:
+        """All rows encoded, and what was cut.
+
+        Raises:
+            DataError: A column is missing, or a target cannot be used; the message names the row.
+        """
+        self.task.check(rows)
+        encoded = []
+        for number, row in enumerate(rows, 1):
+            try:
+                encoded.append(self.row(row))
+            except DataError as error:
+                raise DataError(f"row {number}: {error}") from error
+        cut = [one.truncated for one in encoded if one.truncated]
+        return encoded, Report(len(encoded), len(cut), sum(cut))
+
+    def row(self, row: Mapping[str, Any]) -> Encoded:
+        """One row with its target."""
+        if self.task.chat:
+            return self._conversation(row[MESSAGES])
+        prompt, target = self.task.pair(row)
+        return self._fitted(self._start(prompt), self.target_ids(target))
+
+    def target_ids(self, target: str) -> list[int]:
+        """Tokens of a target, with the end of sequence after them."""
+        ids: list[int] = self.tokenizer(target, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise DataError(f"its target {target!r} has no tokens; drop the row")
+        end = self.tokenizer.eos_token_id
+        return ids if end is None else [*ids, end]
+
+    def prompt(self, row: Mapping[str, Any] | str, room: int = 0) -> list[int]:
+        """Token ids that generation starts from, leaving `room` tokens of the context free.
+
+        A row is filled into the prompt template; text of its own is taken as the prompt, or in a
+        chat task as the user's message. A conversation is cut before its last assistant turn.
+        """
+        limit = self.limit - room
+        if limit < 1:
+            raise DataError(
+                f"{room} new tokens leave no room for a prompt in a context of {self.limit}; ask "
+                "for fewer"
+            )
+        return self._prompt(row)[-limit:]
+
+    def _prompt(self, row: Mapping[str, Any] | str) -> list[int]:
+        if not self.task.chat:
+            assert self.task.prompt is not None
+            return self._start(row if isinstance(row, str) else fill(self.task.prompt, row))
+        if isinstance(row, str):
+            messages = [{"role": "user", "content": row}]
+        else:
+            messages = before_last_answer(row[MESSAGES])
+        text = rendered(self.tokenizer, messages, ask=True)
+        return self._without_doubled_bos(
+            list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        )
+
+    def _start(self, prompt: str) -> list[int]:
+        """Tokens of a prompt text, BOS by policy; never empty, so that the first target has one."""
+        ids: list[int] = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        if self.bos == "input":
+            return [self.tokenizer.bos_token_id, *ids]
+        if ids:
+            return ids
+        start = self.tokenizer.bos_token_id
+        if start is None:
+            start = self.tokenizer.eos_token_id
+        if start is None:
+            raise DataError("its prompt has no tokens, and the tokenizer has no BOS to start from")
+        return [start]
+
+    def _conversation(self, messages: Any) -> Encoded:
+        text, spans = assistant_spans(self.tokenizer, messages)
+        tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, labels = list(tokens["input_ids"]), []
+        for token, (start, end) in zip(ids, tokens["offset_mapping"], strict=True):
+            inside = any(first <= start and end <= last and start < end for first, last in spans)
+            labels.append(token if inside else IGNORED)
+        kept = self._without_doubled_bos(ids)
+        labels = labels[len(ids) - len(kept) :]
+        predicted = [index for index, label in enumerate(labels) if label != IGNORED]
+        if not predicted:
+            raise DataError("its assistant turns have no tokens")
+        cut = max(0, len(kept) - self.limit)
+        last_turn = _last_run(predicted)
+        if cut >= last_turn:
+            raise DataError(
+                f"its last assistant turn has {len(kept) - last_turn} tokens; the context leaves "
+                f"{self.limit}. Shorten it or use fewer virtual tokens"
+            )
+        return Encoded(kept[cut:], labels[cut:], cut)
+
+    def _without_doubled_bos(self, ids: list[int]) -> list[int]:
+        """Chat templates often write a BOS; where the prefix carries it, it is taken out."""
+        if self.bos == "prefix" and ids[:1] == [self.tokenizer.bos_token_id]:
+            return ids[1:]
+        return ids
+
+    def _fitted(self, prompt: list[int], target: list[int]) -> Encoded:
+        room = self.limit - len(target)
+        if room < 1:
+            raise DataError(
+                f"its target has {len(target)} tokens; the context leaves {self.limit} for prompt and "
+                "target. Shorten it, or use fewer virtual tokens or a larger context"
+            )
+        cut = max(0, len(prompt) - room)
+        prompt = prompt[cut:]
+        return Encoded([*prompt, *target], [*[IGNORED] * len(prompt), *target], cut)
+
+
+def before_last_answer(messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """A conversation up to, not including, its last assistant turn (all of it without one)."""
+    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    return list(messages[: answers[-1]] if answers else messages)
+
+
+def _last_run(indices: list[int]) -> int:
+    """First index of the last run of consecutive ones."""
+    start = indices[-1]
+    for index in reversed(indices[:-1]):
+        if index != start - 1:
+            break
+        start = index
+    return start

@@ -1,0 +1,129 @@
+"""Rows from jsonl, csv, parquet, a `datasets` name, or the sets that ship with Foreword."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from foreword.errors import DataError
+
+Row = dict[str, Any]
+
+SHIPPED = {"foreword/e2e:train": "train.jsonl", "foreword/e2e:heldout": "heldout.jsonl"}
+"""Sets inside the package: E2E restaurant data, CC BY-SA 4.0; see data/e2e/LICENSE.md."""
+
+
+def read_rows(source: str) -> list[Row]:
+    """All rows of a source, in order.
+
+    Args:
+        source: A path ending in .jsonl, .json, .csv or .parquet; a shipped set such as
+            ``foreword/e2e:train``; or ``name[:split]`` of the `datasets` library (split ``train``
+            by default).
+
+    Raises:
+        DataError: There is no such source, a line cannot be read, or it has no rows.
+    """
+    rows = list(_open(source))
+    if not rows:
+        raise DataError(f"{source} has no rows; expected at least one")
+    return rows
+
+
+def _open(source: str) -> Iterator[Row]:
+    if source in SHIPPED:
+        shipped = resources.files("foreword.data") / "e2e" / SHIPPED[source]
+        return _jsonl(source, shipped.read_text(encoding="utf-8").splitlines())
+    path = Path(source)
+    reader = _READERS.get(path.suffix.lower())
+    if path.is_file():
+        if reader is None:
+            raise DataError(
+                f"{source}: expected a file ending in {', '.join(sorted(_READERS))}; "
+                f"found {path.suffix!r}"
+            )
+        return reader(path)
+    if reader is not None or path.is_dir():
+        raise DataError(f"{source}: there is no such file; check the path")
+    return _from_datasets(source)
+
+
+def _read_jsonl(path: Path) -> Iterator[Row]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+    return _jsonl(str(path), lines)
+
+
+def _jsonl(source: str, lines: list[str]) -> Iterator[Row]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{source}, line {number}: not JSON: {error}") from error
+        if not isinstance(row, dict):
+            kind = type(row).__name__
+            raise DataError(f"{source}, line {number}: expected a JSON object, found a {kind}")
+        yield row
+
+
+def _read_json(path: Path) -> Iterator[Row]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{path}: expected a JSON list of objects; one object per line is .jsonl")
+    yield from rows
+
+
+def _read_csv(path: Path) -> Iterator[Row]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            for number, row in enumerate(csv.DictReader(file), 2):
+                if None in row or None in row.values():
+                    raise DataError(f"{path}, line {number}: its number of fields is not the header's")
+                yield dict(row)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read as CSV: {error}") from error
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{path}: cannot be read as Parquet: {error}") from error
+    yield from rows
+
+
+_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
+
+
+def _from_datasets(source: str) -> Iterator[Row]:
+    import datasets
+
+    name, _, split = source.partition(":")
+    try:
+        loaded = datasets.load_dataset(name, split=split or "train")
+    except Exception as error:  # the library raises many kinds, of its own and of the Hub's client
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"{source!r} is neither a file, nor a shipped set ({', '.join(SHIPPED)}), nor a data set "
+            f"that the datasets library can load: {first_line}"
+        ) from error
+    yield from loaded

@@ -1,0 +1,229 @@
+"""`evaluate`: a prefix on a task's rows, with the frozen model beside it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from foreword.backbone import Backbone
+from foreword.data import Collator, Encoded, Encoder, Report, Task, read_rows
+from foreword.data.collate import padding_of
+from foreword.data.template import MESSAGES
+from foreword.errors import DataError
+from foreword.evaluate import metrics
+from foreword.generate import GenerateOptions, encoder_for, generate_ids, task_of
+from foreword.prefix import Prefix
+from foreword.train.objective import score
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Figures of one model on one set.
+
+    Attributes:
+        nll: Mean negative log-likelihood per target token, in nats, end of sequence included.
+        perplexity: exp(nll).
+        token_accuracy: Share of target tokens that are the likeliest given those before, 0 to 100.
+        bleu: Corpus BLEU of greedy outputs over all references, 0 to 100.
+        chrf: Corpus chrF2, 0 to 100.
+        rouge_l: Mean ROUGE-L F1, 0 to 100.
+        exact_match: Share of outputs equal to a reference, 0 to 100.
+        seconds: Wall time of scoring and generating.
+    """
+
+    nll: float
+    perplexity: float
+    token_accuracy: float
+    bleu: float
+    chrf: float
+    rouge_l: float
+    exact_match: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Prefix and frozen model on one set.
+
+    Attributes:
+        prefix: Figures with the prefix.
+        base: Figures of the frozen model alone, or None where it was left out.
+        rows: Rows scored.
+        inputs: Distinct inputs; rows with equal prompts are references of one input.
+        targets: Target tokens scored.
+        truncation: What encoding cut.
+        prompts: Per input its prompt text or last user message.
+        outputs: Per input the greedy output with the prefix.
+        base_outputs: Per input the frozen model's.
+        references: Per input its references.
+    """
+
+    prefix: Metrics
+    base: Metrics | None
+    rows: int
+    inputs: int
+    targets: int
+    truncation: Report
+    prompts: list[str] = field(repr=False)
+    outputs: list[str] = field(repr=False)
+    base_outputs: list[str] = field(repr=False)
+    references: list[list[str]] = field(repr=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Set:
+    """Rows grouped by input: per input the first row that has it, and its references."""
+
+    rows: list[Mapping[str, Any]]
+    firsts: list[Mapping[str, Any]]
+    references: list[list[str]]
+
+
+def evaluate(
+    backbone: Backbone,
+    prefix: Prefix,
+    data: str | Sequence[Mapping[str, Any]],
+    *,
+    options: GenerateOptions | None = None,
+    base: bool = True,
+    limit: int | None = None,
+    task: Task | None = None,
+) -> Evaluation:
+    """Score and generate on a task's rows.
+
+    Rows with the same prompt are taken as references of one input: each is scored, text is generated
+    once.
+
+    Args:
+        backbone: The backbone, left as it was found.
+        prefix: The prefix; its recipe has the templates.
+        data: Rows, or where to read them.
+        options: How to generate; greedy with up to 128 new tokens by default.
+        base: Whether the frozen model is evaluated too.
+        limit: Only the first so many distinct inputs.
+        task: Templates, if not the prefix's own.
+
+    Raises:
+        DataError: Rows or columns are wrong.
+        MismatchError: The prefix does not fit the backbone.
+    """
+    rows = read_rows(data) if isinstance(data, str) else list(data)
+    if not rows:
+        raise DataError("the data has no rows; expected at least one")
+    backbone.check(prefix)
+    task = task or task_of(prefix)
+    task.check(rows)
+    options = options or GenerateOptions()
+    grouped = _grouped(rows, task, limit)
+    outputs, ours, report, targets = _measure(backbone, prefix, prefix, task, grouped, options)
+    base_outputs: list[str] = []
+    theirs = None
+    if base:
+        base_outputs, theirs, _, _ = _measure(backbone, None, prefix, task, grouped, options)
+    return Evaluation(
+        prefix=ours,
+        base=theirs,
+        rows=len(grouped.rows),
+        inputs=len(grouped.firsts),
+        targets=targets,
+        truncation=report,
+        prompts=[input_text(row, task) for row in grouped.firsts],
+        outputs=outputs,
+        base_outputs=base_outputs,
+        references=grouped.references,
+    )
+
+
+def input_text(row: Mapping[str, Any], task: Task) -> str:
+    """What identifies a row's input: its prompt, or its conversation before the last answer."""
+    if not task.chat:
+        return task.pair(row)[0]
+    turns = row[MESSAGES]
+    last = max((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), default=0)
+    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns[:last])
+
+
+def _reference(row: Mapping[str, Any], task: Task) -> str:
+    if not task.chat:
+        return task.pair(row)[1].strip()
+    answers = [turn["content"] for turn in row[MESSAGES] if turn["role"] == "assistant"]
+    if not answers:
+        raise DataError("a conversation has no assistant turn; expected at least one")
+    return str(answers[-1]).strip()
+
+
+def _grouped(rows: Sequence[Mapping[str, Any]], task: Task, limit: int | None) -> _Set:
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(input_text(row, task), []).append(row)
+    kept = list(groups.values())[:limit]
+    return _Set(
+        rows=[row for group in kept for row in group],
+        firsts=[group[0] for group in kept],
+        references=[[_reference(row, task) for row in group] for group in kept],
+    )
+
+
+def _measure(
+    backbone: Backbone,
+    prefix: Prefix | None,
+    like: Prefix,
+    task: Task,
+    grouped: _Set,
+    options: GenerateOptions,
+) -> tuple[list[str], Metrics, Report, int]:
+    began = time.perf_counter()
+    encoder = encoder_for(backbone, prefix, task, like)
+    encoded, report = encoder.rows(grouped.rows)
+    nll, accuracy, targets = _scored(backbone, prefix, encoded, options.batch_size)
+    texts = _generated(backbone, prefix, encoder, grouped.firsts, options)
+    figures = Metrics(
+        nll=nll,
+        perplexity=math.exp(min(nll, 700.0)),
+        token_accuracy=accuracy,
+        bleu=metrics.bleu(texts, grouped.references),
+        chrf=metrics.chrf(texts, grouped.references),
+        rouge_l=metrics.rouge_l(texts, grouped.references),
+        exact_match=metrics.exact_match(texts, grouped.references),
+        seconds=time.perf_counter() - began,
+    )
+    return texts, figures, report, targets
+
+
+@torch.no_grad()
+def _scored(
+    backbone: Backbone, prefix: Prefix | None, rows: Sequence[Encoded], size: int
+) -> tuple[float, float, int]:
+    """NLL per target token, token accuracy (0 to 100) and number of target tokens."""
+    collate = Collator(padding_of(backbone.tokenizer))
+    ordered = sorted(rows, key=lambda row: len(row.input_ids))
+    nll, hits, targets = 0.0, 0, 0
+    with backbone.attached(prefix):
+        for first in range(0, len(ordered), size):
+            batch = collate(ordered[first : first + size])
+            moved = {name: tensor.to(backbone.device) for name, tensor in batch.items()}
+            scores = score(backbone.model, **moved)
+            nll += float(scores.nll_N.double().sum())
+            hits += int(scores.hit_N.sum())
+            targets += len(scores.nll_N)
+    return nll / targets, 100 * hits / targets, targets
+
+
+def _generated(
+    backbone: Backbone,
+    prefix: Prefix | None,
+    encoder: Encoder,
+    rows: Sequence[Mapping[str, Any]],
+    options: GenerateOptions,
+) -> list[str]:
+    prompts = [encoder.prompt(row, options.max_new_tokens) for row in rows]
+    return [texts[0] for texts in generate_ids(backbone, prompts, prefix, options)]

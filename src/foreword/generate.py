@@ -1,0 +1,216 @@
+"""Text from a backbone under a prefix: batches of prompts, transformers' `generate` beneath."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import set_seed
+
+from foreword.backbone import Backbone
+from foreword.data import Encoder, Task, left_padded
+from foreword.data.collate import padding_of
+from foreword.data.template import columns
+from foreword.errors import DataError
+from foreword.prefix import Prefix
+
+Input = str | Mapping[str, Any]
+"""What to answer: text, or a row with the columns that the prompt template names."""
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """How text is generated; the names are transformers' own.
+
+    Raises:
+        DataError: A number is out of range.
+    """
+
+    max_new_tokens: int = 128
+    """Most tokens to add."""
+
+    do_sample: bool = False
+    """Draw tokens at random instead of taking the likeliest."""
+
+    temperature: float = 1.0
+    """Divides the logits before drawing."""
+
+    top_k: int = 50
+    """Draw from so many likeliest tokens; 0 for all."""
+
+    top_p: float = 1.0
+    """Draw from the likeliest tokens that together have this probability."""
+
+    num_beams: int = 1
+    """Beams of a beam search."""
+
+    num_return_sequences: int = 1
+    """Texts per input."""
+
+    repetition_penalty: float = 1.0
+    """Above 1, makes tokens that were there less likely."""
+
+    no_repeat_ngram_size: int = 0
+    """No run of so many tokens stands twice."""
+
+    seed: int = 0
+    """Seed of the drawing."""
+
+    batch_size: int = 16
+    """Inputs in one batch."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "num_beams", "num_return_sequences", "batch_size"):
+            if getattr(self, name) < 1:
+                raise DataError(f"{name} must be at least 1; found {getattr(self, name)}")
+        if self.num_return_sequences > 1 and not self.do_sample:
+            if self.num_return_sequences > self.num_beams:
+                raise DataError(
+                    f"{self.num_return_sequences} texts per input need do_sample, or at least as many "
+                    f"beams; found num_beams={self.num_beams}"
+                )
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of transformers' `generate`."""
+        given: dict[str, Any] = {
+            "max_new_tokens": self.max_new_tokens,
+            "do_sample": self.do_sample,
+            "num_beams": self.num_beams,
+            "num_return_sequences": self.num_return_sequences,
+            "repetition_penalty": self.repetition_penalty,
+            "no_repeat_ngram_size": self.no_repeat_ngram_size,
+            "temperature": None,
+            "top_k": None,
+            "top_p": None,
+        }
+        if self.do_sample:
+            given.update(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+        return given
+
+
+def task_of(prefix: Prefix) -> Task:
+    """The templates that the prefix was trained with."""
+    recipe = prefix.meta.recipe
+    return Task(recipe.get("prompt"), recipe.get("target"))
+
+
+def encoder_for(
+    backbone: Backbone, prefix: Prefix | None, task: Task, like: Prefix | None = None
+) -> Encoder:
+    """The encoder of inputs for a prefix, or for the frozen model alone (None).
+
+    Args:
+        backbone: The backbone.
+        prefix: The prefix that will be attached.
+        task: The templates.
+        like: Without a prefix, one to leave room for, so that both see the same text.
+    """
+    if backbone.tokenizer is None:
+        raise DataError("this backbone has no tokenizer, so texts cannot be encoded")
+    space = prefix or like
+    limit = backbone.context - (space.length if space is not None else 0)
+    bos = prefix.meta.bos if prefix is not None else backbone.bos
+    return Encoder(backbone.tokenizer, task, bos=bos, limit=limit)
+
+
+def generate(
+    backbone: Backbone,
+    inputs: Sequence[Input],
+    prefix: Prefix | None = None,
+    options: GenerateOptions | None = None,
+    *,
+    task: Task | None = None,
+) -> list[list[str]]:
+    """Generate texts for inputs.
+
+    Args:
+        backbone: The backbone, left as it was found.
+        inputs: Texts or rows; see `as_row` for how a text meets the prompt template.
+        prefix: The prefix, or None for the frozen model alone.
+        options: How to generate; greedy by default.
+        task: Templates; by default those that the prefix was trained with.
+
+    Returns:
+        Per input its texts, ``num_return_sequences`` of them, special tokens and outer spaces removed.
+
+    Raises:
+        DataError: An input does not fit the template or the context.
+
+    Example:
+        >>> foreword.generate(backbone, ["name[Zizzi], food[Thai]"], prefix)  # doctest: +SKIP
+        [['Zizzi serves Thai food.']]
+    """
+    options = options or GenerateOptions()
+    if task is None:
+        task = task_of(prefix) if prefix is not None else Task("{input}", "{output}")
+    encoder = encoder_for(backbone, prefix, task)
+    rows = [as_row(one, task) for one in inputs]
+    prompts = [encoder.prompt(row, options.max_new_tokens) for row in rows]
+    if prefix is not None:
+        backbone.check(prefix)
+    return generate_ids(backbone, prompts, prefix, options)
+
+
+def generate_ids(
+    backbone: Backbone,
+    prompts: Sequence[Sequence[int]],
+    prefix: Prefix | None,
+    options: GenerateOptions,
+) -> list[list[str]]:
+    """Generate texts for prompts given as token ids; see `generate`."""
+    tokenizer = backbone.tokenizer
+    assert tokenizer is not None
+    pad = padding_of(tokenizer)
+    set_seed(options.seed)
+    arguments = options.arguments()
+    if backbone.model.generation_config.eos_token_id is None:
+        arguments["eos_token_id"] = tokenizer.eos_token_id
+    texts: list[list[str]] = [[] for _ in prompts]
+    with backbone.attached(prefix):
+        for batch in _batches(prompts, options.batch_size):
+            inputs = left_padded([prompts[index] for index in batch], pad)
+            moved = {name: tensor.to(backbone.device) for name, tensor in inputs.items()}
+            out = backbone.model.generate(**moved, pad_token_id=pad, **arguments)
+            new = out[:, inputs["input_ids"].shape[1] :]
+            decoded = tokenizer.batch_decode(new, skip_special_tokens=True)
+            for place, text in enumerate(decoded):
+                texts[batch[place // options.num_return_sequences]].append(text.strip())
+    return texts
+
+
+def _batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
+    """Indices in batches of prompts of similar length, so that little is padded."""
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    for first in range(0, len(order), size):
+        yield order[first : first + size]
+
+
+def as_row(given: Input, task: Task) -> Input:
+    """An input as a row of the task.
+
+    Text becomes the one column that the prompt template names; with several columns it must be a JSON
+    object. In a chat task text is the user's message.
+
+    Raises:
+        DataError: The text cannot be told apart into the template's columns.
+    """
+    if not isinstance(given, str) or task.prompt is None:
+        return given
+    names = columns(task.prompt)
+    if given.lstrip().startswith("{") and names:
+        try:
+            row = json.loads(given)
+        except ValueError:
+            row = None
+        if isinstance(row, dict) and set(names) <= set(row):
+            return row
+    if len(set(names)) == 1:
+        return {names[0]: given}
+    if not names:
+        return {}
+    raise DataError(
+        f"the prompt template {task.prompt!r} names the columns {', '.join(names)}; give them as a JSON "
+        f'object, such as {{"{names[0]}": "...", ...}}'
+    )

@@ -1,0 +1,66 @@
+"""Checkpoints that are whole or absent, and the choice of the one to resume from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+from foreword.files import sync_folder, write_whole
+
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def publish(aside: Path, place: Path) -> None:
+    """Make a checkpoint written to `aside` appear at `place`, complete and on disk.
+
+    A manifest with each file's digest goes in last; `newest` believes nothing without it.
+    """
+    digests = {}
+    for file in sorted(aside.iterdir()):
+        with file.open("rb") as opened:
+            digests[file.name] = hashlib.file_digest(opened, "sha256").hexdigest()
+            os.fsync(opened.fileno())
+    write_whole(aside / MANIFEST, json.dumps(digests, indent=1).encode())
+    if place.exists():
+        shutil.rmtree(place)
+    os.replace(aside, place)
+    sync_folder(place.parent)
+
+
+def newest(folder: Path) -> Path | None:
+    """The whole checkpoint with the most steps, or None; damaged ones are passed over."""
+    for _, place in sorted(_numbered(folder), reverse=True):
+        if is_whole(place):
+            return place
+    return None
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether every file of the manifest is there, unaltered."""
+    try:
+        digests = json.loads((checkpoint / MANIFEST).read_text())
+        for name, expected in digests.items():
+            with (checkpoint / name).open("rb") as opened:
+                if hashlib.file_digest(opened, "sha256").hexdigest() != expected:
+                    return False
+    except (OSError, ValueError, AttributeError):
+        return False
+    return True
+
+
+def keep_newest(folder: Path, count: int) -> None:
+    """Delete all checkpoints but the `count` with the most steps."""
+    for _, place in sorted(_numbered(folder), reverse=True)[count:]:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _numbered(folder: Path) -> list[tuple[int, Path]]:
+    if not folder.is_dir():
+        return []
+    matches = ((_NAME.fullmatch(place.name), place) for place in folder.iterdir())
+    return [(int(match[1]), place) for match, place in matches if match]

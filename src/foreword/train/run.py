@@ -1,0 +1,261 @@
+"""`train`: from rows to a prefix, with everything checked before the long work starts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, set_seed
+
+from foreword import format as prefix_file
+from foreword.backbone import Backbone
+from foreword.data import Collator, Encoded, Encoder, Report, read_rows
+from foreword.data.collate import padding_of
+from foreword.errors import DataError, ForewordError, StoreError, TrainingError
+from foreword.files import write_whole
+from foreword.prefix import Prefix, canonical_json
+from foreword.train.checkpoint import newest
+from foreword.train.initialisation import scales, start
+from foreword.train.parameterization import DirectParameterization
+from foreword.train.settings import TrainSettings
+from foreword.train.trainer import KeepBest, NotFinite, PrefixModule, PrefixTrainer, detached
+
+Rows = str | Sequence[Mapping[str, Any]]
+"""A source as `read_rows` takes it, or the rows themselves."""
+
+RUN_FILE = "run.json"
+BEST_FILE = "best.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training gave.
+
+    Attributes:
+        prefix: The trained prefix, the best one where there was evaluation data; float32, on the CPU.
+        history: One entry per step: ``step``, ``loss`` (NLL per target token, nats), or ``eval_loss``.
+        seconds: Wall time of the training loop.
+        report: What encoding the rows cut.
+        stopped: Why training ended early, or None.
+    """
+
+    prefix: Prefix
+    history: list[dict[str, float]] = field(repr=False)
+    seconds: float
+    report: Report
+    stopped: str | None = None
+
+
+class TrainingStopped(TrainingError):
+    """Training ended before its time; ``result`` holds the best prefix so far."""
+
+    def __init__(self, message: str, result: TrainResult) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+def train(
+    backbone: Backbone,
+    data: Rows,
+    settings: TrainSettings,
+    *,
+    evaluation: Rows | None = None,
+    folder: Path | None = None,
+    resume: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> TrainResult:
+    """Train a prefix on a task's rows; the backbone stays frozen.
+
+    Args:
+        backbone: The backbone, left as it was found.
+        data: Rows, or where to read them.
+        settings: The recipe; ``TrainSettings(prompt=..., target=...)`` at the least.
+        evaluation: Rows to choose the best prefix by, never trained on.
+        folder: Where checkpoints go, so that a killed run can be resumed; a temporary one by default.
+        resume: Go on from the folder's newest whole checkpoint, or start if there is none.
+        callbacks: Callbacks of transformers' Trainer.
+
+    Returns:
+        The prefix and how training went.
+
+    Raises:
+        DataError: Rows, columns, templates or lengths are wrong; before training starts.
+        TrainingError: Nothing fits the settings, or the run to resume was another one.
+        TrainingStopped: The loss became NaN, the disk is full, or Ctrl-C; carries the best so far.
+
+    Example:
+        >>> settings = TrainSettings(prompt="{mr} ->", target=" {ref}")
+        >>> result = train(backbone, "foreword/e2e:train", settings)  # doctest: +SKIP
+    """
+    if settings.early_stop is not None and evaluation is None:
+        raise TrainingError("early_stop needs evaluation data (--eval)")
+    with ExitStack() as stack:
+        if folder is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="foreword-")))
+        set_seed(settings.seed)
+        first = start(backbone, settings)
+        train_rows, report = encode(backbone, data, settings, first)
+        eval_rows = encode(backbone, evaluation, settings, first)[0] if evaluation else []
+        digest = rows_digest(train_rows)
+        checkpoint = _prepare(folder, first, settings, digest, resume=resume)
+        attachment = stack.enter_context(backbone.attached(None))
+        module = PrefixModule(
+            DirectParameterization(first, *scales(backbone, first)), backbone, attachment
+        )
+        module.to(backbone.device)
+        keep_best = KeepBest(folder / BEST_FILE, settings.early_stop) if eval_rows else None
+        trainer = PrefixTrainer(
+            module,
+            settings,
+            folder,
+            train_rows,
+            eval_rows,
+            Collator(padding_of(backbone.tokenizer)),
+            keep_best,
+            callbacks,
+            backbone.device,
+        )
+        return _run(trainer, settings, report, digest, checkpoint)
+
+
+def encode(
+    backbone: Backbone, data: Rows, settings: TrainSettings, prefix: Prefix
+) -> tuple[list[Encoded], Report]:
+    """Rows as token ids for a prefix of this backbone.
+
+    Raises:
+        DataError: There are no rows, or one cannot be used.
+    """
+    rows = read_rows(data) if isinstance(data, str) else list(data)
+    if not rows:
+        raise DataError("the data has no rows; expected at least one")
+    if backbone.tokenizer is None:
+        raise DataError("this backbone has no tokenizer, so texts cannot be encoded")
+    context = backbone.context - prefix.length
+    limit = min(context, settings.max_length or context)
+    if limit < 2:
+        raise DataError(
+            f"a prefix of {prefix.length} leaves {limit} of the backbone's {backbone.context} tokens "
+            "for text; use a shorter one"
+        )
+    encoder = Encoder(backbone.tokenizer, settings.task, bos=prefix.meta.bos, limit=limit)
+    return encoder.rows(rows)
+
+
+def rows_digest(rows: Sequence[Encoded]) -> str:
+    """SHA-256 of the rows' token ids and labels, in order."""
+    total = hashlib.sha256()
+    for row in rows:
+        total.update(repr((row.input_ids, row.labels)).encode())
+    return total.hexdigest()
+
+
+def _prepare(
+    folder: Path, first: Prefix, settings: TrainSettings, digest: str, *, resume: bool
+) -> Path | None:
+    """Make the run's folder, and find the checkpoint to resume from.
+
+    What cannot be known later is refused now: no room on the disk, or another run's checkpoints.
+    """
+    run = {"settings": settings.as_json(), "data": digest, "start": first.digest}
+    file = folder / RUN_FILE
+    if resume and file.is_file():
+        try:
+            earlier = json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise TrainingError(f"cannot read {file}: {error}; start anew without --resume") from error
+        _refuse_other_run(earlier, run)
+    else:
+        if folder.exists():
+            shutil.rmtree(folder)
+    write_whole(file, canonical_json(run))
+    needed = 12 * first.parameters * 4
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise StoreError(
+            f"{folder} has {free} bytes free; checkpoints of this prefix need {needed}. Free some "
+            "space or choose another folder"
+        )
+    return newest(folder) if resume else None
+
+
+def _refuse_other_run(earlier: Any, run: Mapping[str, Any]) -> None:
+    before = earlier.get("settings", {}) if isinstance(earlier, dict) else {}
+    for name, value in run["settings"].items():
+        if before.get(name) != value:
+            raise TrainingError(
+                f"the run to resume had {name}={before.get(name)!r}, now it is {value!r}; give the "
+                "same settings, or start anew without --resume"
+            )
+    for name, what in (("data", "rows"), ("start", "start of the prefix (or another backbone)")):
+        if earlier.get(name) != run[name]:
+            raise TrainingError(f"the run to resume had other {what}; start anew without --resume")
+
+
+def _run(
+    trainer: PrefixTrainer,
+    settings: TrainSettings,
+    report: Report,
+    digest: str,
+    checkpoint: Path | None,
+) -> TrainResult:
+    began = time.perf_counter()
+    stopped: str | None = None
+    cause: BaseException | None = None
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except KeyboardInterrupt as error:
+        stopped, cause = "interrupted (Ctrl-C)", error
+    except (NotFinite, StoreError) as error:
+        stopped, cause = str(error), error
+    seconds = time.perf_counter() - began
+    history = [
+        {name: float(entry[name]) for name in ("step", "loss", "eval_loss") if name in entry}
+        for entry in trainer.state.log_history
+        if "loss" in entry or "eval_loss" in entry
+    ]
+    prefix = _best(trainer)
+    training = {
+        "data": digest,
+        "rows": report.rows,
+        "truncated_rows": report.truncated_rows,
+        "steps": trainer.state.global_step,
+        "seconds": round(seconds, 3),
+        "best_eval_nll": _finite(trainer.keep_best.best) if trainer.keep_best else None,
+        "final_loss": _finite(next((e["loss"] for e in reversed(history) if "loss" in e), math.nan)),
+        "stopped": stopped,
+    }
+    result = TrainResult(
+        prefix.with_meta(recipe={"method": "prefix", **settings.as_json()}, training=training),
+        history,
+        seconds,
+        report,
+        stopped,
+    )
+    if cause is not None:
+        done = f"after {trainer.state.global_step} of {trainer.state.max_steps} steps"
+        raise TrainingStopped(f"training stopped {done}: {stopped}", result) from cause
+    return result
+
+
+def _best(trainer: PrefixTrainer) -> Prefix:
+    """The best prefix that evaluation saw, else the one that the parameters stand for now."""
+    if trainer.keep_best is not None and trainer.keep_best.path.is_file():
+        try:
+            return prefix_file.load(trainer.keep_best.path)
+        except ForewordError:
+            pass  # damaged: the parameters are next best
+    return detached(trainer.prefix_module.parameterization.materialise())
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
