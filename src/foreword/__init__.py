@@ -9,15 +9,18 @@ from foreword.data import Task, read_rows
 from foreword.errors import ForewordError
 from foreword.format import load as load_prefix
 from foreword.format import save as save_prefix
+from foreword.evaluate import Evaluation, evaluate
+from foreword.generate import GenerateOptions, generate
 from foreword.prefix import Prefix, PrefixMeta, Site
 from foreword.store import PrefixStore
 from foreword.train import TrainingStopped, TrainResult, TrainSettings, train
-
-__version__ = "0.1.0"
+from foreword.version import __version__
 
 __all__ = [
     "Backbone",
+    "Evaluation",
     "ForewordError",
+    "GenerateOptions",
     "OtherWeights",
     "Prefix",
     "PrefixMeta",
@@ -30,6 +33,8 @@ __all__ = [
     "__version__",
     "attach",
     "detach",
+    "evaluate",
+    "generate",
     "load",
     "load_prefix",
     "read_rows",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 from foreword.errors import StoreError
@@ -16,22 +17,20 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         StoreError: The folder cannot be written, or the disk is full. The old file is untouched.
     """
-    temporary: str | None = None
+    aside = path.parent / f".{path.name}.{secrets.token_hex(8)}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
+        with open(aside, "xb") as file:  # not mkstemp, whose files only their owner can read
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-        temporary = None
+        os.replace(aside, path)
         sync_folder(path.parent)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise refused(path, error) from error
     finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
+        with contextlib.suppress(OSError, ValueError):
+            os.unlink(aside)
 
 
 def sync_folder(folder: Path) -> None:
@@ -41,16 +40,22 @@ def sync_folder(folder: Path) -> None:
     except OSError:  # Windows cannot open folders
         return
     try:
-        os.fsync(handle)
+        with contextlib.suppress(OSError):  # some network file systems cannot sync them
+            os.fsync(handle)
     finally:
         os.close(handle)
 
 
-def refused(path: Path, error: OSError) -> StoreError:
+def refused(path: Path, error: OSError | ValueError) -> StoreError:
     """What to say when the system refuses to write `path`."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreError(
             f"cannot write {path}: the disk is full. Nothing was lost; free some space or choose "
             "another folder, then do it again"
         )
-    return StoreError(f"cannot write {path}: {error.strerror or error}")
+    return StoreError(f"cannot write {path}: {reason(error)}")
+
+
+def reason(error: OSError | ValueError) -> str:
+    """The system's words without the path; ValueError is what a NUL in a path raises."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

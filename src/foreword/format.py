@@ -6,13 +6,17 @@ Everything in a file is checked before any of it is used: a file is data from an
 from __future__ import annotations
 
 import dataclasses
+import io
+import itertools
 import json
+import math
 import os
 import re
+import reprlib
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
@@ -24,8 +28,16 @@ from foreword.errors import (
     TruncatedFile,
     UnsupportedVersion,
 )
-from foreword.files import write_whole
-from foreword.prefix import Prefix, PrefixMeta, Site, canonical_json
+from foreword.files import reason, write_whole
+from foreword.prefix import (
+    MAX_DEPTH,
+    Prefix,
+    PrefixMeta,
+    Site,
+    canonical_json,
+    nesting,
+    tensor_bytes,
+)
 
 FORMAT = "foreword-prefix"
 VERSION = 1
@@ -33,42 +45,67 @@ SUFFIX = ".safetensors"
 MAX_HEADER = 16 * 2**20
 """Largest header that is read, in bytes."""
 
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+MAX_COUNT = 2**31
+"""Every length, dimension, window and layer is below it."""
+MAX_NAME = 256
+"""Longest name of a site, in characters."""
+
+_CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _SIZES = {"F32": 4, "BF16": 2, "F16": 2}
 _STACK = re.compile(r"[a-z][a-z_]{0,31}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_NEWER = re.compile(r"[2-9]|[1-9][0-9]{1,5}")
+_COUNT = f"a whole number from 1 to {MAX_COUNT - 1}"
+_REPR = reprlib.Repr()
+_REPR.maxstring = 60
 
 
 def save(prefix: Prefix, path: str | os.PathLike[str]) -> None:
-    """Write a prefix to a file, whole or not at all.
+    """Write a prefix to a file, whole or not at all, after seeing that it can be read again.
 
     Args:
         prefix: The prefix; its tensors must be finite.
         path: The file, by convention ending in ``.safetensors``.
 
     Raises:
-        PrefixError: A tensor holds NaN or infinity.
+        PrefixError: A tensor holds NaN or infinity, or a field is not what the format allows.
         StoreError: The file cannot be written.
     """
     broken = prefix.first_not_finite()
     if broken is not None:
         raise PrefixError(f"{broken} holds NaN or infinity; such a prefix is not saved")
-    write_whole(Path(path), encode(prefix))
+    content = encode(prefix)
+    try:
+        decode(content)
+    except FormatError as error:
+        raise PrefixError(
+            f"this prefix would not load again, so it is not saved: {error}"
+        ) from error
+    write_whole(Path(path), content)
 
 
 def encode(prefix: Prefix) -> bytes:
-    """The bytes of a prefix's file."""
-    tensors = {}
-    for site, key, value in zip(prefix.sites, prefix.keys, prefix.values, strict=True):
-        tensors[f"{site.label}.key"] = key.detach().cpu().contiguous()
-        tensors[f"{site.label}.value"] = value.detach().cpu().contiguous()
+    """The bytes of a prefix's file: the same bytes for the same prefix."""
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
         "prefix": canonical_json(prefix.describe()).decode(),
         "digest": prefix.digest,
     }
-    return bytes(safetensors.torch.save(tensors, metadata))
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for kind, tensors in (("key", prefix.keys), ("value", prefix.values)):
+        for site, tensor in zip(prefix.sites, tensors, strict=True):
+            start, end = end, end + tensor.numel() * tensor.element_size()
+            header[f"{site.label}.{kind}"] = {
+                "dtype": _CODES[tensor.dtype],
+                "shape": list(tensor.shape),
+                "data_offsets": [start, end],
+            }
+    spelled = _spelled(header)
+    data = map(tensor_bytes, (*prefix.keys, *prefix.values))
+    return b"".join((struct.pack("<Q", len(spelled)), spelled, *data))
 
 
 def load(path: str | os.PathLike[str]) -> Prefix:
@@ -82,61 +119,78 @@ def load(path: str | os.PathLike[str]) -> Prefix:
     """
     place = Path(path)
     try:
-        content = place.read_bytes()
-    except OSError as error:
-        raise FormatError(f"cannot read {place}: {error.strerror or error}") from error
-    try:
-        return decode(content)
+        with place.open("rb") as file:
+            return _read(file, os.fstat(file.fileno()).st_size)
     except FormatError as error:
         raise type(error)(f"{place}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise FormatError(f"cannot read {place}: {reason(error)}") from error
 
 
 def decode(content: bytes) -> Prefix:
     """The prefix that a file's bytes hold; see `load` for the errors."""
-    header, start = _header(content)
+    return _read(io.BytesIO(content), len(content))
+
+
+def _read(file: BinaryIO, size: int) -> Prefix:
+    """The prefix in a file of `size` bytes; its tensors are read once its header is approved."""
+    raw = _raw_header(file, size)
+    header = _parsed("header", raw)
     described, digest = _metadata(header)
+    _check_spelling(header, raw)
     sites, length, dtype, meta = _described(described)
-    _check_tensors(header, sites, length, dtype, len(content) - start)
+    _check_tensors(header, sites, length, dtype, size - 8 - len(raw))
+    file.seek(0)
+    content = file.read(size)
     try:
         tensors = safetensors.torch.load(content)
-    except Exception as error:
-        raise CorruptFile(f"safetensors cannot read it: {error}") from error
-    try:
         prefix = Prefix(
             sites,
             tuple(tensors[f"{site.label}.key"] for site in sites),
             tuple(tensors[f"{site.label}.value"] for site in sites),
             meta,
         )
-    except PrefixError as error:
-        raise CorruptFile(str(error)) from error
+    except Exception as error:  # nothing known; the checks above are meant to leave nothing
+        raise CorruptFile(f"its tensors cannot be read: {error}") from error
     broken = prefix.first_not_finite()
     if broken is not None:
         raise FormatError(f"tensor {broken} holds NaN or infinity; the prefix is unusable")
     if prefix.digest != digest:
         raise CorruptFile(
-            f"its contents have digest {prefix.digest[:12]}, its header says {str(digest)[:12]}; "
+            f"its contents have digest {prefix.digest[:12]}, its header says {digest[:12]}; "
             "it was altered or damaged: get it again from where it came"
         )
     return prefix
 
 
-def _header(content: bytes) -> tuple[dict[str, Any], int]:
-    """The JSON header, and where the tensors' bytes start."""
-    if len(content) < 8:
-        raise TruncatedFile(f"expected at least 8 bytes, found {len(content)}")
-    (size,) = struct.unpack("<Q", content[:8])
-    if size > MAX_HEADER:
-        raise CorruptFile(f"its header claims {size} bytes; at most {MAX_HEADER} are allowed")
-    if 8 + size > len(content):
-        raise TruncatedFile(f"its header claims {size} bytes, {len(content) - 8} follow")
+def _raw_header(file: BinaryIO, size: int) -> bytes:
+    """The header's bytes, once their claimed number is found to be possible."""
+    if size < 8:
+        raise TruncatedFile(f"expected at least 8 bytes, found {size}")
+    claimed = int.from_bytes(file.read(8), "little")
+    if claimed > MAX_HEADER:
+        raise CorruptFile(f"its header claims {claimed} bytes; at most {MAX_HEADER} are allowed")
+    if 8 + claimed > size:
+        raise TruncatedFile(f"its header claims {claimed} bytes, {size - 8} follow")
+    return file.read(claimed)
+
+
+def _parsed(what: str, text: bytes | str) -> dict[str, Any]:
+    """A JSON object; names that stand twice, NaN and infinity are refused."""
     try:
-        header = json.loads(content[8 : 8 + size], object_pairs_hook=_without_repeats)
-    except (ValueError, RecursionError) as error:
-        raise CorruptFile(f"its header is not JSON: {error}") from error
-    if not isinstance(header, dict):
-        raise CorruptFile(f"its header is a JSON {type(header).__name__}, expected an object")
-    return header, 8 + size
+        decoded = text.decode() if isinstance(text, bytes) else text
+        found = json.loads(
+            decoded, object_pairs_hook=_without_repeats, parse_constant=_without_constants
+        )
+    except ValueError as error:
+        raise CorruptFile(f"its {what} is not JSON: {error}") from error
+    except RecursionError as error:
+        raise CorruptFile(f"its {what} nests too deeply") from error
+    if nesting(found) > MAX_DEPTH + 2:  # a recipe lies two levels deep in its description
+        raise CorruptFile(f"its {what} nests too deeply")
+    if not isinstance(found, dict):
+        raise CorruptFile(f"its {what} is a JSON {type(found).__name__}, expected an object")
+    return found
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -144,6 +198,10 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ValueError("a name stands twice in one object")
     return found
+
+
+def _without_constants(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _metadata(header: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -154,81 +212,128 @@ def _metadata(header: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
             "it is not a Foreword prefix (its metadata has no format 'foreword-prefix'); a PEFT "
             "checkpoint must be imported first"
         )
-    version = metadata.get("version")
-    if version != str(VERSION):
-        raise UnsupportedVersion(
-            f"it has format version {version!r}; this Foreword reads version {VERSION}. "
-            "Update Foreword"
+    _check_version(metadata.get("version"))
+    _check_fields("its metadata", metadata, {"format", "version", "prefix", "digest"})
+    for name in ("prefix", "digest"):
+        if not isinstance(metadata[name], str):
+            raise CorruptFile(f"its metadata's {name} is {_short(metadata[name])}, expected text")
+    if not _DIGEST.fullmatch(metadata["digest"]):
+        raise CorruptFile(
+            f"its digest is {_short(metadata['digest'])}, expected 64 hexadecimal digits"
         )
-    expected = {"format", "version", "prefix", "digest"}
-    if set(metadata) != expected or not isinstance(metadata["digest"], str):
-        raise CorruptFile(f"its metadata has {sorted(metadata)}, expected {sorted(expected)}")
+    described = _parsed("description", metadata["prefix"])
     try:
-        described = json.loads(metadata["prefix"], object_pairs_hook=_without_repeats)
-    except (ValueError, TypeError, RecursionError) as error:
+        canonical = canonical_json(described).decode()
+    except PrefixError as error:
         raise CorruptFile(f"its description is not JSON: {error}") from error
+    if canonical != metadata["prefix"]:
+        raise CorruptFile("its description is not canonical JSON (sorted names, no spaces)")
     return described, metadata["digest"]
 
 
+def _check_version(version: Any) -> None:
+    if version == str(VERSION):
+        return
+    if isinstance(version, str) and _NEWER.fullmatch(version):
+        raise UnsupportedVersion(
+            f"it has format version {version}; this Foreword reads version {VERSION}. "
+            "Update Foreword"
+        )
+    raise CorruptFile(f"its format version is {_short(version)}, expected '{VERSION}'")
+
+
+def _spelled(header: Mapping[str, Any]) -> bytes:
+    """A header's bytes: compact JSON, filled up with spaces to a multiple of 8."""
+    compact = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return compact + b" " * (-len(compact) % 8)
+
+
+def _check_spelling(header: Mapping[str, Any], raw: bytes) -> None:
+    """Refuse a second spelling of one header: the digest could not tell them apart."""
+    try:
+        same = _spelled(header) == raw
+    except ValueError:  # a surrogate, which no UTF-8 spells
+        same = False
+    if not same:
+        raise CorruptFile("its header is not compact JSON filled up with spaces to 8 bytes")
+
+
+def _short(value: Any) -> str:
+    """A value from a file in a few words, whatever it holds."""
+    return _REPR.repr(value)
+
+
 def _described(
-    described: Any,
+    described: Mapping[str, Any],
 ) -> tuple[tuple[Site, ...], int, str, PrefixMeta]:
     """Sites, length, dtype name and meta from the description, each checked."""
-    expected = {"sites", "length", "dtype", "meta"}
-    if not isinstance(described, dict) or set(described) != expected:
-        raise CorruptFile(f"its description must hold exactly {sorted(expected)}")
-    if not isinstance(described["sites"], list) or not described["sites"]:
-        raise CorruptFile("its description lists no sites")
-    sites = tuple(_site(entry) for entry in described["sites"])
+    _check_fields("its description", described, {"sites", "length", "dtype", "meta"})
+    listed = described["sites"]
+    if not isinstance(listed, list) or not listed:
+        raise CorruptFile(f"its sites are {_short(listed)}, expected a list of at least one")
+    sites = tuple(_site(number, entry) for number, entry in enumerate(listed))
     if len({site.label for site in sites}) != len(sites):
         raise CorruptFile("its description names a site twice")
     length = described["length"]
     if not _is_count(length):
-        raise CorruptFile(f"its length is {length!r}, expected a whole number of at least 1")
+        raise CorruptFile(f"its length is {_short(length)}, expected {_COUNT}")
     dtype = _NAMES.get(described["dtype"]) if isinstance(described["dtype"], str) else None
     if dtype is None:
         raise FormatError(
-            f"its dtype is {described['dtype']!r}; expected one of {sorted(_NAMES)}"
+            f"its dtype is {_short(described['dtype'])}; expected one of {sorted(_NAMES)}"
         )
     return sites, length, dtype, _meta(described["meta"])
 
 
-def _site(entry: Any) -> Site:
-    names = [field.name for field in dataclasses.fields(Site)]
-    if not isinstance(entry, dict) or set(entry) != set(names):
-        raise CorruptFile(f"a site must hold exactly {names}")
-    counts = [entry[name] for name in ("kv_heads", "key_dim", "value_dim")]
-    window, layer = entry["window"], entry["layer"]
-    whole = all(map(_is_count, counts)) and (window is None or _is_count(window))
-    if not whole or not (_is_count(layer) or (layer == 0 and type(layer) is int)):
-        raise CorruptFile(f"a site's numbers must be whole and positive; found {entry}")
-    if not isinstance(entry["name"], str) or not isinstance(entry["stack"], str):
-        raise CorruptFile(f"a site's name and stack must be text; found {entry}")
-    if not _STACK.fullmatch(entry["stack"]):
-        raise CorruptFile(f"stack {entry['stack']!r} is not a lower-case word")
+def _site(number: int, entry: Any) -> Site:
+    what = f"site {number}"
+    _check_fields(what, entry, {field.name for field in dataclasses.fields(Site)})
+    for name in ("kv_heads", "key_dim", "value_dim"):
+        if not _is_count(entry[name]):
+            raise CorruptFile(f"{what}: {name} is {_short(entry[name])}, expected {_COUNT}")
+    window, layer, stack, module = (entry[n] for n in ("window", "layer", "stack", "name"))
+    if not (window is None or _is_count(window)):
+        raise CorruptFile(f"{what}: window is {_short(window)}, expected null or {_COUNT}")
+    if not (_is_count(layer) or (type(layer) is int and layer == 0)):
+        raise CorruptFile(f"{what}: layer is {_short(layer)}, expected 0 or {_COUNT}")
+    if not (isinstance(stack, str) and _STACK.fullmatch(stack)):
+        raise CorruptFile(f"{what}: stack is {_short(stack)}, expected a lower-case word")
+    if not (isinstance(module, str) and len(module) <= MAX_NAME and module.isprintable()):
+        raise CorruptFile(
+            f"{what}: name is {_short(module)}, expected at most {MAX_NAME} printable characters"
+        )
     return Site(**entry)
 
 
+def _check_fields(what: str, entry: Any, expected: set[str]) -> None:
+    if not isinstance(entry, dict):
+        raise CorruptFile(f"{what} is {_short(entry)}, expected an object")
+    for name in sorted(set(entry) ^ expected):
+        state = "an unknown" if name in entry else "no"
+        raise CorruptFile(f"{what} has {state} {_short(name)}; expected exactly {sorted(expected)}")
+
+
 def _is_count(value: Any) -> bool:
-    return type(value) is int and 1 <= value < 2**31
+    return type(value) is int and 1 <= value < MAX_COUNT
 
 
 def _meta(entry: Any) -> PrefixMeta:
-    fields = {field.name: field for field in dataclasses.fields(PrefixMeta)}
-    if not isinstance(entry, dict) or set(entry) != set(fields):
-        raise CorruptFile(f"its meta must hold exactly {sorted(fields)}")
+    _check_fields("its meta", entry, {field.name for field in dataclasses.fields(PrefixMeta)})
     texts = ("backbone", "family", "fingerprint", "tokenizer", "positions", "windows", "bos")
     for name in texts:
         if not isinstance(entry[name], str):
-            raise CorruptFile(f"meta field {name!r} must be text; found {entry[name]!r}")
+            raise CorruptFile(f"meta field {name!r} must be text; found {_short(entry[name])}")
     if not isinstance(entry["revision"], str | None):
-        raise CorruptFile(f"meta field 'revision' must be text or null; found {entry['revision']!r}")
+        found = _short(entry["revision"])
+        raise CorruptFile(f"meta field 'revision' must be text or null; found {found}")
     for name in ("recipe", "training"):
         if not isinstance(entry[name], dict):
-            raise CorruptFile(f"meta field {name!r} must be an object; found {entry[name]!r}")
+            raise CorruptFile(f"meta field {name!r} must be an object; found {_short(entry[name])}")
     parents = entry["parents"]
     if not isinstance(parents, list) or not all(isinstance(p, str) for p in parents):
-        raise CorruptFile(f"meta field 'parents' must be a list of digests; found {parents!r}")
+        raise CorruptFile(
+            f"meta field 'parents' must be a list of digests; found {_short(parents)}"
+        )
     try:
         return PrefixMeta(**{**entry, "parents": tuple(parents)})
     except PrefixError as error:
@@ -243,32 +348,35 @@ def _check_tensors(
     for site in sites:
         shapes[f"{site.label}.key"] = [site.kv_heads, length, site.key_dim]
         shapes[f"{site.label}.value"] = [site.kv_heads, length, site.value_dim]
-    found = set(header) - {"__metadata__"}
-    if found != set(shapes):
-        odd = sorted(found ^ set(shapes))
-        raise CorruptFile(f"its tensors are not those of its sites (first: {odd[0]!r})")
-    end = 0
-    spans = []
-    for name, shape in shapes.items():
-        entry = header[name]
-        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-            raise CorruptFile(f"tensor {name!r} has an ill-formed entry")
-        if entry["shape"] != shape:
-            raise FormatError(f"tensor {name!r} has shape {entry['shape']}, expected {shape}")
-        if entry["dtype"] != dtype:
-            raise FormatError(f"tensor {name!r} has dtype {entry['dtype']!r}, expected {dtype!r}")
-        size = shape[0] * shape[1] * shape[2] * _SIZES[dtype]
-        offsets = entry["data_offsets"]
-        if not isinstance(offsets, list) or [type(o) for o in offsets] != [int, int]:
-            raise CorruptFile(f"tensor {name!r} has offsets {offsets!r}")
-        if offsets[1] - offsets[0] != size:
-            raise CorruptFile(f"tensor {name!r} spans {offsets}, expected {size} bytes")
-        spans.append(offsets)
-        end = max(end, offsets[1])
+    for name in sorted((set(header) - {"__metadata__"}) ^ set(shapes)):
+        state = "has no site" if name in header else "is missing"
+        raise CorruptFile(f"its tensors are not those of its sites: {_short(name)} {state}")
+    spans = sorted(_span(name, header[name], shape, dtype) for name, shape in shapes.items())
+    end = max(span[1] for span in spans)
     if end > available:
         raise TruncatedFile(f"its tensors need {end} bytes, {available} are there")
     if end < available:
         raise CorruptFile(f"{available - end} bytes follow the last tensor")
-    spans.sort()
-    if spans[0][0] != 0 or any(a[1] != b[0] for a, b in zip(spans, spans[1:], strict=False)):
+    if spans[0][0] != 0 or any(a[1] != b[0] for a, b in itertools.pairwise(spans)):
         raise CorruptFile("its tensors overlap or leave gaps")
+
+
+def _span(name: str, entry: Any, shape: list[int], dtype: str) -> tuple[int, int]:
+    """Where a tensor starts and ends in the data, once it is found to be the expected one."""
+    what = f"tensor {name!r}"
+    _check_fields(what, entry, {"dtype", "shape", "data_offsets"})
+    if not _are_whole(entry["shape"]) or entry["shape"] != shape:
+        raise FormatError(f"{what} has shape {_short(entry['shape'])}, expected {shape}")
+    if entry["dtype"] != dtype:
+        raise FormatError(f"{what} has dtype {_short(entry['dtype'])}, expected {dtype!r}")
+    offsets = entry["data_offsets"]
+    if not _are_whole(offsets) or len(offsets) != 2:
+        raise CorruptFile(f"{what} has offsets {_short(offsets)}, expected [from, to]")
+    size = math.prod(shape) * _SIZES[dtype]
+    if offsets[1] - offsets[0] != size:
+        raise CorruptFile(f"{what} spans {offsets}, expected {size} bytes")
+    return offsets[0], offsets[1]
+
+
+def _are_whole(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int for value in values)

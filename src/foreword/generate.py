@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import set_seed
+import torch
 
 from foreword.backbone import Backbone
 from foreword.data import Encoder, Task, left_padded
@@ -65,12 +66,20 @@ class GenerateOptions:
         for name in ("max_new_tokens", "num_beams", "num_return_sequences", "batch_size"):
             if getattr(self, name) < 1:
                 raise DataError(f"{name} must be at least 1; found {getattr(self, name)}")
-        if self.num_return_sequences > 1 and not self.do_sample:
-            if self.num_return_sequences > self.num_beams:
-                raise DataError(
-                    f"{self.num_return_sequences} texts per input need do_sample, or at least as many "
-                    f"beams; found num_beams={self.num_beams}"
-                )
+        for name in ("top_k", "no_repeat_ngram_size"):
+            if getattr(self, name) < 0:
+                raise DataError(f"{name} must be at least 0; found {getattr(self, name)}")
+        for name in ("temperature", "top_p", "repetition_penalty"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise DataError(f"{name} must be above 0 and finite; found {getattr(self, name)}")
+        if self.top_p > 1:
+            raise DataError(f"top_p must be at most 1; found {self.top_p}")
+        drawn_alone = self.do_sample and self.num_beams == 1
+        if self.num_return_sequences > self.num_beams and not drawn_alone:
+            raise DataError(
+                f"{self.num_return_sequences} texts per input need at least as many beams, or "
+                f"do_sample without beams; found num_beams={self.num_beams}"
+            )
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of transformers' `generate`."""
@@ -163,12 +172,13 @@ def generate_ids(
     tokenizer = backbone.tokenizer
     assert tokenizer is not None
     pad = padding_of(tokenizer)
-    set_seed(options.seed)
     arguments = options.arguments()
     if backbone.model.generation_config.eos_token_id is None:
         arguments["eos_token_id"] = tokenizer.eos_token_id
     texts: list[list[str]] = [[] for _ in prompts]
-    with backbone.attached(prefix):
+    drawn_on = [backbone.device] if backbone.device.type == "cuda" else []
+    with torch.random.fork_rng(drawn_on), backbone.attached(prefix):
+        torch.manual_seed(options.seed)
         for batch in _batches(prompts, options.batch_size):
             inputs = left_padded([prompts[index] for index in batch], pad)
             moved = {name: tensor.to(backbone.device) for name, tensor in inputs.items()}

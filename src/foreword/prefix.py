@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,6 +28,8 @@ POSITIONS: tuple[Positions, ...] = ("free", "offset")
 WINDOWS: tuple[WindowPolicy, ...] = ("visible", "windowed")
 BOS: tuple[Bos, ...] = ("prefix", "input", "none")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MAX_DEPTH = 64
+"""How deep lists and objects may nest in a recipe or in what training measured."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class PrefixMeta:
         bos: ``prefix``: the prefix carries the BOS and inputs add none; ``input``: inputs add their
             own; ``none``: this tokenizer adds none.
         recipe: How the prefix was made and how its inputs are built (templates, initialisation,
-            settings): JSON values.
+            settings): JSON values, kept as a copy in JSON's own types.
         training: What training measured, JSON values, with the digest of the data under ``data``.
         parents: Content digests of prefixes that this one was made from.
     """
@@ -106,7 +110,11 @@ class PrefixMeta:
         for name, allowed in (("positions", POSITIONS), ("windows", WINDOWS), ("bos", BOS)):
             found = getattr(self, name)
             if found not in allowed:
-                raise PrefixError(f"{name} policy {found!r} is unknown; use one of {allowed}")
+                raise PrefixError(
+                    f"{name} policy {reprlib.repr(found)} is unknown; use one of {allowed}"
+                )
+        for name in ("recipe", "training"):
+            object.__setattr__(self, name, plain_json(getattr(self, name)))
 
     def as_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -132,9 +140,9 @@ class Prefix:
         3
     """
 
-    sites: tuple[Site, ...]
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
+    sites: tuple[Site, ...] = field(repr=False)
+    keys: tuple[Tensor, ...] = field(repr=False)
+    values: tuple[Tensor, ...] = field(repr=False)
     meta: PrefixMeta = field(default_factory=PrefixMeta)
 
     def __post_init__(self) -> None:
@@ -216,9 +224,7 @@ class Prefix:
 
     def with_meta(self, **changes: Any) -> Prefix:
         """The same tensors under changed meta fields."""
-        return Prefix(
-            self.sites, self.keys, self.values, dataclasses.replace(self.meta, **changes)
-        )
+        return Prefix(self.sites, self.keys, self.values, dataclasses.replace(self.meta, **changes))
 
     def to(self, dtype: torch.dtype) -> Prefix:
         """The same prefix with tensors of `dtype`."""
@@ -238,8 +244,30 @@ def canonical_json(value: Any) -> bytes:
             value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
         )
         return text.encode()
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise PrefixError(f"the prefix's meta must hold JSON values only: {error}") from error
+
+
+def plain_json(value: Any) -> Any:
+    """A copy in JSON's own types (tuples become lists), so that a round trip changes nothing.
+
+    Raises:
+        PrefixError: The value is not JSON, or nests deeper than `MAX_DEPTH`.
+    """
+    plain = json.loads(canonical_json(value))
+    if nesting(plain) > MAX_DEPTH:
+        raise PrefixError(f"the prefix's meta nests deeper than {MAX_DEPTH} levels")
+    return plain
+
+
+def nesting(value: Any) -> int:
+    """How many levels of lists and objects a JSON value has; found without recursion."""
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, list | dict)]:
+        depth += 1
+        inside = (item.values() if isinstance(item, dict) else item for item in level)
+        level = list(itertools.chain.from_iterable(inside))
+    return depth
 
 
 def tensor_bytes(tensor: Tensor) -> bytes:

@@ -11,6 +11,7 @@ import platformdirs
 
 from foreword import format as prefix_file
 from foreword.errors import StoreError
+from foreword.files import reason
 from foreword.prefix import Prefix
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -51,13 +52,22 @@ class PrefixStore:
         return self.folder / f"{name}{prefix_file.SUFFIX}"
 
     def __contains__(self, name: str) -> bool:
-        return self.path(name).is_file()
+        return os.path.isfile(self.path(name))
 
     def __iter__(self) -> Iterator[str]:
-        """Names in alphabetical order."""
-        if self.folder.is_dir():
-            files = self.folder.glob(f"*{prefix_file.SUFFIX}")
-            yield from sorted(f.stem for f in files if _NAME.fullmatch(f.stem))
+        """Names in alphabetical order.
+
+        Raises:
+            StoreError: The folder cannot be read.
+        """
+        try:
+            files = list(self.folder.iterdir())
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError) as error:
+            raise StoreError(f"cannot read the folder {self.folder}: {reason(error)}") from error
+        stems = {f.stem for f in files if f.suffix == prefix_file.SUFFIX and os.path.isfile(f)}
+        yield from sorted(filter(_NAME.fullmatch, stems))
 
     def save(self, name: str, prefix: Prefix, *, overwrite: bool = False) -> Path:
         """Write a prefix under a name, whole or not at all.
@@ -66,7 +76,7 @@ class PrefixStore:
             StoreError: The name is taken, and `overwrite` is not set; or the disk refuses.
         """
         path = self.path(name)
-        if not overwrite and path.exists():
+        if not overwrite and os.path.exists(path):
             raise StoreError(taken(name, self.folder))
         prefix_file.save(prefix, path)
         return path
@@ -79,7 +89,7 @@ class PrefixStore:
             FormatError: Its file is damaged.
         """
         path = self.path(name)
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise StoreError(self._unknown(name))
         return prefix_file.load(path)
 
@@ -94,8 +104,8 @@ class PrefixStore:
             path.unlink()
         except FileNotFoundError:
             raise StoreError(self._unknown(name)) from None
-        except OSError as error:
-            raise StoreError(f"cannot delete {path}: {error.strerror or error}") from error
+        except (OSError, ValueError) as error:
+            raise StoreError(f"cannot delete {path}: {reason(error)}") from error
 
     def _unknown(self, name: str) -> str:
         known = ", ".join(self) or "it is empty"

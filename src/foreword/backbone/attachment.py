@@ -53,7 +53,7 @@ class Attachment:
         self.observer: Any = None
         self._names = {module: name for name, module in model.named_modules()}
         self._configs = _configs(model)
-        self._base = {index: _kernel(model, c) for index, c in enumerate(self._configs)}
+        self._base = kernels_of(model)
         self._frames: list[tuple[nn.Module, Frame | None]] = []
         self._generating = False
         self._own_generate = model.__dict__.get("generate")
@@ -226,7 +226,7 @@ class Attachment:
         wanted = call.get("output_attentions")
         if wanted is None:
             wanted = getattr(self.model.config, "output_attentions", False)
-        if wanted and "eager" not in self._base.values():
+        if wanted and "eager" not in self._base:
             raise UnsupportedModel(
                 "output_attentions=True needs eager attention (the weights then include the prefix's "
                 "columns); load the model with attn_implementation='eager'"
@@ -294,6 +294,15 @@ def attachment_of(model: nn.Module) -> Attachment | None:
     """The model's attachment, if it has one."""
     found = model.__dict__.get(_HELD)
     return found if isinstance(found, Attachment) else None
+
+
+def kernels_of(model: PreTrainedModel) -> list[str]:
+    """The kernel that each of the model's configs names, ``sdpa`` or ``eager``.
+
+    Raises:
+        UnsupportedModel: One names another, or is shared with a model that is attached already.
+    """
+    return [_kernel(model, config) for config in _configs(model)]
 
 
 def _configs(model: PreTrainedModel) -> list[PreTrainedConfig]:

@@ -40,18 +40,17 @@ def assistant_spans(
     """The conversation as text, and the character spans of the assistant's turns.
 
     A span runs from where the assistant is asked to speak to the end of its turn, the end-of-turn mark
-    included, found by rendering the conversation up to each turn.
+    included, found by rendering the conversation up to each turn. A first turn of the assistant
+    answers nothing and has no span.
 
     Raises:
         DataError: The value is not a conversation, has no assistant turn, or the template rewrites
             earlier turns.
     """
-    _check(messages)
+    check_answered(messages)
     whole = rendered(tokenizer, messages, ask=False)
     spans = []
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
+    for index in answers(messages):
         before = rendered(tokenizer, messages[:index], ask=True)
         after = rendered(tokenizer, messages[: index + 1], ask=False)
         if not (after.startswith(before) and whole.startswith(after)):
@@ -60,17 +59,44 @@ def assistant_spans(
                 "rewrites earlier turns; give --prompt and --target templates"
             )
         spans.append((len(before), len(before) + len(after[len(before) :].rstrip())))
-    if not spans:
-        raise DataError("its conversation has no assistant turn; expected at least one")
     return whole, spans
 
 
-def _check(messages: Any) -> None:
+def answers(messages: Sequence[Mapping[str, str]]) -> list[int]:
+    """Places of the assistant's turns that answer an earlier turn."""
+    return [place for place, turn in enumerate(messages) if place and turn["role"] == "assistant"]
+
+
+def asked(messages: Sequence[Mapping[str, str]]) -> Sequence[Mapping[str, str]]:
+    """What there is to answer: the conversation, less an answer that it ends with."""
+    return messages[:-1] if answers(messages)[-1:] == [len(messages) - 1] else messages
+
+
+def check_answered(messages: Any) -> None:
+    """See that a value is a conversation in which the assistant answers.
+
+    Raises:
+        DataError: It is not.
+    """
+    check_turns(messages)
+    if not answers(messages):
+        raise DataError(
+            "its messages have no assistant turn after another turn; expected at least one"
+        )
+
+
+def check_turns(messages: Any) -> None:
+    """See that a value is a conversation: a list of turns with role and content.
+
+    Raises:
+        DataError: It is not.
+    """
     if not isinstance(messages, list) or not messages:
         raise DataError(f"its messages must be a list of turns; found {type(messages).__name__}")
     for number, message in enumerate(messages, 1):
         if not isinstance(message, dict) or not {"role", "content"} <= set(message):
             raise DataError(f"turn {number} of its messages must have role and content")
-        if not isinstance(message["content"], str):
-            kind = type(message["content"]).__name__
-            raise DataError(f"turn {number} of its messages: content must be text, found {kind}")
+        for key in ("role", "content"):
+            if not isinstance(message[key], str):
+                kind = type(message[key]).__name__
+                raise DataError(f"turn {number} of its messages: {key} must be text, found {kind}")

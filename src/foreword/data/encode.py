@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from foreword.data.chat import assistant_spans, rendered
+from foreword.data.chat import asked, assistant_spans, check_turns, rendered
 from foreword.data.template import MESSAGES, Task, fill
 from foreword.errors import DataError
 from foreword.prefix import Bos
@@ -113,7 +113,7 @@ class Encoder:
         """Token ids that generation starts from, leaving `room` tokens of the context free.
 
         A row is filled into the prompt template; text of its own is taken as the prompt, or in a
-        chat task as the user's message. A conversation is cut before its last assistant turn.
+        chat task as the user's message. An answer that a conversation ends with is left out.
         """
         limit = self.limit - room
         if limit < 1:
@@ -128,9 +128,10 @@ class Encoder:
             assert self.task.prompt is not None
             return self._start(row if isinstance(row, str) else fill(self.task.prompt, row))
         if isinstance(row, str):
-            messages = [{"role": "user", "content": row}]
+            messages: Sequence[Mapping[str, str]] = [{"role": "user", "content": row}]
         else:
-            messages = before_last_answer(row[MESSAGES])
+            check_turns(row.get(MESSAGES))
+            messages = asked(row[MESSAGES])
         text = rendered(self.tokenizer, messages, ask=True)
         return self._without_doubled_bos(
             list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -162,6 +163,8 @@ class Encoder:
         predicted = [index for index, label in enumerate(labels) if label != IGNORED]
         if not predicted:
             raise DataError("its assistant turns have no tokens")
+        kept = kept[: predicted[-1] + 1]  # what follows the last answer is neither read nor predicted
+        labels = labels[: len(kept)]
         cut = max(0, len(kept) - self.limit)
         last_turn = _last_run(predicted)
         if cut >= last_turn:
@@ -169,7 +172,7 @@ class Encoder:
                 f"its last assistant turn has {len(kept) - last_turn} tokens; the context leaves "
                 f"{self.limit}. Shorten it or use fewer virtual tokens"
             )
-        return Encoded(kept[cut:], labels[cut:], cut)
+        return Encoded(kept[cut:], [IGNORED, *labels[cut + 1 :]], cut)
 
     def _without_doubled_bos(self, ids: list[int]) -> list[int]:
         """Chat templates often write a BOS; where the prefix carries it, it is taken out."""
@@ -187,12 +190,6 @@ class Encoder:
         cut = max(0, len(prompt) - room)
         prompt = prompt[cut:]
         return Encoded([*prompt, *target], [*[IGNORED] * len(prompt), *target], cut)
-
-
-def before_last_answer(messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
-    """A conversation up to, not including, its last assistant turn (all of it without one)."""
-    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    return list(messages[: answers[-1]] if answers else messages)
 
 
 def _last_run(indices: list[int]) -> int:

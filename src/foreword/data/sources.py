@@ -1,9 +1,10 @@
-"""Rows from jsonl, csv, parquet, a `datasets` name, or the sets that ship with Foreword."""
+"""Rows from jsonl, json, csv, parquet, a `datasets` name, or the sets that ship with Foreword."""
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
@@ -15,6 +16,9 @@ Row = dict[str, Any]
 
 SHIPPED = {"foreword/e2e:train": "train.jsonl", "foreword/e2e:heldout": "heldout.jsonl"}
 """Sets inside the package: E2E restaurant data, CC BY-SA 4.0; see data/e2e/LICENSE.md."""
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+"""What a data set's name can look like; everything else is a path."""
 
 
 def read_rows(source: str) -> list[Row]:
@@ -37,7 +41,7 @@ def read_rows(source: str) -> list[Row]:
 def _open(source: str) -> Iterator[Row]:
     if source in SHIPPED:
         shipped = resources.files("foreword.data") / "e2e" / SHIPPED[source]
-        return _jsonl(source, shipped.read_text(encoding="utf-8").splitlines())
+        return _jsonl(source, shipped.read_text(encoding="utf-8").split("\n"))
     path = Path(source)
     reader = _READERS.get(path.suffix.lower())
     if path.is_file():
@@ -47,14 +51,19 @@ def _open(source: str) -> Iterator[Row]:
                 f"found {path.suffix!r}"
             )
         return reader(path)
-    if reader is not None or path.is_dir():
+    if path.is_dir():
+        raise DataError(
+            f"{source} is a folder; expected a file ending in {', '.join(sorted(_READERS))}"
+        )
+    if reader is not None or not _HUB_NAME.fullmatch(source.partition(":")[0]):
         raise DataError(f"{source}: there is no such file; check the path")
     return _from_datasets(source)
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
+    # Not splitlines(), which would also split at characters that JSON strings may hold, as U+2028.
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from error
     return _jsonl(str(path), lines)
@@ -76,7 +85,7 @@ def _jsonl(source: str, lines: list[str]) -> Iterator[Row]:
 
 def _read_json(path: Path) -> Iterator[Row]:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -87,9 +96,12 @@ def _read_json(path: Path) -> Iterator[Row]:
 def _read_csv(path: Path) -> Iterator[Row]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            for number, row in enumerate(csv.DictReader(file), 2):
+            reader = csv.DictReader(file, strict=True)
+            for row in reader:
                 if None in row or None in row.values():
-                    raise DataError(f"{path}, line {number}: its number of fields is not the header's")
+                    raise DataError(
+                        f"{path}, line {reader.line_num}: its number of fields is not the header's"
+                    )
                 yield dict(row)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as CSV: {error}") from error

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from foreword.data.chat import check_answered
 from foreword.errors import DataError
 
 MESSAGES = "messages"
@@ -55,7 +56,7 @@ class Task:
         return fill(self.prompt, row), fill(self.target, row)
 
     def check(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """See that every row has the columns that are named.
+        """See that every row has the columns that are named, and in a chat task an answer.
 
         Raises:
             DataError: One has not; the message names row, column and what is there.
@@ -67,8 +68,14 @@ class Task:
                 found = ", ".join(map(str, row)) or "none"
                 how = "" if not self.chat else " (or give --prompt and --target templates)"
                 raise DataError(
-                    f"row {number} has no column {missing[0]!r}; its columns are: {found}{how}"
+                    f"row {number} has no {'value in ' if missing[0] in row else ''}column "
+                    f"{missing[0]!r}; its columns are: {found}{how}"
                 )
+            if self.chat:
+                try:
+                    check_answered(row[MESSAGES])
+                except DataError as error:
+                    raise DataError(f"row {number}: {error}") from error
 
     def as_json(self) -> dict[str, str | None]:
         """The templates as JSON values."""

@@ -1,9 +1,10 @@
 """A matcher for E2E outputs: is the restaurant named, and which facts are said?
 
 A meaning representation is ``name[Zizzi], food[Thai], familyFriendly[no]``; each ``slot[value]`` is one
-fact. The rules are deliberately plain: a value counts as said when its words (or one of the usual
-paraphrases of it, below) stand in the text. They miss unusual wordings, so recall is a lower bound, and
-they do not look for facts that were made up.
+fact. The rules are deliberately plain: a value counts as said when its words, or one of the usual
+paraphrases of it, stand in the text and no ``not`` stands before them. ``high``, ``average`` and ``low``
+count beside a word of price or of rating only. They miss unusual wordings, so recall is a lower bound,
+and they do not look for facts that were made up.
 """
 
 from __future__ import annotations
@@ -11,34 +12,85 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+
+from foreword.errors import DataError
 
 _SLOT = re.compile(r"([a-zA-Z ]+)\[([^\]]*)\]")
 
-_PRICES = {
-    "cheap": ("cheap", "low price", "low-price", "low cost", "inexpensive", "affordable"),
-    "less than £20": ("less than £20", "under £20", "below £20", "cheap", "low price", "low-price"),
-    "moderate": ("moderate", "average price", "mid price", "mid-price", "medium price", "reasonabl"),
-    "£20-25": ("£20-25", "£20 - £25", "£20-£25", "£20 to £25", "20-25", "between £20 and £25"),
-    "high": ("high price", "high-price", "expensive", "high end", "pricey", "prices are high", "high"),
-    "more than £30": ("more than £30", "over £30", "above £30", "expensive", "high price"),
+_FILLERS = r"a|an|the|very|too|so|that|really|particularly|considered|in|at|have|has|located|be|of"
+_NOT = re.compile(rf"(?:\bnot?|n't|\bnon|\bnever)[ -]+(?:(?:{_FILLERS}) )*$")
+"""What stands right before words that are not said but denied."""
+
+_PRICE = r"(?:pric(?:e|es|ed|ing)|costs?|range|end)\b"
+_RATING = r"(?:(?:customers?'?|consumer|user|overall) )*(?:rat(?:e|ed|es|ing|ings)|reviews?|reviewed)\b"
+_LINK = (
+    r"(?:ranges?|customers|by|its|it|them|is|are|was|of|as|at|a|an|the|very|quite|only|being|been|has|"
+    r"have|on)"
+)
+
+
+def _graded(words: str, noun: str, other: str) -> str:
+    """Pattern of an adjective beside `noun`, on either side, where it does not belong to `other`."""
+    graded = rf"(?<!above )(?<!below )(?<!than )\b(?:{words})(?:er|ly)?"
+    before = rf"{graded}[ -](?:in )?{noun}(?! (?:of|is) [£\d])"
+    after = rf"\b{noun}:?[ -](?:{_LINK} )*{graded}\b(?![ -]{other})"
+    return f"{before}|{after}"
+
+
+def _price(words: str) -> str:
+    return _graded(words, _PRICE, _RATING)
+
+
+def _rating(words: str) -> str:
+    return _graded(words, _RATING, _PRICE)
+
+
+def _stars(number: str) -> str:
+    return (
+        rf"\b(?:{number})(?: stars?)? (?:out )?(?:of )?(?:5|five)\b|\b(?:{number})/5"
+        rf"|(?<!of )(?<!out )\b(?:{number})[ -]stars?\b"
+    )
+
+
+_CHEAP = rf"\bcheap|\binexpensive|\baffordabl|{_price('low')}"
+_EXPENSIVE = rf"\bexpensive|\bpricey|\bcostly|{_price('high')}"
+_LOW, _AVERAGE, _HIGH = _stars("1|one"), _stars("3|three"), _stars("5|five")
+_PATTERNS = {
+    "priceRange": {
+        "cheap": _CHEAP,
+        "less than £20": rf"\b(?:less than|under|below|lower than) £? ?20\b|{_CHEAP}",
+        "moderate": rf"{_price('moderate|average|mid|medium|reasonab(?:le)?')}",
+        "£20-25": r"\b20 ?(?:-|–|to|and) ?£? ?25\b",
+        "high": _EXPENSIVE,
+        "more than £30": rf"\b(?:more than|over|above) £? ?30\b|{_EXPENSIVE}",
+    },
+    "customer rating": {
+        "low": f"{_LOW}|{_rating('low|poor')}",
+        "1 out of 5": f"{_LOW}|{_rating('low|poor')}",
+        "average": f"{_AVERAGE}|{_rating('average|mediocre|decent')}",
+        "3 out of 5": f"{_AVERAGE}|{_rating('average|mediocre|decent')}",
+        "high": f"{_HIGH}|{_rating('high|excellent|great|top|well')}",
+        "5 out of 5": f"{_HIGH}|{_rating('high|excellent|great|top|well')}",
+    },
+    "area": {
+        "city centre": r"(?<!outside )(?<!outside the )\bcity[ -]cent(?:re|er)\b"
+        r"|\bcent(?:re|er) of (?:the )?city\b",
+        "riverside": r"\briver(?:side)?\b",
+    },
 }
-_RATINGS = {
-    "low": ("low", "poor", "1 out of 5", "one star", "1 star"),
-    "average": ("average", "3 out of 5", "mediocre", "decent"),
-    "high": ("high", "5 out of 5", "excellent", "great", "well rated", "top"),
-    "1 out of 5": ("1 out of 5", "one out of five", "1 star", "one star", "1-star", "low"),
-    "3 out of 5": ("3 out of 5", "three out of five", "3 star", "three star", "3-star", "average"),
-    "5 out of 5": ("5 out of 5", "five out of five", "5 star", "five star", "5-star", "high"),
-}
-_AREAS = {
-    "city centre": ("city centre", "city center", "centre of the city", "center of the city"),
-    "riverside": ("riverside", "river"),
-}
-_FRIENDLY = re.compile(r"famil|child|kid")
+
+_FAMILY = r"\b(?:famil(?:y|ies)\b(?![ -](?:run|owned))|child(?:ren)?\b|kids?\b)"
+_TOWARDS = (
+    r"a|an|the|any|very|really|for|to|with|be|considered|suitable|suited|recommended|meant|ideal|good|"
+    r"place|take|bring|allow|allowed|welcome|cater|accept|friendly|young|small|noisy"
+)
+_FRIENDLY = re.compile(_FAMILY)
 _UNFRIENDLY = re.compile(
-    r"(?:not?\b|n't\b|\bnon\b|non-|un|adults? only|isn't|without)[^.]{0,40}?(?:famil|child|kid)"
-    r"|adults? only|adult-only|(?:famil|child|kid)[a-z -]{0,20}(?:unfriendly|not welcome)"
-    r"|no (?:famil|child|kid)"
+    rf"(?:(?<!why )\bnot?|n't|\bnon|\bunsuitable|\bunfriendly)[ -](?:(?:{_TOWARDS}) )*{_FAMILY}"
+    rf"|{_FAMILY} (?:(?:is|are) not|isn't|aren't|not) (?:allowed|welcome|permitted|suitable|friendly)"
+    rf"|{_FAMILY}[ -](?:is |are )?(?:unfriendly|unwelcome|prohibited|banned)"
+    r"|\badult[ -](?:only|oriented|themed|est)|\badults only|\bfor adults(?! and (?:f|c|k))|\ban adult\b"
 )
 
 
@@ -66,22 +118,35 @@ def slots(mr: str) -> list[tuple[str, str]]:
 
 def says(slot: str, value: str, text: str) -> bool:
     """Whether a text says a fact."""
-    lower, wanted = text.lower(), value.lower()
+    plain = " ".join(text.lower().replace("’", "'").split())
+    wanted = " ".join(value.lower().split())
     if slot == "familyFriendly":
-        unfriendly = bool(_UNFRIENDLY.search(lower))
-        friendly = bool(_FRIENDLY.search(lower))
+        unfriendly = bool(_UNFRIENDLY.search(plain))
+        friendly = bool(_FRIENDLY.search(plain))
         return unfriendly if wanted == "no" else friendly and not unfriendly
-    known = {"priceRange": _PRICES, "customer rating": _RATINGS, "area": _AREAS}.get(slot, {})
-    phrases = known.get(wanted, (wanted,))
-    return any(phrase in lower for phrase in phrases)
+    found = _pattern(slot, wanted).finditer(plain)
+    return any(not _NOT.search(plain[: match.start()]) for match in found)
+
+
+@lru_cache(maxsize=None)
+def _pattern(slot: str, wanted: str) -> re.Pattern[str]:
+    """Pattern of a value's paraphrases; by default its own words, whole, hyphens as spaces."""
+    words = r"[ -]".join(map(re.escape, re.split("[ -]", wanted)))
+    return re.compile(_PATTERNS.get(slot, {}).get(wanted, rf"(?<!\w){words}(?!\w)"))
 
 
 def slot_report(mrs: Sequence[str], texts: Sequence[str]) -> SlotReport:
-    """How many outputs name the restaurant, and how many facts are said."""
+    """How many outputs name the restaurant, and how many facts are said.
+
+    Raises:
+        DataError: There is no fact to look for.
+    """
     named, said, facts = 0, 0, 0
     for mr, text in zip(mrs, texts, strict=True):
         found = [(slot, says(slot, value, text)) for slot, value in slots(mr)]
         named += any(slot == "name" and hit for slot, hit in found)
         said += sum(hit for _, hit in found)
         facts += len(found)
+    if not facts:
+        raise DataError("no meaning representation has a fact; expected such as name[Zizzi]")
     return SlotReport(len(mrs), 100 * named / len(mrs), 100 * said / facts, facts)

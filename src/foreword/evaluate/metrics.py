@@ -7,6 +7,7 @@ signature; ROUGE-L (Lin, 2004) is rouge_score's F1 without stemming, the best ov
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import sacrebleu
 from rouge_score import rouge_scorer
@@ -32,7 +33,7 @@ def rouge_l(texts: Sequence[str], references: References) -> float:
         scorer.score_multi(list(refs), text)["rougeL"].fmeasure
         for text, refs in zip(texts, references, strict=True)
     ]
-    return 100 * sum(scores) / len(scores)
+    return float(100 * sum(scores) / len(scores))
 
 
 def exact_match(texts: Sequence[str], references: References) -> float:
@@ -42,7 +43,7 @@ def exact_match(texts: Sequence[str], references: References) -> float:
     return 100 * sum(hits) / len(hits)
 
 
-def _columns(references: References) -> list[list[str | None]]:
+def _columns(references: References) -> list[list[Any]]:
     """References as sacrebleu takes them: first of each, second of each, None where there is none."""
     most = max(map(len, references))
     return [[refs[i] if i < len(refs) else None for refs in references] for i in range(most)]

@@ -12,6 +12,7 @@ import torch
 
 from foreword.backbone import Backbone
 from foreword.data import Collator, Encoded, Encoder, Report, Task, read_rows
+from foreword.data.chat import answers, asked
 from foreword.data.collate import padding_of
 from foreword.data.template import MESSAGES
 from foreword.errors import DataError
@@ -119,9 +120,13 @@ def evaluate(
     rows = read_rows(data) if isinstance(data, str) else list(data)
     if not rows:
         raise DataError("the data has no rows; expected at least one")
+    if limit is not None and limit < 1:
+        raise DataError(f"limit must be at least 1; found {limit}")
     backbone.check(prefix)
     task = task or task_of(prefix)
     task.check(rows)
+    if task.chat:
+        rows = [_to_last_answer(row) for row in rows]
     options = options or GenerateOptions()
     grouped = _grouped(rows, task, limit)
     outputs, ours, report, targets = _measure(backbone, prefix, prefix, task, grouped, options)
@@ -147,18 +152,19 @@ def input_text(row: Mapping[str, Any], task: Task) -> str:
     """What identifies a row's input: its prompt, or its conversation before the last answer."""
     if not task.chat:
         return task.pair(row)[0]
+    turns = asked(row[MESSAGES])
+    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+
+
+def _to_last_answer(row: Mapping[str, Any]) -> Mapping[str, Any]:
     turns = row[MESSAGES]
-    last = max((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), default=0)
-    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns[:last])
+    return {**row, MESSAGES: turns[: answers(turns)[-1] + 1]}
 
 
 def _reference(row: Mapping[str, Any], task: Task) -> str:
     if not task.chat:
         return task.pair(row)[1].strip()
-    answers = [turn["content"] for turn in row[MESSAGES] if turn["role"] == "assistant"]
-    if not answers:
-        raise DataError("a conversation has no assistant turn; expected at least one")
-    return str(answers[-1]).strip()
+    return str(row[MESSAGES][-1]["content"]).strip()
 
 
 def _grouped(rows: Sequence[Mapping[str, Any]], task: Task, limit: int | None) -> _Set:

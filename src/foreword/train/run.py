@@ -124,7 +124,13 @@ def train(
             callbacks,
             backbone.device,
         )
-        return _run(trainer, settings, report, digest, checkpoint)
+        training = {
+            "data": digest,
+            "rows": report.rows,
+            "truncated_rows": report.truncated_rows,
+            "backbone_parameters": backbone.parameters,
+        }
+        return _run(trainer, settings, report, training, checkpoint)
 
 
 def encode(
@@ -205,7 +211,7 @@ def _run(
     trainer: PrefixTrainer,
     settings: TrainSettings,
     report: Report,
-    digest: str,
+    about: Mapping[str, Any],
     checkpoint: Path | None,
 ) -> TrainResult:
     began = time.perf_counter()
@@ -225,9 +231,7 @@ def _run(
     ]
     prefix = _best(trainer)
     training = {
-        "data": digest,
-        "rows": report.rows,
-        "truncated_rows": report.truncated_rows,
+        **about,
         "steps": trainer.state.global_step,
         "seconds": round(seconds, 3),
         "best_eval_nll": _finite(trainer.keep_best.best) if trainer.keep_best else None,

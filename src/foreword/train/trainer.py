@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import ExportableState
+from transformers.trainer_callback import ExportableState, PrinterCallback
 
 from foreword import format as prefix_file
 from foreword.backbone import Backbone
@@ -142,6 +142,7 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
             eval_dataset=eval_rows or None,
             callbacks=[*own, *callbacks],
         )
+        self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True  # our loss is divided by the whole batch's targets
 
     def compute_loss(

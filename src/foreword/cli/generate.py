@@ -1,0 +1,92 @@
+"""`foreword generate`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from foreword.cli.console import note, out, working
+from foreword.cli.options import BackboneOptions, StoreOptions
+from foreword.data import read_rows
+from foreword.errors import DataError
+from foreword.generate import GenerateOptions, Input, task_of
+from foreword.generate import generate as generate_texts
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class GenerateArguments:
+    """What to answer, and whether with the prefix."""
+
+    inputs: Annotated[str | None, Parameter(name="--input")] = None
+    """File of inputs: one text per line (.txt), or rows as in training. Without it and without a text,
+    lines are read from standard input."""
+
+    prefix: Annotated[bool, Parameter(negative="--no-prefix")] = True
+    """Use the prefix; --no-prefix shows what the frozen model says to the same prompt."""
+
+    strict: bool = False
+    """Refuse a backbone with other weights than the prefix was made on, instead of warning."""
+
+
+def generate(
+    name: str,
+    text: str | None = None,
+    /,
+    *,
+    arguments: GenerateArguments = GenerateArguments(),  # noqa: B008
+    options: Annotated[GenerateOptions, Parameter(name="*")] = GenerateOptions(),  # noqa: B008
+    backbone: BackboneOptions = BackboneOptions(),  # noqa: B008
+    store: StoreOptions = StoreOptions(),  # noqa: B008
+) -> None:
+    """Generate text with a prefix: one block of output per input.
+
+    Parameters
+    ----------
+    name
+        Name of the prefix in the store.
+    text
+        The input: the value of the one column that the prompt template names, or a JSON object with
+        several. In a chat task, the user's message.
+    """
+    prefix = store.open().load(name)
+    inputs = _inputs(text, arguments.inputs)
+    with working("loading the backbone"):
+        loaded = backbone.load(prefix)
+    loaded.check(prefix, strict=arguments.strict)
+    texts = generate_texts(
+        loaded,
+        inputs,
+        prefix if arguments.prefix else None,
+        options,
+        task=task_of(prefix),
+    )
+    if not arguments.prefix:
+        note("the frozen model, without the prefix:")
+    for answers in texts:
+        for answer in answers:
+            out.print(answer, markup=False)
+
+
+def _inputs(text: str | None, file: str | None) -> list[Input]:
+    if text is not None and file is not None:
+        raise DataError("give a text or --input FILE, not both")
+    if text is not None:
+        return [text]
+    if file is not None and not file.endswith(".txt"):
+        return list(read_rows(file))
+    try:
+        if file is not None:
+            with open(file, encoding="utf-8") as opened:
+                lines = opened.read().splitlines()
+        else:
+            lines = sys.stdin.read().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read inputs from {file or 'standard input'}: {error}") from error
+    found: list[Input] = [line for line in lines if line.strip()]
+    if not found:
+        raise DataError("there are no inputs; give a text, --input FILE, or lines on standard input")
+    return found

@@ -1,0 +1,28 @@
+"""`foreword list`."""
+
+from __future__ import annotations
+
+from foreword.cli.console import note, out, table
+from foreword.cli.options import StoreOptions
+from foreword.errors import FormatError
+
+
+def list_(*, store: StoreOptions = StoreOptions()) -> None:  # noqa: B008
+    """List the prefixes in the store."""
+    place = store.open()
+    made = table("", "name", "length", "parameters", "bytes", "backbone", "digest")
+    count = 0
+    for name in place:
+        count += 1
+        try:
+            prefix = place.load(name)
+        except FormatError as error:
+            made.add_row(name, "", "", "", "damaged", "")
+            note(str(error))
+            continue
+        size = place.path(name).stat().st_size
+        figures = (f"{prefix.length}", f"{prefix.parameters:,}", f"{size:,}")
+        made.add_row(name, *figures, prefix.meta.backbone, prefix.digest[:12])
+    if count:
+        out.print(made)
+    note(f"{count} prefixes in {place.folder}")

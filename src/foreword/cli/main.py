@@ -1,0 +1,86 @@
+"""`foreword`: the verbs, and how errors reach the user."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.config import Yaml
+from transformers.utils import logging
+
+from foreword.cli.backbones import backbones
+from foreword.cli.console import err
+from foreword.cli.demo import demo
+from foreword.cli.evaluate import evaluate
+from foreword.cli.generate import generate
+from foreword.cli.inspect import inspect
+from foreword.cli.list import list_
+from foreword.cli.remove import remove
+from foreword.cli.train import train
+from foreword.errors import ForewordError, StoreError
+from foreword.version import __version__
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells give it."""
+
+VERBS = (train, generate, evaluate, inspect, list_, remove, backbones, demo)
+
+app = App(
+    name="foreword",
+    help="Prefix tuning: train, inspect and use small learned prefixes on one frozen backbone.",
+    version=__version__,
+    help_format="markdown",
+    default_parameter=Parameter(negative=""),
+    suppress_keyboard_interrupt=False,
+)
+for _verb in VERBS:
+    app.command(_verb, name=_verb.__name__.rstrip("_"))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command; returns the exit code.
+
+    0: done; 1: refused, with one message; 2: the command line is wrong; 130: Ctrl-C.
+    """
+    warnings.showwarning = _show_warning
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    tokens = list(arguments)
+    try:
+        app["train"].config = _config_of(tokens)
+        app(tokens, exit_on_error=False, result_action="return_none")
+    except CycloptsError:
+        return 2
+    except ForewordError as error:
+        err.print(f"error: {error}", style="red", markup=False)
+        return INTERRUPTED if isinstance(error.__cause__, KeyboardInterrupt) else 1
+    except KeyboardInterrupt:
+        err.print("interrupted", style="red")
+        return INTERRUPTED
+    return 0
+
+
+def _config_of(tokens: Sequence[str]) -> tuple[Yaml, ...]:
+    """What `--config FILE.yaml` of the train verb holds, as defaults below the command line."""
+    if tokens[:1] != ["train"] or "--config" not in tokens[:-1]:
+        return ()
+    path = Path(tokens[tokens.index("--config") + 1])
+    if not path.is_file():
+        raise StoreError(f"--config {path}: there is no such file; check the path")
+    return (Yaml(path, must_exist=True, use_commands_as_keys=False),)
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], *rest: object, **more: object
+) -> None:
+    """Our own warnings as one line; those of libraries are theirs to fix."""
+    if category.__module__.startswith("foreword"):
+        err.print(f"warning: {message}", style="yellow", markup=False)
+
+
+def run() -> None:
+    """Entry point of the installed command."""
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,61 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from foreword.backbone import Backbone, embedded, load
+from foreword.prefix import Prefix
+from foreword.store import PrefixStore
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class StoreOptions:
+    """Where prefixes live."""
+
+    store: Annotated[Path | None, Parameter(env_var="FOREWORD_STORE")] = None
+    """Folder of the prefixes; default: "prefixes" in the user's data folder."""
+
+    def open(self) -> PrefixStore:
+        """The store."""
+        return PrefixStore(self.store)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class BackboneOptions:
+    """Which backbone, and how it is loaded."""
+
+    backbone: str | None = None
+    """Embedded name, model folder or Hub name; default: the one that the prefix was made on, or
+    smollm2-135m-instruct for a new one."""
+
+    revision: str | None = None
+    """Revision on the Hub."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What the backbone computes in; auto: what this machine does fast. Prefixes train in float32."""
+
+    device: str | None = None
+    """Where it runs, such as cpu or cuda; default: a GPU if there is one."""
+
+    attention: Literal["sdpa", "eager"] | None = None
+    """Attention kernel; default: what the family supports."""
+
+    def load(self, prefix: Prefix | None = None) -> Backbone:
+        """The backbone; by default the prefix's own."""
+        name = self.backbone or (prefix.meta.backbone if prefix is not None else embedded.NAME)
+        own = prefix is not None and self.backbone is None
+        revision = self.revision or (prefix.meta.revision if own and prefix is not None else None)
+        return load(
+            name,
+            dtype=self.dtype,
+            device=self.device,
+            attention=self.attention,
+            revision=revision,
+        )

@@ -1,0 +1,1 @@
+"""Hostile prefix files, kept as files, and the script that makes them."""

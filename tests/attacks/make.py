@@ -1,0 +1,363 @@
+"""Make the hostile prefix files beside this script: ``python -m tests.attacks.make``.
+
+Every file starts from one good prefix (two sites, length 3, float32) that is written here by hand
+from docs/format.md, without Foreword's own writer. Unless the digest is what is attacked, the
+digest is right for the hostile contents, so that no other check hides behind it. A file's name
+says what is wrong with it:
+
+====================  ==========================================================================
+bytes-*               the file as a whole: empty, cut off, bits flipped, bytes after the end
+header-*              the JSON header: its size, encoding, spelling, repeated names, nesting
+foreign-*             good files of something else: plain tensors, a PEFT checkpoint
+metadata-*            the four metadata texts: version, digest, missing, unknown or not text
+description-*         the description's JSON: NaN, infinity, surrogates, huge numbers, nesting
+dtype-*, shape-*      tensors of another dtype or shape than described, or of one not allowed
+tensor-*, offsets-*   not finite, missing, unknown, overlapping, with gaps, odd offsets
+stack-*, site-*       paths, control characters and wrong types in the description of a site
+length-*, sites-*     negative, fractional, huge; no sites, one site twice
+meta-*, policy-*      unknown, missing or ill-typed meta fields; policies that do not exist
+====================  ==========================================================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+LIMIT = 16 * 2**20
+"""Largest header that a reader takes, in bytes."""
+
+Tensors = dict[str, tuple[str, list[int], bytes]]
+"""Dtype, shape and contents by name, in the digest's order."""
+
+
+def site(layer: int) -> dict[str, Any]:
+    """A described site."""
+    name = f"model.layers.{layer}.self_attn"
+    sizes = {"kv_heads": 1, "key_dim": 2, "value_dim": 2, "window": None}
+    return {"name": name, "stack": "decoder", "layer": layer, **sizes}
+
+
+def meta(**changes: Any) -> dict[str, Any]:
+    """A described meta."""
+    fields = {
+        "backbone": "tiny",
+        "family": "llama",
+        "revision": None,
+        "fingerprint": "ab" * 32,
+        "tokenizer": "cd" * 32,
+        "positions": "free",
+        "windows": "visible",
+        "bos": "input",
+        "recipe": {"prompt": "{mr}", "target": " {ref}", "learning_rate": 5e-05},
+        "training": {"steps": 12},
+        "parents": [],
+    }
+    return {**fields, **changes}
+
+
+def described(**changes: Any) -> dict[str, Any]:
+    """A description."""
+    fields = {"sites": [site(0), site(1)], "length": 3, "dtype": "float32", "meta": meta()}
+    return {**fields, **changes}
+
+
+def tensors(code: str = "F32", letter: str = "f") -> Tensors:
+    """Four tensors of shape (1, 3, 2), of a safetensors dtype that `struct` packs by a letter."""
+    names = [f"decoder.{layer}.{kind}" for kind in ("key", "value") for layer in (0, 1)]
+    return {
+        name: (code, [1, 3, 2], struct.pack(f"<6{letter}", *range(6 * place, 6 * place + 6)))
+        for place, name in enumerate(names)
+    }
+
+
+def changed(
+    name: str, shape: list[Any] | None = None, numbers: list[float] | None = None
+) -> Tensors:
+    """The good tensors but for one, which has another shape or other numbers."""
+    code, old, data = tensors()[name]
+    if numbers is not None:
+        data = struct.pack(f"<{len(numbers)}f", *numbers)
+    return {**tensors(), name: (code, shape or old, data)}
+
+
+def canonical(value: Any) -> str:
+    """Canonical JSON, NaN and infinity let through."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def digest_of(text: str, parts: Tensors) -> str:
+    """The digest of a description's text and its tensors."""
+    return hashlib.sha256(text.encode() + b"".join(d for *_, d in parts.values())).hexdigest()
+
+
+def header_of(parts: Tensors, metadata: dict[str, Any] | None) -> dict[str, Any]:
+    """The header of tensors that lie one after the other."""
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
+    end = 0
+    for name, (code, shape, data) in parts.items():
+        start, end = end, end + len(data)
+        header[name] = {"dtype": code, "shape": shape, "data_offsets": [start, end]}
+    return header
+
+
+def metadata_of(text: str, parts: Tensors, **changes: Any) -> dict[str, Any]:
+    """The four texts with the right digest."""
+    digest = digest_of(text, parts)
+    fields = {"format": "foreword-prefix", "version": "1", "prefix": text, "digest": digest}
+    return {**fields, **changes}
+
+
+def raw(header: bytes, data: bytes) -> bytes:
+    """A file of a header's bytes and tensors' bytes."""
+    return struct.pack("<Q", len(header)) + header + data
+
+
+def compact(header: dict[str, Any]) -> bytes:
+    """A header as it should be spelled."""
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return text + b" " * (-len(text) % 8)
+
+
+def built(
+    description: dict[str, Any] | str | None = None, parts: Tensors | None = None, **metadata: Any
+) -> bytes:
+    """A file with a right digest from a description, tensors and changed metadata texts."""
+    parts = tensors() if parts is None else parts
+    description = described() if description is None else description
+    text = description if isinstance(description, str) else canonical(description)
+    header = header_of(parts, metadata_of(text, parts, **metadata))
+    return raw(compact(header), joined(parts))
+
+
+def joined(parts: Tensors) -> bytes:
+    """The tensors' bytes in order."""
+    return b"".join(data for *_, data in parts.values())
+
+
+def good() -> bytes:
+    """The file that every attack starts from."""
+    return built()
+
+
+def with_site(**changes: Any) -> bytes:
+    """The good file but for fields of its second site."""
+    return built(described(sites=[site(0), {**site(1), **changes}]))
+
+
+def with_meta(**changes: Any) -> bytes:
+    """The good file but for fields of its meta."""
+    return built(described(meta=meta(**changes)))
+
+
+def with_recipe(text: str) -> bytes:
+    """The good file but for the recipe, spelled as it stands here."""
+    mark = '"prompt":"MARK"'
+    before = canonical(described(meta=meta(recipe={"prompt": "MARK"})))
+    return built(before.replace(mark, text))
+
+
+def with_offsets(name: str, offsets: list[Any]) -> bytes:
+    """The good file but for where one tensor lies."""
+    header = header_of(tensors(), metadata_of(canonical(described()), tensors()))
+    header[name]["data_offsets"] = offsets
+    return raw(compact(header), joined(tensors()))
+
+
+def without(fields: dict[str, Any], name: str) -> dict[str, Any]:
+    """Fields but for one."""
+    return {key: value for key, value in fields.items() if key != name}
+
+
+def flipped(content: bytes, place: int) -> bytes:
+    """The bytes with the lowest bit of one flipped."""
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+def nested(depth: int) -> str:
+    """A recipe's entry of lists in lists."""
+    return '"prompt":' + "[" * depth + "]" * depth
+
+
+def peft_checkpoint() -> bytes:
+    """Shaped like the adapter_model.safetensors of prefix tuning in PEFT."""
+    shape = [3, 8]
+    parts: Tensors = {"prompt_embeddings": ("F32", shape, struct.pack("<24f", *range(24)))}
+    return raw(compact(header_of(parts, {"format": "pt"})), joined(parts))
+
+
+def whole_files() -> dict[str, bytes]:
+    """Attacks on the file as a whole."""
+    content = good()
+    return {
+        "bytes-empty": b"",
+        "bytes-seven": content[:7],
+        "bytes-half-written": content[: len(content) // 2],
+        "bytes-cut-in-header": content[:100],
+        "bytes-cut-in-last-tensor": content[:-5],
+        "bytes-flipped-in-tensor": flipped(content, len(content) - 9),
+        "bytes-flipped-in-meta": flipped(content, content.index(b"{mr}") + 1),
+        "bytes-flipped-in-exponent": content.replace(b"5e-05", b"5E-05"),
+        "bytes-after-the-end": content + b"\0" * 8,
+        "bytes-zeroed": bytes(len(content)),
+    }
+
+
+def headers() -> dict[str, bytes]:
+    """Attacks on the header, and files of something else."""
+    header = header_of(tensors(), metadata_of(canonical(described()), tensors()))
+    spelled, data = compact(header), joined(tensors())
+    entry = b'"decoder.0.key":{"dtype":"F32","shape":[1,3,2],"data_offsets":[0,24]}'
+    assert entry in spelled
+    return {
+        "header-size-2-62": struct.pack("<Q", 2**62) + good()[8:],
+        "header-size-over-limit": struct.pack("<Q", LIMIT + 1) + good()[8:],
+        "header-size-over-file": struct.pack("<Q", LIMIT) + good()[8:],
+        "header-not-json": raw(b"this is no JSON.", data),
+        "header-not-utf8": raw(spelled.replace(b"llama", b"ll\xffma"), data),
+        "header-utf16": raw(spelled.decode().strip().encode("utf-16"), data),
+        "header-list": raw(b"[1,2,3] ", data),
+        "header-empty-object": raw(b"{}      ", b""),
+        "header-spaced": raw(json.dumps(header, ensure_ascii=False).encode(), data),
+        "header-padded-with-newlines": raw(spelled.rstrip() + b"\n" * 9, data),
+        "header-escaped": raw(spelled.replace(b'"decoder.0.key"', b'"decoder\\u002e0.key"'), data),
+        "header-surrogate": raw(spelled.replace(b'"decoder.0.key"', b'"\\ud800"'), data),
+        "header-name-twice": raw(spelled.replace(entry, entry + b"," + entry), data),
+        "header-nested": raw(b'{"a":' + b"[" * 20000 + b"]" * 20000 + b"}", b""),
+        "foreign-plain-tensors": raw(compact(header_of(tensors(), None)), data),
+        "foreign-peft-checkpoint": peft_checkpoint(),
+        "foreign-metadata-list": raw(compact({"__metadata__": []}), b""),
+    }
+
+
+def metadata() -> dict[str, bytes]:
+    """Attacks on the metadata's four texts and on the description's JSON."""
+    fields = metadata_of(canonical(described()), tensors())
+    data = joined(tensors())
+
+    def lacking(name: str) -> bytes:
+        return raw(compact(header_of(tensors(), without(fields, name))), data)
+
+    spaced = json.dumps(described(), sort_keys=True)
+    twice = canonical(described()).replace('"length":3', '"length":3,"length":3')
+    return {
+        "metadata-version-newer": built(version="2", sites="elsewhere"),
+        "metadata-version-not-text": built(version=1),
+        "metadata-version-word": built(version="one"),
+        "metadata-version-missing": lacking("version"),
+        "metadata-digest-missing": lacking("digest"),
+        "metadata-digest-not-hexadecimal": built(digest="\x1b[2Jg" + "0" * 59),
+        "metadata-digest-null": built(digest=None),
+        "metadata-digest-of-another": built(digest=digest_of("{}", tensors())),
+        "metadata-description-object": built(prefix=described()),
+        "metadata-unknown": built(comment="hello"),
+        "description-not-json": built("{sites}"),
+        "description-list": built("[]"),
+        "description-empty-text": built(""),
+        "description-spaced": built(spaced),
+        "description-name-twice": built(twice),
+        "description-unknown-field": built(described(extra=1)),
+        "description-missing-field": built(without(described(), "length")),
+        "description-nan": with_recipe('"prompt":NaN'),
+        "description-infinity": with_recipe('"prompt":-Infinity'),
+        "description-overflow": with_recipe('"prompt":1e999'),
+        "description-huge-number": with_recipe('"prompt":' + "9" * 5000),
+        "description-surrogate": with_recipe('"prompt":"\\ud800"'),
+        "description-nested-65": with_recipe(nested(64)),
+        "description-nested-600": with_recipe(nested(600)),
+        "description-nested-9000": with_recipe(nested(9000)),
+    }
+
+
+def tensor_files() -> dict[str, bytes]:
+    """Attacks on the tensors."""
+    first, last = "decoder.0.key", "decoder.1.value"
+    extra = {**tensors(), "../x": ("F32", [1], bytes(4))}
+    return {
+        "dtype-float64": built(described(dtype="float64"), tensors("F64", "d")),
+        "dtype-int8": built(described(dtype="int8"), tensors("I8", "b")),
+        "dtype-not-text": built(described(dtype=["float32"])),
+        "dtype-described-otherwise": built(described(dtype="bfloat16")),
+        "dtype-of-one-tensor": built(parts={**tensors(), last: tensors("F16", "e")[last]}),
+        "shape-turned": built(parts=changed(first, [1, 2, 3])),
+        "shape-flat": built(parts=changed(first, [6])),
+        "shape-with-true": built(parts=changed(first, [True, 3, 2])),
+        "shape-with-fraction": built(parts=changed(first, [1, 3.0, 2])),
+        "shape-longer": built(described(length=4)),
+        "tensor-nan": built(parts=changed(last, None, [0, 1, 2, math.nan, 4, 5])),
+        "tensor-infinity": built(parts=changed(first, None, [0, 1, 2, 3, 4, -math.inf])),
+        "tensor-missing": built(parts=without(tensors(), last)),
+        "tensor-unknown": built(parts={**tensors(), "decoder.2.key": ("F32", [1], bytes(4))}),
+        "tensor-path": built(parts=extra),
+        "tensor-too-few-bytes": built(parts=changed(last, None, [0, 1, 2, 3, 4])),
+        "tensor-gap": with_offsets(last, [80, 104]) + bytes(8),
+        "tensor-overlap": with_offsets("decoder.1.key", [0, 24]),
+        "offsets-negative": with_offsets(first, [-24, 0]),
+        "offsets-huge": with_offsets(last, [2**70, 2**70 + 24]),
+        "offsets-of-fractions": with_offsets(first, [0.0, 24.0]),
+        "offsets-three": with_offsets(first, [0, 24, 48]),
+    }
+
+
+def fields() -> dict[str, bytes]:
+    """Attacks on the description's fields."""
+    return {
+        "stack-path": with_site(stack="../x"),
+        "stack-empty": with_site(stack=""),
+        "stack-not-ascii": with_site(stack="décodeur"),
+        "stack-number": with_site(stack=7),
+        "site-name-control": with_site(name="\x1b[31mmodel\n"),
+        "site-name-long": with_site(name="a" * 257),
+        "site-name-null": with_site(name=None),
+        "site-heads-true": with_site(kv_heads=True),
+        "site-key-dim-zero": with_site(key_dim=0),
+        "site-value-dim-text": with_site(value_dim="2"),
+        "site-window-negative": with_site(window=-1),
+        "site-layer-negative": with_site(layer=-1),
+        "site-layer-huge": with_site(layer=2**31),
+        "site-text": built(described(sites=[site(0), "decoder.1"])),
+        "site-unknown-field": with_site(device="cuda"),
+        "sites-none": built(described(sites=[]), {}),
+        "sites-object": built(described(sites={"0": site(0)})),
+        "sites-one-twice": built(described(sites=[site(0), site(0)])),
+        "length-zero": built(described(length=0)),
+        "length-negative": built(described(length=-3)),
+        "length-true": built(described(length=True)),
+        "length-fraction": built(described(length=3.0)),
+        "length-huge": built(described(length=2**40)),
+        "length-at-limit": built(described(length=2**31 - 1)),
+        "meta-list": built(described(meta=[])),
+        "meta-unknown-field": with_meta(pickle="gASV"),
+        "meta-missing-field": built(described(meta=without(meta(), "bos"))),
+        "meta-backbone-number": with_meta(backbone=7),
+        "meta-revision-list": with_meta(revision=["main"]),
+        "meta-recipe-list": with_meta(recipe=[]),
+        "meta-training-null": with_meta(training=None),
+        "meta-parents-text": with_meta(parents="ab" * 32),
+        "meta-parents-numbers": with_meta(parents=[1, 2]),
+        "policy-positions": with_meta(positions="absolute"),
+        "policy-windows": with_meta(windows=""),
+        "policy-bos": with_meta(bos="Prefix"),
+    }
+
+
+def attacks() -> dict[str, bytes]:
+    """Every hostile file's bytes by name, without the suffix."""
+    return {**whole_files(), **headers(), **metadata(), **tensor_files(), **fields()}
+
+
+def main() -> None:
+    """Write the files."""
+    for old in FOLDER.glob("*.safetensors"):
+        old.unlink()
+    for name, content in attacks().items():
+        (FOLDER / f"{name}.safetensors").write_bytes(content)
+
+
+if __name__ == "__main__":
+    main()

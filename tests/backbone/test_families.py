@@ -1,0 +1,93 @@
+"""The oracle: a text's own keys and values as a prefix give the logits of the text in context."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from foreword.prefix import WindowPolicy
+from tests.oracle import checks
+from tests.oracle.families import BY_NAME, FAMILIES, WINDOW, Family, attention_of
+from tests.oracle.table import JSON, PAGE, Result, measure, policies, verdicts
+
+CASES = [(family.name, windows) for family in FAMILIES for windows in policies(family)]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: "-".join(case))
+def result(request: pytest.FixtureRequest) -> Result:
+    return measure(*request.param)
+
+
+def test_prefix_gives_the_logits_and_gradients_of_text_in_context(result: Result) -> None:
+    assert {k: e for k, e in result.errors.items() if not e <= checks.EXACT} == {}
+
+
+def test_every_deliberate_mistake_is_seen(result: Result) -> None:
+    assert len(result.controls) == 4
+    assert {k: m for k, m in result.controls.items() if not m > checks.MOVED} == {}
+
+
+def test_windows_are_measured_at_their_sites(result: Result) -> None:
+    assert max(checks.ROWS) > 2 * WINDOW
+    if result.family.window is None:
+        assert set(result.site_windows) == {None}
+    elif result.family.masks == "single":
+        assert set(result.site_windows) == {WINDOW}
+    else:
+        assert result.site_windows == (WINDOW, None, WINDOW)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "qwen3", "gpt2", "gpt_oss"])
+def test_offset_policy_is_exact_too(name: str) -> None:
+    assert checks.forward_error(checks.case(BY_NAME[name]), "left", "offset") <= checks.EXACT
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt2", "cohere2"])
+def test_eager_kernels_of_sdpa_families_are_exact_too(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.oracle.checks.attention_of", lambda _: "eager")
+    case = checks.case(BY_NAME[name])
+    assert case.model.config._attn_implementation == "eager"
+    assert checks.forward_error(case, "left") <= checks.EXACT
+    assert checks.gradient_error(case) <= checks.EXACT
+
+
+@pytest.mark.parametrize("windows", ["visible", "windowed"])
+def test_window_policies_differ_where_text_is_longer_than_the_window(
+    windows: WindowPolicy,
+) -> None:
+    """The oracle would pass for both policies if its text were too short to tell them apart."""
+    right = checks.case(BY_NAME["mistral"], windows)
+    wrong = right.prefix().with_meta(
+        windows="windowed" if windows == "visible" else "visible"
+    )
+    found = checks.forward(right, wrong, "left")
+    assert checks.difference(found, right.references()) > checks.MOVED
+
+
+def test_absolute_positions_are_not_exact_under_the_free_policy() -> None:
+    """Why gpt2 and its like store `offset`: a captured text has its positions in its values."""
+    case = checks.case(BY_NAME["gpt2"])
+    offset = case.prefix("offset")
+    found = checks.forward(case, offset.with_meta(positions="free"), "left")
+    assert checks.difference(found, case.references()) > checks.MOVED
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_weights_are_scaled_and_heads_grouped_where_possible(family: Family) -> None:
+    config = family.build(attention_of(family)).config
+    heads = config.num_attention_heads
+    grouped = getattr(config, "num_key_value_heads", heads) < heads
+    assert grouped or family.name in {"gpt2", "opt", "gpt_neox", "gpt_bigcode", "biogpt"}
+
+
+def test_the_published_table_is_what_the_oracle_finds() -> None:
+    assert json.loads(JSON.read_text())["families"] == verdicts()
+    page = PAGE.read_text()
+    for verdict in verdicts():
+        rows = [line for line in page.splitlines() if line.startswith(f"| {verdict['family']} |")]
+        assert len(rows) == len(policies(BY_NAME[verdict["family"]]))
+        assert all(row.endswith(f"| {verdict['verdict']} |") for row in rows)
+        assert all(f"| {verdict['positions']} |" in row for row in rows)

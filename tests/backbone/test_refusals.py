@@ -1,0 +1,103 @@
+"""Families and ways of running that cannot carry a prefix are refused by name, and left as found."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+
+import foreword
+from foreword.backbone.attachment import Attachment
+from foreword.errors import UnsupportedModel
+from tests.conftest import tiny_model
+
+_TINY = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "n_layer": 2,
+    "num_attention_heads": 4,
+    "n_head": 4,
+    "intermediate_size": 48,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+CONFIGS = {
+    "bloom": _TINY,
+    "falcon": _TINY,
+    "mpt": {**_TINY, "d_model": 32, "n_layers": 2, "n_heads": 4},
+    "gpt_neo": {**_TINY, "num_layers": 2, "num_heads": 4, "attention_types": [[["global"], 2]]},
+    "gptj": {**_TINY, "n_embd": 32, "rotary_dim": 8},
+    "codegen": {**_TINY, "n_embd": 32, "rotary_dim": 8},
+    "xglm": {**_TINY, "d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 48},
+    "mamba": {**_TINY, "state_size": 4},
+    "rwkv": {**_TINY, "attention_hidden_size": 32},
+    "bert": _TINY,
+    "t5": {**_TINY, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4},
+}
+_OWN = "calls an attention of its own, not through transformers' AttentionInterface (planned)"
+REASONS = {
+    **dict.fromkeys(["bloom", "falcon", "mpt", "gpt_neo", "gptj", "codegen", "xglm"], _OWN),
+    "mamba": "has no attention",
+    "rwkv": "has no attention",
+    "deepseek_v32": "its sparse attention mask is skipped under any implementation but its own",
+    "glm_moe_dsa": "its sparse attention mask is skipped under any implementation but its own",
+    "bert": "an encoder: tokens see later ones (planned)",
+    "t5": "an encoder-decoder (planned)",
+}
+"""What docs/families.md says about them."""
+
+
+def build(family: str) -> PreTrainedModel:
+    config = AutoConfig.for_model(family, **CONFIGS[family])
+    auto = AutoModel if family in {"bert", "t5"} else AutoModelForCausalLM
+    torch.manual_seed(0)
+    return auto.from_config(config).eval()
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_family_is_refused_by_name_and_left_as_it_was(family: str) -> None:
+    model = build(family)
+    before = model.config._attn_implementation
+    with pytest.raises(UnsupportedModel, match=family):
+        foreword.Backbone(model)
+    assert model.config._attn_implementation == before
+    assert "generate" not in model.__dict__
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_switch_that_changes_logits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import foreword.attention
+
+    real = foreword.attention.kernel_of
+
+    def wrong(attention: type, base: str) -> object:
+        def kernel(*args: object, **kwargs: object) -> object:
+            out, weights = real(attention, base)(*args, **kwargs)
+            return out * 1.01, weights
+
+        return kernel
+
+    monkeypatch.setattr("foreword.attention.kernel_of", wrong)
+    model = tiny_model()
+    with pytest.raises(UnsupportedModel, match="changes its logits"):
+        foreword.Backbone(model)
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("kernel", ["flex_attention", "flash_attention_2", "paged|eager"])
+def test_other_kernels_are_refused_by_name(kernel: str) -> None:
+    model = tiny_model()
+    model.config._attn_implementation_internal = kernel
+    with pytest.raises(UnsupportedModel, match=kernel.replace("|", r"\|")):
+        Attachment(model)
+    assert model.config._attn_implementation == kernel
+
+
+def test_a_config_shared_with_an_attached_model_is_refused() -> None:
+    first = tiny_model()
+    second = type(first)(first.config).eval()
+    foreword.attach(first, foreword.Backbone(first).capture([5, 6, 7]))
+    with pytest.raises(UnsupportedModel, match="shared"):
+        foreword.attach(second, foreword.Backbone(first).capture([5, 6, 7]))

@@ -1,0 +1,147 @@
+"""Rows from every kind of source, and what is said of those that cannot be read."""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import datasets
+import huggingface_hub.constants
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from foreword.data import read_rows
+from foreword.errors import DataError
+
+ROWS = [
+    {"mr": "name[Zizzi]", "ref": "Zizzi, by the river."},
+    {"mr": "name[Café Brazil]", "ref": 'She said "£20", then\nleft.'},
+    {"mr": "", "ref": "a line separator \u2028 and a next line \x85 inside"},
+]
+
+
+def write(path: Path, rows: list[dict[str, str]], encoding: str = "utf-8") -> str:
+    if path.suffix == ".jsonl":
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+        path.write_text("\n".join(lines) + "\n", encoding=encoding)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows, ensure_ascii=False), encoding=encoding)
+    elif path.suffix == ".csv":
+        with path.open("w", encoding=encoding, newline="") as file:
+            writer = csv.DictWriter(file, ["mr", "ref"])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet", "JSONL"])
+def test_every_format_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"rows.{suffix}"
+    source = write(path.with_suffix(path.suffix.lower()), ROWS)
+    Path(source).rename(path)
+    assert read_rows(str(path)) == ROWS
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv"])
+def test_a_byte_order_mark_is_not_part_of_the_first_row(tmp_path: Path, suffix: str) -> None:
+    assert read_rows(write(tmp_path / f"rows.{suffix}", ROWS, "utf-8-sig")) == ROWS
+
+
+def test_blank_lines_and_windows_line_ends_are_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a": 1}\r\n\r\n{"a": 2}\r\n   \n{"a": 3}')
+    assert read_rows(str(path)) == [{"a": 1}, {"a": 2}, {"a": 3}]
+
+
+BAD = [
+    ("rows.jsonl", b'{"a": 1}\n\n{"a": \n', r"rows\.jsonl, line 3: not JSON"),
+    ("rows.jsonl", b'{"a": 1}\n[1, 2]\n', r"rows\.jsonl, line 2: expected a JSON object, found a list"),
+    ("rows.jsonl", b"", "has no rows"),
+    ("rows.jsonl", b"\n \n", "has no rows"),
+    ("rows.jsonl", b'{"a": "\xe9"}', "cannot be read as UTF-8"),
+    ("rows.json", b'{"a": 1}', "expected a JSON list of objects"),
+    ("rows.json", b"[1]", "expected a JSON list of objects"),
+    ("rows.json", b"[]", "has no rows"),
+    ("rows.json", b"[{]", "cannot be read as JSON"),
+    ("rows.json", b'[{"a": "\xe9"}]', "cannot be read as JSON"),
+    ("rows.csv", b"", "has no rows"),
+    ("rows.csv", b"mr,ref\n", "has no rows"),
+    ("rows.csv", b'mr,ref\n"two\nlines",x\na,b,c\n', r"rows\.csv, line 4: its number of fields"),
+    ("rows.csv", b"mr,ref\na,b\nc\n", r"rows\.csv, line 3: its number of fields"),
+    ("rows.csv", b'mr,ref\na,"never closed\nb,c\n', "cannot be read as CSV"),
+    ("rows.csv", b"mr,ref\na,\xe9\n", "cannot be read as CSV"),
+    ("rows.parquet", b"", "cannot be read as Parquet"),
+    ("rows.parquet", b"not parquet at all", "cannot be read as Parquet"),
+    ("rows.txt", b"text", r"expected a file ending in \.csv, .*found '\.txt'"),
+    ("rows", b"text", r"expected a file ending in \.csv, .*found ''"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), BAD)
+def test_a_file_that_cannot_be_read_is_named_with_its_fault(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        read_rows(str(path))
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet", ".txt", ""])
+def test_a_path_without_a_file_is_not_looked_for_elsewhere(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets, "load_dataset", pytest.fail)
+    with pytest.raises(DataError, match="there is no such file"):
+        read_rows(str(tmp_path / f"missing{suffix}"))
+
+
+def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is a folder"):
+        read_rows(str(tmp_path))
+
+
+def test_the_shipped_sets_are_whole_and_apart() -> None:
+    train, heldout = read_rows("foreword/e2e:train"), read_rows("foreword/e2e:heldout")
+    assert (len(train), len(heldout)) == (483, 556)
+    assert all(set(row) == {"mr", "ref"} and row["ref"].strip() for row in train + heldout)
+    assert len({row["mr"] for row in train}) == 483
+    assert len({row["mr"] for row in heldout}) == 64
+    assert not {row["mr"] for row in heldout} & {row["mr"] for row in train}
+
+
+@pytest.mark.parametrize(
+    ("source", "split"), [("ours/restaurants", "train"), ("ours/restaurants:test", "test")]
+)
+def test_a_data_set_is_read_by_name_and_split(
+    source: str, split: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def load_dataset(name: str, split: str) -> Any:
+        asked.append((name, split))
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert read_rows(source) == ROWS
+    assert asked == [("ours/restaurants", split)]
+
+
+def test_an_unknown_name_without_a_network_is_one_clear_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    began = time.monotonic()
+    with pytest.raises(DataError, match="'nobody/nothing' is neither a file, nor a shipped set") as e:
+        read_rows("nobody/nothing")
+    assert "foreword/e2e:train" in str(e.value)
+    assert "\n" not in str(e.value)
+    assert time.monotonic() - began < 5

@@ -1,0 +1,90 @@
+"""Templates: what they may name, what they say, and what is said of rows that do not fit."""
+
+from __future__ import annotations
+
+import pytest
+
+from foreword.data import Task
+from foreword.data.template import columns, fill
+from foreword.errors import DataError
+
+FILLED = [
+    ("{mr} ->", {"mr": "name[Zizzi]"}, "name[Zizzi] ->"),
+    ("{{{mr}}}", {"mr": "x"}, "{x}"),
+    ("{{mr}} {mr}", {"mr": "x"}, "{mr} x"),
+    ("{{}}", {}, "{}"),
+    ("{a}{b}{a}", {"a": 1, "b": None}, "1None1"),
+    ("{mr}", {"mr": "{ref} {0} {{"}, "{ref} {0} {{"),
+    ("{a b}", {"a b": "a column with a space"}, "a column with a space"),
+    ("plain", {}, "plain"),
+]
+
+
+@pytest.mark.parametrize(("template", "row", "text"), FILLED)
+def test_filling_replaces_names_and_nothing_else(
+    template: str, row: dict[str, object], text: str
+) -> None:
+    assert fill(template, row) == text
+
+
+def test_names_are_listed_in_order() -> None:
+    assert columns("{b} {{not}} {a}{b}") == ["b", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    "template", ["{a.b}", "{a[0]}", "{a!r}", "{a:>3}", "{a:{b}}", "{}", "{ref", "ref}", "{a}}"]
+)
+def test_everything_but_a_name_in_braces_is_refused(template: str) -> None:
+    with pytest.raises(DataError, match="template"):
+        columns(template)
+    with pytest.raises(DataError, match="template"):
+        Task(template, "{ref}")
+    with pytest.raises(DataError, match="template"):
+        Task("{mr}", template)
+
+
+def test_prompt_and_target_come_together() -> None:
+    with pytest.raises(DataError, match="a prompt template needs a target template"):
+        Task(prompt="{mr}")
+    with pytest.raises(DataError, match="a target template needs a prompt template"):
+        Task(target="{ref}")
+
+
+@pytest.mark.parametrize("target", ["", "same for all", "{{ref}}"])
+def test_a_target_names_a_column(target: str) -> None:
+    with pytest.raises(DataError, match="names no column"):
+        Task("{mr}", target)
+
+
+def test_a_pair_is_prompt_and_target() -> None:
+    assert Task("{mr} ->", " {ref}").pair({"mr": "m", "ref": "r", "more": 1}) == ("m ->", " r")
+    assert not Task("{mr}", "{ref}").chat
+    assert Task().chat
+    assert Task("{mr}", "{ref}").as_json() == {"prompt": "{mr}", "target": "{ref}"}
+
+
+def test_a_missing_column_is_named_with_its_row_and_what_is_there() -> None:
+    rows = [{"mr": "m", "ref": "r"}, {"mr": "m", "text": "r"}]
+    with pytest.raises(DataError) as caught:
+        Task("{mr}", "{ref}").check(rows)
+    assert str(caught.value) == "row 2 has no column 'ref'; its columns are: mr, text"
+    with pytest.raises(DataError, match="row 1 has no column 'mr'; its columns are: none"):
+        Task("{mr}", "{ref}").check([{}])
+    with pytest.raises(DataError, match="names column 'ref'; the columns are: mr"):
+        fill("{ref}", {"mr": "m"})
+
+
+def test_an_empty_cell_is_not_the_text_none() -> None:
+    with pytest.raises(DataError, match="row 1 has no value in column 'ref'"):
+        Task("{mr}", "{ref}").check([{"mr": "m", "ref": None}])
+
+
+def test_a_chat_task_needs_conversations_with_an_answer() -> None:
+    ask, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}
+    Task().check([{"messages": [ask, answer]}])
+    with pytest.raises(DataError, match="row 1 has no column 'messages'.*or give --prompt"):
+        Task().check([{"mr": "m"}])
+    with pytest.raises(DataError, match="row 2: its messages have no assistant turn"):
+        Task().check([{"messages": [ask, answer]}, {"messages": [ask]}])
+    with pytest.raises(DataError, match="row 1: its messages must be a list of turns; found str"):
+        Task().check([{"messages": "hello"}])

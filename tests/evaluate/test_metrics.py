@@ -1,0 +1,92 @@
+"""Text metrics against the libraries called directly, and against a reference written out here."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import sacrebleu
+
+from foreword.evaluate.metrics import bleu, chrf, exact_match, rouge_l
+
+TEXTS = [
+    "Zizzi serves Thai food by the river and it is cheap.",
+    "The Eagle is a coffee shop near Burger King.",
+    "Near Café Brazil there is an expensive place, The Mill.",
+]
+REFERENCES = [
+    ["Zizzi serves cheap Thai food by the river.", "By the river, Zizzi has cheap Thai food."],
+    ["The Eagle is a coffee shop near Burger King.", "Near Burger King is The Eagle coffee shop."],
+    ["The Mill, near Café Brazil, is expensive.", "An expensive place near Café Brazil: The Mill."],
+]
+COLUMNS = [list(column) for column in zip(*REFERENCES, strict=True)]
+
+
+def test_bleu_and_chrf_are_sacrebleus() -> None:
+    assert bleu(TEXTS, REFERENCES) == sacrebleu.corpus_bleu(TEXTS, COLUMNS).score
+    assert chrf(TEXTS, REFERENCES) == sacrebleu.corpus_chrf(TEXTS, COLUMNS).score
+    assert 0 < bleu(TEXTS, REFERENCES) < 100
+    assert 0 < chrf(TEXTS, REFERENCES) < 100
+
+
+@pytest.mark.parametrize("metric", [bleu, chrf, rouge_l, exact_match])
+def test_a_text_that_equals_any_reference_scores_full(metric: object) -> None:
+    references = [
+        ["x y z v w", TEXTS[0]],
+        [TEXTS[1]],
+        ["a b c d e", "f g h i j", "k l m n o", TEXTS[2]],
+    ]
+    assert metric(TEXTS, references) == pytest.approx(100)  # type: ignore[operator]
+    worse = [references[0], ["Something else stands in this place."], references[2]]
+    assert metric(TEXTS, worse) < 90  # type: ignore[operator]
+
+
+def test_unequal_numbers_of_references_are_as_if_one_were_repeated() -> None:
+    unequal = [REFERENCES[0], REFERENCES[1][:1], REFERENCES[2]]
+    repeated = [REFERENCES[0], REFERENCES[1][:1] * 2, REFERENCES[2]]
+    for metric in (bleu, chrf, rouge_l, exact_match):
+        assert metric(TEXTS, unequal) == pytest.approx(metric(TEXTS, repeated))
+
+
+def test_bleu_is_what_a_hand_counts() -> None:
+    # Precisions 4/5, 3/4, 2/3 and 1/2 against the second reference; equal lengths, so no penalty.
+    expected = 100 * (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** (1 / 4)
+    assert bleu(["a b c d x"], [["q r s t u", "a b c d e"]]) == pytest.approx(expected)
+
+
+def lcs(a: list[str], b: list[str]) -> int:
+    """Length of the longest common subsequence, by the table of the textbook."""
+    table = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
+    for i, left in enumerate(a):
+        for j, right in enumerate(b):
+            longest = max(table[i][j + 1], table[i + 1][j])
+            table[i + 1][j + 1] = table[i][j] + 1 if left == right else longest
+    return table[-1][-1]
+
+
+def plain_rouge_l(text: str, reference: str) -> float:
+    words, wanted = (re.findall("[a-z0-9]+", one.lower()) for one in (text, reference))
+    common = lcs(words, wanted)
+    if not common:
+        return 0.0
+    precision, recall = common / len(words), common / len(wanted)
+    return 2 * precision * recall / (precision + recall)
+
+
+def test_rouge_l_is_the_best_f1_over_references() -> None:
+    best = [
+        max(plain_rouge_l(text, one) for one in refs)
+        for text, refs in zip(TEXTS, REFERENCES, strict=True)
+    ]
+    assert rouge_l(TEXTS, REFERENCES) == pytest.approx(100 * sum(best) / 3)
+    assert rouge_l(["q", ""], [["a b"], ["a b"]]) == 0
+
+
+def test_an_exact_match_is_up_to_outer_spaces_and_case_counts() -> None:
+    references = [["b", " a "], ["a"], ["a"], ["a  b"]]
+    assert exact_match(["a", "a\n", "A", "a b"], references) == 50
+
+
+@pytest.mark.parametrize("metric", [bleu, chrf, rouge_l, exact_match])
+def test_an_empty_text_scores_nothing(metric: object) -> None:
+    assert metric([""], [["a b c d e"]]) == 0  # type: ignore[operator]
