@@ -17,7 +17,12 @@ from foreword.prefix import Prefix
 from tests.conftest import tiny_model
 
 TEXT = "Restaurants are described here in one sentence each."
-INPUTS = ["name[Zizzi], food[Thai]", "x", "name[The Cambridge Blue], near[Café Brazil], area", "Hi?"]
+INPUTS = [
+    "name[Zizzi], food[Thai]",
+    "x",
+    "name[The Cambridge Blue], near[Café Brazil], area",
+    "Hi?",
+]
 PLAIN = Task("{input}", "{output}")
 SHORT = GenerateOptions(max_new_tokens=12)
 

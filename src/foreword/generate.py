@@ -142,7 +142,8 @@ def generate(
         task: Templates; by default those that the prefix was trained with.
 
     Returns:
-        Per input its texts, ``num_return_sequences`` of them, special tokens and outer spaces removed.
+        Per input its texts, ``num_return_sequences`` of them, without special tokens and outer
+        spaces.
 
     Raises:
         DataError: An input does not fit the template or the context.
@@ -200,8 +201,8 @@ def _batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]
 def as_row(given: Input, task: Task) -> Input:
     """An input as a row of the task.
 
-    Text becomes the one column that the prompt template names; with several columns it must be a JSON
-    object. In a chat task text is the user's message.
+    Text becomes the one column that the prompt template names; with several columns it must be a
+    JSON object. In a chat task text is the user's message.
 
     Raises:
         DataError: The text cannot be told apart into the template's columns.
@@ -221,6 +222,6 @@ def as_row(given: Input, task: Task) -> Input:
     if not names:
         return {}
     raise DataError(
-        f"the prompt template {task.prompt!r} names the columns {', '.join(names)}; give them as a JSON "
-        f'object, such as {{"{names[0]}": "...", ...}}'
+        f"the prompt template {task.prompt!r} names the columns {', '.join(names)}; give them as a "
+        f'JSON object, such as {{"{names[0]}": "...", ...}}'
     )

@@ -92,9 +92,7 @@ def test_the_prompt_is_the_conversation_less_an_answer_at_its_end() -> None:
 
 
 @pytest.mark.parametrize(("bos", "starts"), [("input", 1), ("none", 1), ("prefix", 0)])
-def test_a_bos_that_the_template_writes_stands_once_or_in_the_prefix(
-    bos: Bos, starts: int
-) -> None:
+def test_a_bos_that_the_template_writes_stands_once_or_in_the_prefix(bos: Bos, starts: int) -> None:
     for tokenizer in (byte_tokenizer(), bos_tokenizer()):
         row = chat(TWO, tokenizer=tokenizer, bos=bos)
         begin = [BOS] * starts + ids("user: Hi?")
@@ -132,7 +130,10 @@ WRONG = [
     ([{"role": "user"}], "turn 1 of its messages must have role and content"),
     ([{"role": "user", "content": "x"}, {"content": "y"}], "turn 2 of its messages must have role"),
     (["hello"], "turn 1 of its messages must have role"),
-    ([{"role": "user", "content": ["x"]}], "turn 1 of its messages: content must be text, found list"),
+    (
+        [{"role": "user", "content": ["x"]}],
+        "turn 1 of its messages: content must be text, found list",
+    ),
     ([{"role": None, "content": "x"}], "turn 1 of its messages: role must be text, found NoneType"),
 ]
 
@@ -174,14 +175,14 @@ REWRITES = {
 def test_a_template_that_rewrites_earlier_turns_is_refused(template: str) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
-    with pytest.raises(DataError, match="row 1: turn 2 cannot be found.*rewrites earlier turns"):
+    with pytest.raises(DataError, match=r"row 1: turn 2 cannot be found.*rewrites earlier turns"):
         chat(TWO, tokenizer=tokenizer)
 
 
 def test_what_the_template_refuses_is_said_in_its_words() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('no system turns here') }}"
-    with pytest.raises(DataError, match="row 1: the chat template refuses.*no system turns here"):
+    with pytest.raises(DataError, match=r"row 1: the chat template refuses.*no system turns here"):
         chat(SYSTEM, tokenizer=tokenizer)
 
 

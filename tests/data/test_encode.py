@@ -48,7 +48,9 @@ def labelled(encoded: Encoded) -> str:
     return str(byte_tokenizer().decode(kept, skip_special_tokens=False))
 
 
-@pytest.mark.parametrize("ref", ["Zizzi serves Thai food.", "  spaces ", "Café £20–25 日本 🍜", "a\nb"])
+@pytest.mark.parametrize(
+    "ref", ["Zizzi serves Thai food.", "  spaces ", "Café £20\u201325 日本 🍜", "a\nb"]
+)
 def test_the_target_and_its_end_are_predicted_and_nothing_else(ref: str) -> None:
     row = encoder().row({"mr": "name[Zizzi]", "ref": ref})
     assert labelled(row) == f" {ref}</s>"
@@ -149,7 +151,9 @@ def test_a_prompt_leaves_room_for_new_tokens() -> None:
     assert made.prompt("0123456789", room=4) == ids("456789")
     assert made.prompt("0123456789", room=9) == ids("9")
     assert made.prompt("01", room=4) == ids("01")
-    with pytest.raises(DataError, match="10 new tokens leave no room for a prompt in a context of 10"):
+    with pytest.raises(
+        DataError, match="10 new tokens leave no room for a prompt in a context of 10"
+    ):
         made.prompt("0", room=10)
 
 

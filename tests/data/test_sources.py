@@ -61,7 +61,11 @@ def test_blank_lines_and_windows_line_ends_are_no_rows(tmp_path: Path) -> None:
 
 BAD = [
     ("rows.jsonl", b'{"a": 1}\n\n{"a": \n', r"rows\.jsonl, line 3: not JSON"),
-    ("rows.jsonl", b'{"a": 1}\n[1, 2]\n', r"rows\.jsonl, line 2: expected a JSON object, found a list"),
+    (
+        "rows.jsonl",
+        b'{"a": 1}\n[1, 2]\n',
+        r"rows\.jsonl, line 2: expected a JSON object, found a list",
+    ),
     ("rows.jsonl", b"", "has no rows"),
     ("rows.jsonl", b"\n \n", "has no rows"),
     ("rows.jsonl", b'{"a": "\xe9"}', "cannot be read as UTF-8"),
@@ -140,7 +144,9 @@ def test_an_unknown_name_without_a_network_is_one_clear_error(
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     began = time.monotonic()
-    with pytest.raises(DataError, match="'nobody/nothing' is neither a file, nor a shipped set") as e:
+    with pytest.raises(
+        DataError, match="'nobody/nothing' is neither a file, nor a shipped set"
+    ) as e:
         read_rows("nobody/nothing")
     assert "foreword/e2e:train" in str(e.value)
     assert "\n" not in str(e.value)

@@ -82,7 +82,7 @@ def test_an_empty_cell_is_not_the_text_none() -> None:
 def test_a_chat_task_needs_conversations_with_an_answer() -> None:
     ask, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}
     Task().check([{"messages": [ask, answer]}])
-    with pytest.raises(DataError, match="row 1 has no column 'messages'.*or give --prompt"):
+    with pytest.raises(DataError, match=r"row 1 has no column 'messages'.*or give --prompt"):
         Task().check([{"mr": "m"}])
     with pytest.raises(DataError, match="row 2: its messages have no assistant turn"):
         Task().check([{"messages": [ask, answer]}, {"messages": [ask]}])

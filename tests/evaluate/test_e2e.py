@@ -8,7 +8,10 @@ from foreword.data import read_rows
 from foreword.errors import DataError
 from foreword.evaluate.e2e import says, slot_report, slots
 
-NEAR_EAGLE = "name[The Eagle], customer rating[high], area[riverside], familyFriendly[yes], near[Café Brazil]"
+NEAR_EAGLE = (
+    "name[The Eagle], customer rating[high], area[riverside], familyFriendly[yes], "
+    "near[Café Brazil]"
+)
 
 # Meaning representation, text, and the slots whose value the text does not say.
 READ: list[tuple[str, str, set[str]]] = [
@@ -24,35 +27,35 @@ READ: list[tuple[str, str, set[str]]] = [
     ),
     (
         NEAR_EAGLE,
-        "With a high customer rating, The Eagle is a riverside restaurant with a high customer "
-        "rating  located near Café Brazil.",
+        "With a high customer rating, The Eagle is a riverside restaurant with a high "
+        "customer rating  located near Café Brazil.",
         {"familyFriendly"},
     ),
     (
         NEAR_EAGLE,
-        "The Eagle is a highly rated children friendly eatery in the Riverside area. It is near "
-        "Café Brazil.",
+        "The Eagle is a highly rated children friendly eatery in the Riverside area. It is "
+        "near Café Brazil.",
         set(),
     ),
     (
-        "name[The Eagle], eatType[coffee shop], food[Chinese], priceRange[£20-25], customer rating"
-        "[high], area[riverside], familyFriendly[yes], near[Burger King]",
-        "The Eagle is a child friendly coffee shop on the riverside. If you are hungry you can eat "
-        "their Chinese food for £20-£25. It gets a high customer rating and is suitable for kids. "
-        "Find it located near Burger King.",
+        "name[The Eagle], eatType[coffee shop], food[Chinese], priceRange[£20-25], customer "
+        "rating[high], area[riverside], familyFriendly[yes], near[Burger King]",
+        "The Eagle is a child friendly coffee shop on the riverside. If you are hungry you "
+        "can eat their Chinese food for £20-£25. It gets a high customer rating and is "
+        "suitable for kids. Find it located near Burger King.",
         set(),
     ),
     (
-        "name[The Eagle], eatType[coffee shop], food[Chinese], priceRange[£20-25], customer rating"
-        "[high], area[riverside], familyFriendly[yes], near[Burger King]",
-        "The Eagle is a coffee shop providing Chinese food in the £20-25 price range. It is located "
-        "in the riverside. It is near Burger King. Its customer rating is high.",
+        "name[The Eagle], eatType[coffee shop], food[Chinese], priceRange[£20-25], customer "
+        "rating[high], area[riverside], familyFriendly[yes], near[Burger King]",
+        "The Eagle is a coffee shop providing Chinese food in the £20-25 price range. It is "
+        "located in the riverside. It is near Burger King. Its customer rating is high.",
         {"familyFriendly"},
     ),
     (
         "name[The Punter], customer rating[low], area[riverside], familyFriendly[yes]",
-        "Describing itself as family friendly, The Punter at the riverside continues to have low "
-        "customer ratings.",
+        "Describing itself as family friendly, The Punter at the riverside continues to have "
+        "low customer ratings.",
         set(),
     ),
     (
@@ -66,31 +69,31 @@ READ: list[tuple[str, str, set[str]]] = [
         {"customer rating"},
     ),
     (
-        "name[The Wrestlers], eatType[coffee shop], food[Chinese], priceRange[less than £20], area"
-        "[city centre], familyFriendly[no], near[Raja Indian Cuisine]",
-        "in the less than £20 price range and serving Chinese food, the non-family friendly coffee "
-        "shop, The Wrestlers is in city centre near Raja Indian Cuisine.",
+        "name[The Wrestlers], eatType[coffee shop], food[Chinese], priceRange[less than "
+        "£20], area[city centre], familyFriendly[no], near[Raja Indian Cuisine]",
+        "in the less than £20 price range and serving Chinese food, the non-family friendly "
+        "coffee shop, The Wrestlers is in city centre near Raja Indian Cuisine.",
         set(),
     ),
     (
-        "name[The Wrestlers], eatType[coffee shop], food[Chinese], priceRange[high], area[city "
-        "centre], familyFriendly[no], near[Raja Indian Cuisine]",
-        "The Chinese coffee shop, The Wrestlers, is located in the city centre near Raja Indian "
-        "Cuisine. The price range is high and isn't children friendly.",
+        "name[The Wrestlers], eatType[coffee shop], food[Chinese], priceRange[high], "
+        "area[city centre], familyFriendly[no], near[Raja Indian Cuisine]",
+        "The Chinese coffee shop, The Wrestlers, is located in the city centre near Raja "
+        "Indian Cuisine. The price range is high and isn't children friendly.",
         set(),
     ),
     (
-        "name[The Wrestlers], eatType[coffee shop], food[English], priceRange[high], area[riverside]"
-        ", familyFriendly[yes], near[Raja Indian Cuisine]",
-        "The Wrestlers its a restaurant for all family with good food located near Raja Indian "
-        "Cuisine",
+        "name[The Wrestlers], eatType[coffee shop], food[English], priceRange[high], "
+        "area[riverside], familyFriendly[yes], near[Raja Indian Cuisine]",
+        "The Wrestlers its a restaurant for all family with good food located near Raja "
+        "Indian Cuisine",
         {"eatType", "food", "priceRange", "area"},
     ),
     (
-        "name[The Wrestlers], eatType[coffee shop], food[English], priceRange[high], area[riverside]"
-        ", familyFriendly[yes], near[Raja Indian Cuisine]",
-        "The Wrestlers' is a coffee shop that serves expensive British food . It is located near "
-        "Raja Indian Cuisine.",
+        "name[The Wrestlers], eatType[coffee shop], food[English], priceRange[high], "
+        "area[riverside], familyFriendly[yes], near[Raja Indian Cuisine]",
+        "The Wrestlers' is a coffee shop that serves expensive British food . It is located "
+        "near Raja Indian Cuisine.",
         {"food", "area", "familyFriendly"},
     ),
     (
@@ -100,154 +103,156 @@ READ: list[tuple[str, str, set[str]]] = [
     ),
     (
         "name[The Wrestlers], customer rating[average], familyFriendly[yes], near[The Sorrento]",
-        "The Wrestlers has an average customer rating. It is located near The Sorrento and is "
-        "kid-friendly.",
+        "The Wrestlers has an average customer rating. It is located near The Sorrento and "
+        "is kid-friendly.",
         set(),
     ),
     (
-        "name[The Eagle], eatType[coffee shop], food[English], priceRange[cheap], customer rating[5 "
-        "out of 5], area[city centre], familyFriendly[no], near[Burger King]",
-        "Near Burger King in the city center you will find a 5 star cheap coffee shop suited for "
-        "couples  named The Eagle That serves English Food.",
+        "name[The Eagle], eatType[coffee shop], food[English], priceRange[cheap], customer "
+        "rating[5 out of 5], area[city centre], familyFriendly[no], near[Burger King]",
+        "Near Burger King in the city center you will find a 5 star cheap coffee shop suited "
+        "for couples  named The Eagle That serves English Food.",
         {"familyFriendly"},
     ),
     (
-        "name[The Golden Palace], eatType[coffee shop], food[Chinese], priceRange[high], customer "
-        "rating[average], area[riverside]",
-        "In the riverside area is the coffee shop The Golden Palace.  It offers Chinese food in the "
-        "higher price range and has an average customer rating.",
+        "name[The Golden Palace], eatType[coffee shop], food[Chinese], priceRange[high], "
+        "customer rating[average], area[riverside]",
+        "In the riverside area is the coffee shop The Golden Palace.  It offers Chinese food "
+        "in the higher price range and has an average customer rating.",
         set(),
     ),
     (
-        "name[Cotto], eatType[coffee shop], food[English], priceRange[£20-25], customer rating[high]"
-        ", area[city centre], near[The Portland Arms]",
-        "Cotto is  a coffee shop located in the city centre near The Portland Arms, serving English "
-        "food. They have a high customer rating and you can expect to pay around £20 to £25.",
+        "name[Cotto], eatType[coffee shop], food[English], priceRange[£20-25], customer "
+        "rating[high], area[city centre], near[The Portland Arms]",
+        "Cotto is  a coffee shop located in the city centre near The Portland Arms, serving "
+        "English food. They have a high customer rating and you can expect to pay around £20 "
+        "to £25.",
         set(),
     ),
     (
-        "name[Cotto], eatType[coffee shop], food[Chinese], priceRange[cheap], customer rating[5 out "
-        "of 5], area[city centre], near[The Portland Arms]",
+        "name[Cotto], eatType[coffee shop], food[Chinese], priceRange[cheap], customer "
+        "rating[5 out of 5], area[city centre], near[The Portland Arms]",
         "There is a cheap coffee shop called Cotton,  located near to The Portland Arms.",
         {"name", "food", "customer rating", "area"},
     ),
     (
-        "name[Cotto], eatType[coffee shop], food[Chinese], priceRange[moderate], customer rating[1 "
-        "out of 5], area[city centre], near[The Portland Arms]",
-        "Near The Portland Arms in the city centre there is a coffee shop named Cotto with moderate "
-        "pricing with an average customer Rating of 1 out of 5.",
+        "name[Cotto], eatType[coffee shop], food[Chinese], priceRange[moderate], customer "
+        "rating[1 out of 5], area[city centre], near[The Portland Arms]",
+        "Near The Portland Arms in the city centre there is a coffee shop named Cotto with "
+        "moderate pricing with an average customer Rating of 1 out of 5.",
         {"food"},
     ),
     (
-        "name[Wildwood], eatType[coffee shop], food[English], priceRange[high], customer rating[1 "
-        "out of 5], near[Ranch]",
+        "name[Wildwood], eatType[coffee shop], food[English], priceRange[high], customer "
+        "rating[1 out of 5], near[Ranch]",
         "A high end, English grub and coffee shop - Wildwood. Good ratings, near Ranch.",
         {"customer rating"},
     ),
     (
-        "name[Wildwood], eatType[coffee shop], food[English], priceRange[£20-25], customer rating"
-        "[high], near[Ranch]",
+        "name[Wildwood], eatType[coffee shop], food[English], priceRange[£20-25], customer "
+        "rating[high], near[Ranch]",
         "There is a medium priced, 5 star coffee shop located near Ranch which is called Wildwood.",
         {"food", "priceRange"},
     ),
     (
-        "name[Travellers Rest Beefeater], customer rating[3 out of 5], area[riverside], near[Raja "
-        "Indian Cuisine]",
-        "The restaurant near Raja Indian Cuisine in riverside is rated 1 out of 5 and its called "
-        "Travellers Rest Beefeater.",
+        "name[Travellers Rest Beefeater], customer rating[3 out of 5], area[riverside], "
+        "near[Raja Indian Cuisine]",
+        "The restaurant near Raja Indian Cuisine in riverside is rated 1 out of 5 and its "
+        "called Travellers Rest Beefeater.",
         {"customer rating"},
     ),
     (
-        "name[The Punter], eatType[coffee shop], food[Chinese], priceRange[more than £30], customer "
-        "rating[high], familyFriendly[no], near[Café Sicilia]",
-        "The Punter is located near Café Sicilia. This is a Chinese restaurant with a price range "
-        "over thirty dollars. It is also a coffee shop. The customers rate it high. It is not "
-        "children friendly.",
+        "name[The Punter], eatType[coffee shop], food[Chinese], priceRange[more than £30], "
+        "customer rating[high], familyFriendly[no], near[Café Sicilia]",
+        "The Punter is located near Café Sicilia. This is a Chinese restaurant with a price "
+        "range over thirty dollars. It is also a coffee shop. The customers rate it high. It "
+        "is not children friendly.",
         {"priceRange"},
     ),
     (
-        "name[Browns Cambridge], eatType[coffee shop], food[English], customer rating[5 out of 5], "
-        "area[city centre], familyFriendly[no], near[Crowne Plaza Hotel]",
-        "The Browns Cambridge is a highly rated non-family-friendly coffee shop, located in the "
-        "city centre near the Crowne Plaza Hotel, which serves English food.",
+        "name[Browns Cambridge], eatType[coffee shop], food[English], customer rating[5 out "
+        "of 5], area[city centre], familyFriendly[no], near[Crowne Plaza Hotel]",
+        "The Browns Cambridge is a highly rated non-family-friendly coffee shop, located in "
+        "the city centre near the Crowne Plaza Hotel, which serves English food.",
         set(),
     ),
     (
-        "name[Browns Cambridge], eatType[coffee shop], food[English], customer rating[low], area"
-        "[riverside], familyFriendly[yes], near[Crowne Plaza Hotel]",
-        "Browns Cambridge is a low rated, family friendly coffee shop.  It is located near the "
-        "Crown Plaza Hotel in the city centre. .",
+        "name[Browns Cambridge], eatType[coffee shop], food[English], customer rating[low], "
+        "area[riverside], familyFriendly[yes], near[Crowne Plaza Hotel]",
+        "Browns Cambridge is a low rated, family friendly coffee shop.  It is located near "
+        "the Crown Plaza Hotel in the city centre. .",
         {"food", "area", "near"},
     ),
     (
-        "name[Browns Cambridge], eatType[coffee shop], food[Chinese], customer rating[5 out of 5], "
-        "area[city centre], familyFriendly[no], near[Crowne Plaza Hotel]",
-        "Located near Crowne Plaza Hotel and the city center, Browns Cambridge coffee shop is a 5 "
-        "out of 5 star rated restaurant worth visiting. Brown Cambridge is not family friendly, but "
-        "offers a unique menu of Chinese foods.",
+        "name[Browns Cambridge], eatType[coffee shop], food[Chinese], customer rating[5 out "
+        "of 5], area[city centre], familyFriendly[no], near[Crowne Plaza Hotel]",
+        "Located near Crowne Plaza Hotel and the city center, Browns Cambridge coffee shop "
+        "is a 5 out of 5 star rated restaurant worth visiting. Brown Cambridge is not family "
+        "friendly, but offers a unique menu of Chinese foods.",
         set(),
     ),
     (
-        "name[Aromi], eatType[coffee shop], food[English], customer rating[5 out of 5], area"
-        "[riverside], familyFriendly[no]",
+        "name[Aromi], eatType[coffee shop], food[English], customer rating[5 out of 5], "
+        "area[riverside], familyFriendly[no]",
         "Aromi is a non-family-friendly English coffee-shop located near the riverside.",
         {"customer rating"},
     ),
     (
-        "name[Fitzbillies], eatType[coffee shop], food[English], priceRange[cheap], customer rating"
-        "[5 out of 5], area[city centre], familyFriendly[no]",
-        "Fitzbillies, adult themed coffee shop located in the city centre. Highly rated English "
-        "food a low prices. Customer rated 5 stars.",
+        "name[Fitzbillies], eatType[coffee shop], food[English], priceRange[cheap], customer "
+        "rating[5 out of 5], area[city centre], familyFriendly[no]",
+        "Fitzbillies, adult themed coffee shop located in the city centre. Highly rated "
+        "English food a low prices. Customer rated 5 stars.",
         set(),
     ),
     (
-        "name[Fitzbillies], eatType[coffee shop], food[English], priceRange[cheap], customer rating"
-        "[5 out of 5], area[city centre], familyFriendly[yes]",
-        "Fitzbillies is low price coffee shop serving Japanese food Located in riverside with a "
-        "customer rating of 5 out of 5 but not family-friendly",
+        "name[Fitzbillies], eatType[coffee shop], food[English], priceRange[cheap], customer "
+        "rating[5 out of 5], area[city centre], familyFriendly[yes]",
+        "Fitzbillies is low price coffee shop serving Japanese food Located in riverside "
+        "with a customer rating of 5 out of 5 but not family-friendly",
         {"food", "area", "familyFriendly"},
     ),
     (
-        "name[Fitzbillies], eatType[coffee shop], food[English], priceRange[more than £30], customer "
-        "rating[high], area[city centre], familyFriendly[no]",
-        "If your looking for a high rated coffee shop with no children and a decent price range, "
-        "Fitzbillies is in the city centre.",
+        "name[Fitzbillies], eatType[coffee shop], food[English], priceRange[more than £30], "
+        "customer rating[high], area[city centre], familyFriendly[no]",
+        "If your looking for a high rated coffee shop with no children and a decent price "
+        "range, Fitzbillies is in the city centre.",
         {"food", "priceRange"},
     ),
     (
-        "name[Fitzbillies], eatType[coffee shop], food[English], priceRange[high], customer rating[1 "
-        "out of 5], area[city centre], familyFriendly[yes]",
-        "Yes, this restaurant is children friendly and the English food is great. The restaurant is "
-        "named Fitzbillies located in the city centre where the ratings scores an average of 1 out "
-        "of 5. This restaurant is also similar to a coffee shop where the prices are high.",
+        "name[Fitzbillies], eatType[coffee shop], food[English], priceRange[high], customer "
+        "rating[1 out of 5], area[city centre], familyFriendly[yes]",
+        "Yes, this restaurant is children friendly and the English food is great. The "
+        "restaurant is named Fitzbillies located in the city centre where the ratings scores "
+        "an average of 1 out of 5. This restaurant is also similar to a coffee shop where "
+        "the prices are high.",
         set(),
     ),
     (
-        "name[Fitzbillies], eatType[coffee shop], food[Chinese], priceRange[more than £30], customer "
-        "rating[high], area[city centre], familyFriendly[no]",
-        "Fitzbillies is a coffee shop serving Chinese food in the high price range. It is located "
-        "in the City center.",
+        "name[Fitzbillies], eatType[coffee shop], food[Chinese], priceRange[more than £30], "
+        "customer rating[high], area[city centre], familyFriendly[no]",
+        "Fitzbillies is a coffee shop serving Chinese food in the high price range. It is "
+        "located in the City center.",
         {"customer rating", "familyFriendly"},
     ),
     (
-        "name[Cocum], eatType[coffee shop], food[Chinese], priceRange[high], customer rating[1 out "
-        "of 5], familyFriendly[yes]",
-        "Cocum is a coffee shop that serves Chinese food that is priced in the higher than average "
-        "range. It has a customer rating of one out of five and is child-friendly.",
+        "name[Cocum], eatType[coffee shop], food[Chinese], priceRange[high], customer "
+        "rating[1 out of 5], familyFriendly[yes]",
+        "Cocum is a coffee shop that serves Chinese food that is priced in the higher than "
+        "average range. It has a customer rating of one out of five and is child-friendly.",
         {"priceRange"},
     ),
     (
-        "name[Cocum], eatType[coffee shop], food[Chinese], priceRange[high], customer rating[1 out "
-        "of 5], familyFriendly[yes]",
+        "name[Cocum], eatType[coffee shop], food[Chinese], priceRange[high], customer "
+        "rating[1 out of 5], familyFriendly[yes]",
         "Highly rated Chinese coffee shop, Cocum, welcomes children.",
         {"priceRange", "customer rating"},
     ),
     (
-        "name[The Eagle], eatType[coffee shop], food[Chinese], priceRange[less than £20], customer "
-        "rating[low], area[riverside], familyFriendly[no], near[Burger King]",
-        "If you're in the riverside area and want to spend less than £20 at a poorly-reviewed "
-        "coffee shop that serves Chinese food, try The Eagle. Its near Burger King and is not "
-        "family friendly.",
+        "name[The Eagle], eatType[coffee shop], food[Chinese], priceRange[less than £20], "
+        "customer rating[low], area[riverside], familyFriendly[no], near[Burger King]",
+        "If you're in the riverside area and want to spend less than £20 at a "
+        "poorly-reviewed coffee shop that serves Chinese food, try The Eagle. Its near "
+        "Burger King and is not family friendly.",
         set(),
     ),
     (
@@ -256,10 +261,10 @@ READ: list[tuple[str, str, set[str]]] = [
         {"customer rating"},
     ),
     (
-        "name[The Wrestlers], eatType[coffee shop], food[Chinese], priceRange[less than £20], area"
-        "[city centre], familyFriendly[no], near[Raja Indian Cuisine]",
-        "The Wrestlers is a Luton based adults only coffee shop, sited near Raja Indian Cuisine "
-        "serving English food in the mid range bracket.",
+        "name[The Wrestlers], eatType[coffee shop], food[Chinese], priceRange[less than "
+        "£20], area[city centre], familyFriendly[no], near[Raja Indian Cuisine]",
+        "The Wrestlers is a Luton based adults only coffee shop, sited near Raja Indian "
+        "Cuisine serving English food in the mid range bracket.",
         {"food", "priceRange", "area"},
     ),
     (
@@ -268,24 +273,24 @@ READ: list[tuple[str, str, set[str]]] = [
         set(),
     ),
     (
-        "name[The Punter], eatType[coffee shop], food[Chinese], priceRange[cheap], customer rating"
-        "[5 out of 5], familyFriendly[no], near[Café Sicilia]",
-        "There is a cheap coffee shop The Punter located near Café Sicilia.  Customer rating 4 out "
-        "of 5.  Not family-friendly.",
+        "name[The Punter], eatType[coffee shop], food[Chinese], priceRange[cheap], customer "
+        "rating[5 out of 5], familyFriendly[no], near[Café Sicilia]",
+        "There is a cheap coffee shop The Punter located near Café Sicilia.  Customer rating "
+        "4 out of 5.  Not family-friendly.",
         {"food", "customer rating"},
     ),
     (
-        "name[Fitzbillies], eatType[coffee shop], food[English], priceRange[cheap], customer rating"
-        "[average], area[riverside], familyFriendly[no]",
-        "Riverside coffee shop Fitzbillies has an average rating offering English food in a low "
-        "price range.",
+        "name[Fitzbillies], eatType[coffee shop], food[English], priceRange[cheap], customer "
+        "rating[average], area[riverside], familyFriendly[no]",
+        "Riverside coffee shop Fitzbillies has an average rating offering English food in a "
+        "low price range.",
         {"familyFriendly"},
     ),
     (
-        "name[The Golden Palace], eatType[coffee shop], food[English], priceRange[less than £20], "
-        "customer rating[low], area[city centre]",
-        "The Golden Palace coffee shop is located in the city centre and serves English food in the "
-        "less than £20 price range but has a low customer rating",
+        "name[The Golden Palace], eatType[coffee shop], food[English], priceRange[less than "
+        "£20], customer rating[low], area[city centre]",
+        "The Golden Palace coffee shop is located in the city centre and serves English food "
+        "in the less than £20 price range but has a low customer rating",
         set(),
     ),
 ]
@@ -303,7 +308,7 @@ def test_a_text_says_what_an_eye_reads_in_it(mr: str, text: str, unsaid: set[str
     [
         "It is not family-friendly.",
         "It isn't kid friendly.",
-        "They aren’t friendly to children.",
+        "They aren\u2019t friendly to children.",
         "A non family friendly place.",
         "A non-children-friendly place.",
         "A no child friendly place.",

@@ -25,9 +25,7 @@ class Whole(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, use_cache: bool) -> Any:
         """All logits."""
-        return self.model(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache
-        )
+        return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
 
 
 class Counted(nn.Module):
@@ -134,9 +132,7 @@ def test_a_gradient_goes_to_the_model_as_from_the_plain_reference(
 ) -> None:
     weight = tiny.model.model.norm.weight.requires_grad_()
     (own,) = torch.autograd.grad(total_nll(score(tiny.model, **batch)), weight)
-    logits = tiny.model(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-    ).logits
+    logits = tiny.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     loss = nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1),
         batch["labels"][:, 1:].flatten(),

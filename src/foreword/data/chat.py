@@ -21,8 +21,8 @@ def rendered(
     """
     if not tokenizer.chat_template:
         raise DataError(
-            "the backbone's tokenizer has no chat template, so a messages column cannot be used; give "
-            "--prompt and --target templates"
+            "the backbone's tokenizer has no chat template, so a messages column cannot be used; "
+            "give --prompt and --target templates"
         )
     try:
         text = tokenizer.apply_chat_template(
@@ -39,9 +39,9 @@ def assistant_spans(
 ) -> tuple[str, list[tuple[int, int]]]:
     """The conversation as text, and the character spans of the assistant's turns.
 
-    A span runs from where the assistant is asked to speak to the end of its turn, the end-of-turn mark
-    included, found by rendering the conversation up to each turn. A first turn of the assistant
-    answers nothing and has no span.
+    A span runs from where the assistant is asked to speak to the end of its turn, the end-of-turn
+    mark included, found by rendering the conversation up to each turn. A first turn of the
+    assistant answers nothing and has no span.
 
     Raises:
         DataError: The value is not a conversation, has no assistant turn, or the template rewrites

@@ -36,7 +36,7 @@ class Collator:
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
-    """Prompts as ``input_ids`` and ``attention_mask`` (B, T), padded on the left to generate from."""
+    """Prompts as ``input_ids`` and ``attention_mask`` (B, T), padded on the left."""
     longest = max(map(len, prompts))
     ids_BT = torch.full((len(prompts), longest), pad, dtype=torch.long)
     mask_BT = torch.zeros(len(prompts), longest, dtype=torch.long)

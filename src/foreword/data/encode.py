@@ -1,8 +1,8 @@
 """Rows to token ids with labels, under one rule for what is too long.
 
-The rule: a target is never cut; a prompt (or the oldest turns of a conversation) loses tokens from its
-left until prefix, prompt and target fit the context. How many rows that touched is counted. A target
-that does not fit alone is an error.
+The rule: a target is never cut; a prompt (or the oldest turns of a conversation) loses tokens from
+its left until prefix, prompt and target fit the context. How many rows that touched is counted. A
+target that does not fit alone is an error.
 """
 
 from __future__ import annotations
@@ -163,7 +163,9 @@ class Encoder:
         predicted = [index for index, label in enumerate(labels) if label != IGNORED]
         if not predicted:
             raise DataError("its assistant turns have no tokens")
-        kept = kept[: predicted[-1] + 1]  # what follows the last answer is neither read nor predicted
+        kept = kept[
+            : predicted[-1] + 1
+        ]  # what follows the last answer is neither read nor predicted
         labels = labels[: len(kept)]
         cut = max(0, len(kept) - self.limit)
         last_turn = _last_run(predicted)
@@ -184,8 +186,8 @@ class Encoder:
         room = self.limit - len(target)
         if room < 1:
             raise DataError(
-                f"its target has {len(target)} tokens; the context leaves {self.limit} for prompt and "
-                "target. Shorten it, or use fewer virtual tokens or a larger context"
+                f"its target has {len(target)} tokens; the context leaves {self.limit} for prompt "
+                "and target. Shorten it, or use fewer virtual tokens or a larger context"
             )
         cut = max(0, len(prompt) - room)
         prompt = prompt[cut:]

@@ -135,7 +135,7 @@ def _from_datasets(source: str) -> Iterator[Row]:
     except Exception as error:  # the library raises many kinds, of its own and of the Hub's client
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"{source!r} is neither a file, nor a shipped set ({', '.join(SHIPPED)}), nor a data set "
-            f"that the datasets library can load: {first_line}"
+            f"{source!r} is neither a file, nor a shipped set ({', '.join(SHIPPED)}), nor a data "
+            f"set that the datasets library can load: {first_line}"
         ) from error
     yield from loaded

@@ -39,7 +39,8 @@ class Task:
             raise DataError(f"a {given} template needs a {missing} template beside it")
         if self.target is not None and not columns(self.target):
             raise DataError(
-                f'the target template {self.target!r} names no column; write one in braces: " {{ref}}"'
+                f"the target template {self.target!r} names no column; write one in braces: "
+                '" {ref}"'
             )
         if self.prompt is not None:
             columns(self.prompt)

@@ -1,10 +1,10 @@
 """A matcher for E2E outputs: is the restaurant named, and which facts are said?
 
-A meaning representation is ``name[Zizzi], food[Thai], familyFriendly[no]``; each ``slot[value]`` is one
-fact. The rules are deliberately plain: a value counts as said when its words, or one of the usual
-paraphrases of it, stand in the text and no ``not`` stands before them. ``high``, ``average`` and ``low``
-count beside a word of price or of rating only. They miss unusual wordings, so recall is a lower bound,
-and they do not look for facts that were made up.
+A meaning representation is ``name[Zizzi], food[Thai], familyFriendly[no]``; each ``slot[value]`` is
+one fact. The rules are deliberately plain: a value counts as said when its words, or one of the
+usual paraphrases of it, stand in the text and no ``not`` stands before them. ``high``, ``average``
+and ``low`` count beside a word of price or of rating only. They miss unusual wordings, so recall is
+a lower bound, and they do not look for facts that were made up.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 from foreword.errors import DataError
 
@@ -23,15 +23,17 @@ _NOT = re.compile(rf"(?:\bnot?|n't|\bnon|\bnever)[ -]+(?:(?:{_FILLERS}) )*$")
 """What stands right before words that are not said but denied."""
 
 _PRICE = r"(?:pric(?:e|es|ed|ing)|costs?|range|end)\b"
-_RATING = r"(?:(?:customers?'?|consumer|user|overall) )*(?:rat(?:e|ed|es|ing|ings)|reviews?|reviewed)\b"
+_RATING = (
+    r"(?:(?:customers?'?|consumer|user|overall) )*(?:rat(?:e|ed|es|ing|ings)|reviews?|reviewed)\b"
+)
 _LINK = (
-    r"(?:ranges?|customers|by|its|it|them|is|are|was|of|as|at|a|an|the|very|quite|only|being|been|has|"
-    r"have|on)"
+    r"(?:ranges?|customers|by|its|it|them|is|are|was|of|as|at|a|an|the|very|quite|only|being|been|"
+    r"has|have|on)"
 )
 
 
 def _graded(words: str, noun: str, other: str) -> str:
-    """Pattern of an adjective beside `noun`, on either side, where it does not belong to `other`."""
+    """Pattern of an adjective on either side of `noun` that does not belong to `other`."""
     graded = rf"(?<!above )(?<!below )(?<!than )\b(?:{words})(?:er|ly)?"
     before = rf"{graded}[ -](?:in )?{noun}(?! (?:of|is) [£\d])"
     after = rf"\b{noun}:?[ -](?:{_LINK} )*{graded}\b(?![ -]{other})"
@@ -61,7 +63,7 @@ _PATTERNS = {
         "cheap": _CHEAP,
         "less than £20": rf"\b(?:less than|under|below|lower than) £? ?20\b|{_CHEAP}",
         "moderate": rf"{_price('moderate|average|mid|medium|reasonab(?:le)?')}",
-        "£20-25": r"\b20 ?(?:-|–|to|and) ?£? ?25\b",
+        "£20-25": r"\b20 ?(?:-|\u2013|to|and) ?£? ?25\b",
         "high": _EXPENSIVE,
         "more than £30": rf"\b(?:more than|over|above) £? ?30\b|{_EXPENSIVE}",
     },
@@ -88,9 +90,10 @@ _TOWARDS = (
 _FRIENDLY = re.compile(_FAMILY)
 _UNFRIENDLY = re.compile(
     rf"(?:(?<!why )\bnot?|n't|\bnon|\bunsuitable|\bunfriendly)[ -](?:(?:{_TOWARDS}) )*{_FAMILY}"
-    rf"|{_FAMILY} (?:(?:is|are) not|isn't|aren't|not) (?:allowed|welcome|permitted|suitable|friendly)"
+    rf"|{_FAMILY} (?:(?:is|are) not|isn't|aren't|not) (?:allowed|welcome|permitted|friendly)"
     rf"|{_FAMILY}[ -](?:is |are )?(?:unfriendly|unwelcome|prohibited|banned)"
-    r"|\badult[ -](?:only|oriented|themed|est)|\badults only|\bfor adults(?! and (?:f|c|k))|\ban adult\b"
+    r"|\badult[ -](?:only|oriented|themed|est)|\badults only|\ban adult\b"
+    r"|\bfor adults(?! and (?:f|c|k))"
 )
 
 
@@ -118,7 +121,7 @@ def slots(mr: str) -> list[tuple[str, str]]:
 
 def says(slot: str, value: str, text: str) -> bool:
     """Whether a text says a fact."""
-    plain = " ".join(text.lower().replace("’", "'").split())
+    plain = " ".join(text.lower().replace("\u2019", "'").split())
     wanted = " ".join(value.lower().split())
     if slot == "familyFriendly":
         unfriendly = bool(_UNFRIENDLY.search(plain))
@@ -128,7 +131,7 @@ def says(slot: str, value: str, text: str) -> bool:
     return any(not _NOT.search(plain[: match.start()]) for match in found)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _pattern(slot: str, wanted: str) -> re.Pattern[str]:
     """Pattern of a value's paraphrases; by default its own words, whole, hyphens as spaces."""
     words = r"[ -]".join(map(re.escape, re.split("[ -]", wanted)))

@@ -44,6 +44,6 @@ def exact_match(texts: Sequence[str], references: References) -> float:
 
 
 def _columns(references: References) -> list[list[Any]]:
-    """References as sacrebleu takes them: first of each, second of each, None where there is none."""
+    """The first reference of each text, the second of each, and so on; None where there is none."""
     most = max(map(len, references))
     return [[refs[i] if i < len(refs) else None for refs in references] for i in range(most)]

@@ -101,8 +101,8 @@ def evaluate(
 ) -> Evaluation:
     """Score and generate on a task's rows.
 
-    Rows with the same prompt are taken as references of one input: each is scored, text is generated
-    once.
+    Rows with the same prompt are taken as references of one input: each is scored, text is
+    generated once.
 
     Args:
         backbone: The backbone, left as it was found.

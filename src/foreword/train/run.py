@@ -112,6 +112,8 @@ def train(
             DirectParameterization(first, *scales(backbone, first)), backbone, attachment
         )
         module.to(backbone.device)
+        if settings.gradient_checkpointing:
+            stack.callback(module.activation_checkpointing_disable)
         keep_best = KeepBest(folder / BEST_FILE, settings.early_stop) if eval_rows else None
         trainer = PrefixTrainer(
             module,

@@ -72,6 +72,13 @@ class PrefixModule(nn.Module):
 
     gradient_checkpointing_enable = activation_checkpointing_enable
 
+    def activation_checkpointing_disable(self) -> None:
+        """Undo `activation_checkpointing_enable`."""
+        model = self._beside[0].model
+        disable = getattr(model, "activation_checkpointing_disable", None)
+        (disable or model.gradient_checkpointing_disable)()
+        model.eval()
+
 
 class KeepBest(TrainerCallback, ExportableState):  # type: ignore[misc]
     """Keeps the prefix with the lowest evaluation NLL in a file, and stops when none is better.

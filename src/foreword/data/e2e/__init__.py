@@ -1,0 +1,1 @@
+"""Restaurant data that ships with Foreword; see LICENSE.md."""
