@@ -131,6 +131,7 @@ def generate(
     options: GenerateOptions | None = None,
     *,
     task: Task | None = None,
+    strict: bool = False,
 ) -> list[list[str]]:
     """Generate texts for inputs.
 
@@ -140,6 +141,7 @@ def generate(
         prefix: The prefix, or None for the frozen model alone.
         options: How to generate; greedy by default.
         task: Templates; by default those that the prefix was trained with.
+        strict: Refuse a backbone with other weights than the prefix was made on.
 
     Returns:
         Per input its texts, ``num_return_sequences`` of them, without special tokens and outer
@@ -159,7 +161,7 @@ def generate(
     rows = [as_row(one, task) for one in inputs]
     prompts = [encoder.prompt(row, options.max_new_tokens) for row in rows]
     if prefix is not None:
-        backbone.check(prefix)
+        backbone.check(prefix, strict=strict)
     return generate_ids(backbone, prompts, prefix, options)
 
 

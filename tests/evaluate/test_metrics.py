@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
@@ -46,6 +47,13 @@ def test_unequal_numbers_of_references_are_as_if_one_were_repeated() -> None:
     repeated = [REFERENCES[0], REFERENCES[1][:1] * 2, REFERENCES[2]]
     for metric in (bleu, chrf, rouge_l, exact_match):
         assert metric(TEXTS, unequal) == pytest.approx(metric(TEXTS, repeated))
+
+
+def test_a_missing_reference_is_not_an_empty_one() -> None:
+    """An empty reference would be nearer in length to a short text, and spare it the penalty."""
+    whole, short = "a b c d e f g h i", "a b c d"
+    found = bleu([whole, short], [[whole, "x"], [whole]])
+    assert found == pytest.approx(100 * math.exp(1 - 18 / 13))
 
 
 def test_bleu_is_what_a_hand_counts() -> None:

@@ -69,10 +69,15 @@ def evaluate(
     prefix = store.open().load(name)
     with working("loading the backbone"):
         loaded = backbone.load(prefix)
-    loaded.check(prefix, strict=arguments.strict)
     with working("evaluating"):
         found = run_evaluation(
-            loaded, prefix, data, options=options, base=arguments.base, limit=arguments.limit
+            loaded,
+            prefix,
+            data,
+            options=options,
+            base=arguments.base,
+            limit=arguments.limit,
+            strict=arguments.strict,
         )
     if arguments.as_json:
         out.print(json.dumps(found.as_json(), ensure_ascii=False, indent=1), markup=False)

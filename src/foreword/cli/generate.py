@@ -56,13 +56,13 @@ def generate(
     inputs = _inputs(text, arguments.inputs)
     with working("loading the backbone"):
         loaded = backbone.load(prefix)
-    loaded.check(prefix, strict=arguments.strict)
     texts = generate_texts(
         loaded,
         inputs,
         prefix if arguments.prefix else None,
         options,
         task=task_of(prefix),
+        strict=arguments.strict,
     )
     if not arguments.prefix:
         note("the frozen model, without the prefix:")

@@ -11,6 +11,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Yaml
 from transformers.utils import logging
 
+from foreword.backbone import OtherWeights
 from foreword.cli.backbones import backbones
 from foreword.cli.console import err
 from foreword.cli.demo import demo
@@ -45,10 +46,15 @@ def main(arguments: Sequence[str]) -> int:
 
     0: done; 1: refused, with one message; 2: the command line is wrong; 130: Ctrl-C.
     """
-    warnings.showwarning = _show_warning
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    tokens = list(arguments)
+    with warnings.catch_warnings():
+        warnings.simplefilter("once", OtherWeights)
+        warnings.showwarning = _show_warning
+        return _main(list(arguments))
+
+
+def _main(tokens: list[str]) -> int:
     try:
         app["train"].config = _config_of(tokens)
         app(tokens, exit_on_error=False, result_action="return_none")

@@ -98,6 +98,7 @@ def evaluate(
     base: bool = True,
     limit: int | None = None,
     task: Task | None = None,
+    strict: bool = False,
 ) -> Evaluation:
     """Score and generate on a task's rows.
 
@@ -112,6 +113,7 @@ def evaluate(
         base: Whether the frozen model is evaluated too.
         limit: Only the first so many distinct inputs.
         task: Templates, if not the prefix's own.
+        strict: Refuse a backbone with other weights than the prefix was made on.
 
     Raises:
         DataError: Rows or columns are wrong.
@@ -122,7 +124,7 @@ def evaluate(
         raise DataError("the data has no rows; expected at least one")
     if limit is not None and limit < 1:
         raise DataError(f"limit must be at least 1; found {limit}")
-    backbone.check(prefix)
+    backbone.check(prefix, strict=strict)
     task = task or task_of(prefix)
     task.check(rows)
     if task.chat:

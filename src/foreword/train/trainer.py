@@ -165,7 +165,7 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
         loss = output["loss"] / targets
         if not bool(torch.isfinite(loss)):
             raise NotFinite(
-                f"the loss became {float(loss)} at step {self.state.global_step + 1}; lower the "
+                f"the loss became {float(loss.detach())} at step {self.state.global_step + 1}; lower the "
                 "learning rate (--lr), or train in float32 (--dtype float32)"
             )
         return (loss, output) if return_outputs else loss
