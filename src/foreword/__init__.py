@@ -7,9 +7,9 @@ input, in every layer.
 from foreword.backbone import Backbone, OtherWeights, attach, detach, load
 from foreword.data import Task, read_rows
 from foreword.errors import ForewordError
+from foreword.evaluate import Evaluation, evaluate
 from foreword.format import load as load_prefix
 from foreword.format import save as save_prefix
-from foreword.evaluate import Evaluation, evaluate
 from foreword.generate import GenerateOptions, generate
 from foreword.prefix import Prefix, PrefixMeta, Site
 from foreword.store import PrefixStore

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -195,7 +195,6 @@ def join_columns(columns: Tensor, mask: Tensor) -> Tensor:
     return torch.cat([columns, mask.expand(batch, -1, -1, -1)], dim=-1)
 
 
-@lru_cache(maxsize=None)
 def kernel_of(attention: type[nn.Module], base: str) -> Callable[..., Any]:
     """The kernel that modules of class `attention` call under implementation `base`.
 
@@ -205,11 +204,16 @@ def kernel_of(attention: type[nn.Module], base: str) -> Callable[..., Any]:
     Raises:
         UnsupportedModel: The modelling file has no eager kernel.
     """
-    names = inspect.unwrap(attention.forward).__globals__
+    return _kernel(attention.forward, base)
+
+
+@cache
+def _kernel(forward: Callable[..., Any], base: str) -> Callable[..., Any]:
+    names = inspect.unwrap(forward).__globals__
     eager = names.get("eager_attention_forward")
     if base == "eager" and eager is None:
         raise UnsupportedModel(
-            f"{attention.__name__} has no eager_attention_forward in {attention.__module__}; "
+            f"{forward.__qualname__} has no eager_attention_forward in {forward.__module__}; "
             "load the model with attn_implementation='sdpa'"
         )
     registry = names.get("ALL_ATTENTION_FUNCTIONS", ALL_ATTENTION_FUNCTIONS)

@@ -63,9 +63,7 @@ def test_attach_gives_text_in_context_and_keeps_the_class(
     assert close(logits(tiny.model, row), expected)
 
 
-def test_attaching_again_replaces_the_prefix(
-    tiny: foreword.Backbone, texts: list[Tensor]
-) -> None:
+def test_attaching_again_replaces_the_prefix(tiny: foreword.Backbone, texts: list[Tensor]) -> None:
     (row,) = ids(12)
     expected = [in_context(tiny, text, row) for text in texts[:2]]
     for text, wanted in zip(texts[:2], expected, strict=True):
@@ -448,9 +446,9 @@ def test_checkpointed_backward_after_detach_raises(texts: list[Tensor]) -> None:
     captured = backbone.capture(texts[0].tolist())
     keys = tuple(key.clone().requires_grad_() for key in captured.keys)
     live = foreword.Prefix(captured.sites, keys, captured.values, captured.meta)
-    with backbone.attached(None) as attachment:
-        with attachment.using(bind(live, backbone.sites, live=True)):
-            loss = model(ids(9)[0][None], use_cache=False).logits.sum()
+    bound = bind(live, backbone.sites, live=True)
+    with backbone.attached(None) as attachment, attachment.using(bound):
+        loss = model(ids(9)[0][None], use_cache=False).logits.sum()
     with pytest.raises(BypassError):
         loss.backward()
 

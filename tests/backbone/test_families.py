@@ -60,9 +60,7 @@ def test_window_policies_differ_where_text_is_longer_than_the_window(
 ) -> None:
     """The oracle would pass for both policies if its text were too short to tell them apart."""
     right = checks.case(BY_NAME["mistral"], windows)
-    wrong = right.prefix().with_meta(
-        windows="windowed" if windows == "visible" else "visible"
-    )
+    wrong = right.prefix().with_meta(windows="windowed" if windows == "visible" else "visible")
     found = checks.forward(right, wrong, "left")
     assert checks.difference(found, right.references()) > checks.MOVED
 

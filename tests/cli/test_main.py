@@ -69,7 +69,9 @@ def test_the_whole_way_from_rows_to_text(place: Path, call) -> None:
     assert "evaluation NLL" in err
     assert not (place / "store/.runs/food").exists()
 
-    code, out, _ = call("generate", "food", *F32, "name[Zizzi], food[Thai]", "--max-new-tokens", "6")
+    code, out, _ = call(
+        "generate", "food", *F32, "name[Zizzi], food[Thai]", "--max-new-tokens", "6"
+    )
     backbone = foreword.load(str(place / "tiny-model"), dtype="float32")
     options = foreword.GenerateOptions(max_new_tokens=6)
     wanted = foreword.generate(backbone, [MEMORY[0]], prefix, options)
@@ -96,7 +98,9 @@ def test_the_whole_way_from_rows_to_text(place: Path, call) -> None:
     assert found["base"]["nll"] == pytest.approx(wanted_figures.base.nll)
     assert found["inputs"] == 3
 
-    code, out, err = call("evaluate", "food", *F32, "some.jsonl", "--max-new-tokens", "4", "--no-base")
+    code, out, err = call(
+        "evaluate", "food", *F32, "some.jsonl", "--max-new-tokens", "4", "--no-base"
+    )
     assert code == 0
     for label in ("NLL", "perplexity", "BLEU", "chrF", "ROUGE-L", "exact match", "token accuracy"):
         assert label in out

@@ -63,9 +63,7 @@ def case(family: Family, windows: WindowPolicy = "visible", seed: int = 0) -> Ca
     def tokens(count: int) -> Tensor:
         return torch.randint(3, VOCABULARY, (count,), generator=generator)
 
-    return Case(
-        family, Backbone(model), tokens(LENGTH), tuple(tokens(n) for n in ROWS), windows
-    )
+    return Case(family, Backbone(model), tokens(LENGTH), tuple(tokens(n) for n in ROWS), windows)
 
 
 def padded(rows: tuple[Tensor, ...], side: str) -> tuple[Tensor, Tensor]:
@@ -188,13 +186,9 @@ def negative_controls(case: Case) -> dict[str, float]:
             case, Prefix(right.sites, swapped_keys, swapped_values, right.meta), "left"
         ),
         "one column masked": forward(case, shorter, "left", shift=shift),
-        "prefix dropped": forward(
-            case, None, "left", shift=right.length if shift else 0
-        ),
+        "prefix dropped": forward(case, None, "left", shift=right.length if shift else 0),
     }
     return {
-        name: max(
-            float((f - e).abs().max()) for f, e in zip(found, expected, strict=True)
-        )
+        name: max(float((f - e).abs().max()) for f, e in zip(found, expected, strict=True))
         for name, found in mistakes.items()
     }

@@ -60,7 +60,14 @@ class Family:
 FAMILIES = (
     Family(
         "gpt2",
-        {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 96, **_NO_GPT2_DROPOUT},
+        {
+            "vocab_size": VOCABULARY,
+            "n_embd": 32,
+            "n_layer": 3,
+            "n_head": 4,
+            "n_positions": 96,
+            **_NO_GPT2_DROPOUT,
+        },
     ),
     Family(
         "opt",
@@ -77,7 +84,14 @@ FAMILIES = (
     Family("gpt_neox", {**_COMMON, **_SIZES, "num_attention_heads": 4}),
     Family(
         "gpt_bigcode",
-        {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 96, **_NO_GPT2_DROPOUT},
+        {
+            "vocab_size": VOCABULARY,
+            "n_embd": 32,
+            "n_layer": 3,
+            "n_head": 4,
+            "n_positions": 96,
+            **_NO_GPT2_DROPOUT,
+        },
     ),
     Family("llama", _LLAMA),
     Family("mistral", {**_LLAMA, "sliding_window": WINDOW}, window=WINDOW),

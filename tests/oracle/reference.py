@@ -55,9 +55,7 @@ def in_context(
     mask = masks(family, model, len(text), len(row), visible=visible, rows=ids.shape[1])
     positions = torch.arange(ids.shape[1])[None]
     with torch.no_grad():
-        output = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
-        )
+        output = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
     return output.logits[0, len(text) :].float()
 
 

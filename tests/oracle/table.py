@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import transformers
@@ -45,7 +45,7 @@ def policies(family: Family) -> tuple[WindowPolicy, ...]:
     return ("visible", "windowed") if family.window else ("visible",)
 
 
-@lru_cache(maxsize=None)
+@cache
 def measure(name: str, windows: WindowPolicy) -> Result:
     """Run the whole oracle on one family."""
     family = next(f for f in FAMILIES if f.name == name)
@@ -95,11 +95,12 @@ def page() -> str:
         "",
         "For each family a tiny random model (float32, every weight matrix scaled by 3, grouped heads "
         "and a head dimension other than hidden / heads where the family allows it) is given a text of "
-        f"{checks.LENGTH} tokens in two ways: as the text itself in its context, and as a prefix made of "
-        "the text's own keys and values. *Error* is the largest difference between the two, relative to "
+        f"{checks.LENGTH} tokens in two ways: as the text itself in its context, and as a prefix made "
+        "of the text's own keys and values. *Error* is the largest difference between the two, "
+        "relative to "
         "max(1, largest logit): over forward passes with left and with right padding, and cached and "
-        "uncached generation, of three rows of unequal length, each more than twice the window; and over "
-        "the gradient of the NLL in keys and values (against the same tensors given as "
+        "uncached generation, of three rows of unequal length, each more than twice the window; and "
+        "over the gradient of the NLL in keys and values (against the same tensors given as "
         "`past_key_values`), with and without gradient checkpointing. *Exact* means at most 1e-5. "
         "*Smallest control* is the least that a deliberate mistake moved a logit (position off by one, "
         "keys and values swapped between layers, one column masked, prefix dropped); it must exceed "

@@ -94,12 +94,12 @@ def test_accumulated_batches_equal_one_large_one(tiny: foreword.Backbone, rows: 
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
 
 
-def test_gradient_checkpointing_trains_the_same_prefix(
-    tiny: foreword.Backbone, rows: Rows
-) -> None:
+def test_gradient_checkpointing_trains_the_same_prefix(tiny: foreword.Backbone, rows: Rows) -> None:
     plain = foreword.train(tiny, rows, changed(steps=4)).prefix
     thrifty = foreword.train(tiny, rows, changed(steps=4, gradient_checkpointing=True)).prefix
-    for one, two in zip((*plain.keys, *plain.values), (*thrifty.keys, *thrifty.values), strict=True):
+    for one, two in zip(
+        (*plain.keys, *plain.values), (*thrifty.keys, *thrifty.values), strict=True
+    ):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
 
 
@@ -182,9 +182,7 @@ def test_the_default_start_is_at_most_three_percent_above_the_base_model(
         with smollm2.attached(bound), torch.no_grad():
             for row in encoded:
                 ids = torch.tensor([row.input_ids])
-                scores = score(
-                    smollm2.model, ids, torch.ones_like(ids), torch.tensor([row.labels])
-                )
+                scores = score(smollm2.model, ids, torch.ones_like(ids), torch.tensor([row.labels]))
                 total += float(scores.nll_N.sum())
                 targets += len(scores.nll_N)
         return total / targets
@@ -220,9 +218,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     folder = tmp_path / "run"
     wanted = foreword.train(tiny, rows, SETTINGS, folder=tmp_path / "whole").prefix
     with pytest.raises(SystemExit):
-        foreword.train(
-            tiny, rows, SETTINGS, folder=folder, callbacks=[Interrupt(9, SystemExit())]
-        )
+        foreword.train(tiny, rows, SETTINGS, folder=folder, callbacks=[Interrupt(9, SystemExit())])
     shutil.copytree(folder / "checkpoint-8", folder / "checkpoint-99")
     (folder / "checkpoint-99" / checkpoint.MANIFEST).unlink()
     weights = folder / "checkpoint-8" / "model.safetensors"
@@ -290,9 +286,7 @@ def test_the_best_prefix_is_kept_and_early_stop_ends_training(
     assert nll(tiny, result.prefix, wanted) == pytest.approx(best, rel=1e-5)
 
 
-def test_ctrl_c_keeps_what_was_learned(
-    tiny: foreword.Backbone, rows: Rows, tmp_path: Path
-) -> None:
+def test_ctrl_c_keeps_what_was_learned(tiny: foreword.Backbone, rows: Rows, tmp_path: Path) -> None:
     wanted = foreword.train(tiny, rows, SETTINGS, folder=tmp_path / "whole")
     with pytest.raises(foreword.TrainingStopped, match="after 6 of 12 steps") as stopped:
         foreword.train(tiny, rows, SETTINGS, callbacks=[Interrupt(6, KeyboardInterrupt())])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -130,7 +130,9 @@ class Attachment:
             return None
         self._check_implementation()
         names = parameters_of(type(module))
-        frame, position_ids = self._frame(module, {**dict(zip(names, args, strict=False)), **kwargs})
+        frame, position_ids = self._frame(
+            module, {**dict(zip(names, args, strict=False)), **kwargs}
+        )
         self._keep_checkpoints_in_frame()
         self._frames.append((module, frame))
         enter(frame)
@@ -153,8 +155,8 @@ class Attachment:
         if output is None:  # the forward raised; its own error goes on
             return
         self._check_every_site(module, frame)
-        for cache in _caches(output):
-            setattr(cache, _OWNER, _identity(frame.bound))
+        for kept in _caches(output):
+            setattr(kept, _OWNER, _identity(frame.bound))
 
     def _frame(self, module: nn.Module, call: Mapping[str, Any]) -> tuple[Frame, Tensor | None]:
         """The frame of a call, and the position_ids to hand to the model (None: as they are)."""
@@ -179,7 +181,9 @@ class Attachment:
         frame = Frame(self._names, bound, batch, positions, observer=self.observer)
         offsets = bound.offset_R if bound is not None else (0,)
         if "position_ids" in parameters_of(type(module)):
-            moved_ids = moved(positions.expand(batch, -1) if len(offsets) > 1 else positions, offsets)
+            moved_ids = moved(
+                positions.expand(batch, -1) if len(offsets) > 1 else positions, offsets
+            )
             self._check_context(past + queries + max(offsets))
             return frame, moved_ids
         if any(offsets):
@@ -360,7 +364,11 @@ def _caches(output: Any) -> list[Cache]:
     return [cache] if isinstance(cache, Cache) else []
 
 
-@lru_cache(maxsize=None)
 def parameters_of(kind: type[nn.Module]) -> tuple[str, ...]:
     """Names of the parameters of a module class's forward, in order, self aside."""
-    return tuple(inspect.signature(kind.forward).parameters)[1:]
+    return _parameters(kind.forward)
+
+
+@cache
+def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(forward).parameters)[1:]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from foreword.attention import Bound
@@ -62,7 +62,7 @@ class Backbone:
 
     @property
     def family(self) -> str:
-        """transformers' model type, such as ``llama``."""
+        """Transformers' model type, such as ``llama``."""
         return family_of(self.model)
 
     @property
@@ -97,7 +97,8 @@ class Backbone:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype that the model computes in."""
-        return self.model.dtype
+        dtype: torch.dtype = self.model.dtype
+        return dtype
 
     @property
     def parameters(self) -> int:
@@ -298,7 +299,7 @@ def attach(
         >>> foreword.attach(model, prefix)  # doctest: +SKIP
         >>> model.generate(**inputs)  # doctest: +SKIP
     """
-    inner = model.model if isinstance(model, Backbone) else model
+    inner: nn.Module = model.model if isinstance(model, Backbone) else model
     attachment = attachment_of(inner)
     fresh = attachment is None
     if attachment is None:
@@ -334,7 +335,7 @@ def detach(model: PreTrainedModel | Backbone) -> nn.Module:
     Returns:
         The model itself.
     """
-    inner = model.model if isinstance(model, Backbone) else model
+    inner: nn.Module = model.model if isinstance(model, Backbone) else model
     attachment = attachment_of(inner)
     if attachment is not None:
         attachment.remove()

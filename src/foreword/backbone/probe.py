@@ -153,9 +153,7 @@ def _measure(attachment: Attachment, inputs: dict[str, Tensor], before: Tensor) 
     return Measured(_sites(calls), positions, limit if positions == "offset" else None)
 
 
-def _refuse_unless_causal(
-    family: str, logits_BTV: Tensor, largest: float, allowed: float
-) -> None:
+def _refuse_unless_causal(family: str, logits_BTV: Tensor, largest: float, allowed: float) -> None:
     """Rows 0 and 2 differ in their last token only: nothing before it may differ."""
     spread = float((logits_BTV[0, :-1] - logits_BTV[2, :-1]).abs().max()) / largest
     if spread > allowed:

@@ -22,7 +22,9 @@ def backbones() -> None:
     for row in verified_families():
         families.add_row(row["family"], "decoder", row["positions"], row["kernel"])
     out.print(families)
-    out.print("Any model of these families works: a local folder, or a name on the Hub.", markup=False)
+    out.print(
+        "Any model of these families works: a local folder, or a name on the Hub.", markup=False
+    )
 
 
 def verified_families() -> list[dict[str, str]]:

@@ -24,7 +24,8 @@ from foreword.train import TrainResult, TrainSettings
 
 NAME = "e2e-demo"
 DESCRIPTION = (
-    "Turn the facts about a restaurant into one fluent sentence that names it and states every fact."
+    "Turn the facts about a restaurant into one fluent sentence that names it and states "
+    "every fact."
 )
 SETTINGS = TrainSettings(
     prompt="{mr} ->", target=" {ref}", length=16, init_text=DESCRIPTION, lr=0.05, epochs=2
@@ -46,7 +47,7 @@ class DemoArguments:
 
 def demo(
     *,
-    arguments: DemoArguments = DemoArguments(),  # noqa: B008
+    arguments: DemoArguments = DemoArguments(),
     backbone: BackboneOptions = BackboneOptions(),  # noqa: B008
     store: StoreOptions = StoreOptions(),  # noqa: B008
 ) -> None:

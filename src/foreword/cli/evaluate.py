@@ -50,7 +50,7 @@ def evaluate(
     data: str,
     /,
     *,
-    arguments: EvaluateArguments = EvaluateArguments(),  # noqa: B008
+    arguments: EvaluateArguments = EvaluateArguments(),
     options: Annotated[GenerateOptions, Parameter(name="*")] = GenerateOptions(),  # noqa: B008
     backbone: BackboneOptions = BackboneOptions(),  # noqa: B008
     store: StoreOptions = StoreOptions(),  # noqa: B008

@@ -37,7 +37,7 @@ def generate(
     text: str | None = None,
     /,
     *,
-    arguments: GenerateArguments = GenerateArguments(),  # noqa: B008
+    arguments: GenerateArguments = GenerateArguments(),
     options: Annotated[GenerateOptions, Parameter(name="*")] = GenerateOptions(),  # noqa: B008
     backbone: BackboneOptions = BackboneOptions(),  # noqa: B008
     store: StoreOptions = StoreOptions(),  # noqa: B008
@@ -88,5 +88,7 @@ def _inputs(text: str | None, file: str | None) -> list[Input]:
         raise DataError(f"cannot read inputs from {file or 'standard input'}: {error}") from error
     found: list[Input] = [line for line in lines if line.strip()]
     if not found:
-        raise DataError("there are no inputs; give a text, --input FILE, or lines on standard input")
+        raise DataError(
+            "there are no inputs; give a text, --input FILE, or lines on standard input"
+        )
     return found

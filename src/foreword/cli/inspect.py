@@ -43,7 +43,7 @@ def inspect(
     name: str,
     /,
     *,
-    arguments: InspectArguments = InspectArguments(),  # noqa: B008
+    arguments: InspectArguments = InspectArguments(),
     store: StoreOptions = StoreOptions(),  # noqa: B008
 ) -> None:
     """Show a prefix: geometry, parameters, policies, recipe, digests, norms per layer.
@@ -61,7 +61,9 @@ def inspect(
         return
     for label, value in _facts(prefix):
         out.print(f"{label:<14}{value}", markup=False)
-    out.print(f"{'file':<14}{place.path(name)} ({place.path(name).stat().st_size:,} bytes)", markup=False)
+    out.print(
+        f"{'file':<14}{place.path(name)} ({place.path(name).stat().st_size:,} bytes)", markup=False
+    )
     made = table("RMS per site", "site", "key", "value", "window")
     for site, entry in zip(prefix.sites, norms(prefix), strict=True):
         window = "" if site.window is None else str(site.window)

@@ -52,9 +52,7 @@ def _from_zeros(backbone: Backbone, settings: TrainSettings) -> Prefix:
     return _filled(backbone, settings, torch.zeros)
 
 
-def _filled(
-    backbone: Backbone, settings: TrainSettings, make: Callable[..., Tensor]
-) -> Prefix:
+def _filled(backbone: Backbone, settings: TrainSettings, make: Callable[..., Tensor]) -> Prefix:
     length = settings.length
     keys = tuple(make(site.kv_heads, length, site.key_dim) for site in backbone.sites)
     values = tuple(make(site.kv_heads, length, site.value_dim) for site in backbone.sites)

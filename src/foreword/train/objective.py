@@ -5,13 +5,11 @@ Shapes: B rows, T tokens, N target tokens of the batch, V vocabulary.
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
-from functools import lru_cache
 
-import torch
 from torch import Tensor, nn
 
+from foreword.backbone.attachment import parameters_of
 from foreword.data.encode import IGNORED
 
 
@@ -30,14 +28,12 @@ class Scores:
     row_N: Tensor
 
 
-def score(
-    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
-) -> Scores:
+def score(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Scores:
     """Score the labelled tokens of a right-padded batch; each tensor is (B, T) int64."""
     wanted_BT = labels[:, 1:] != IGNORED
     columns = wanted_BT.any(dim=0).nonzero().squeeze(1)
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
-    if _keeps_logits(type(model)):
+    if "logits_to_keep" in parameters_of(type(model)):
         logits = model(**inputs, logits_to_keep=columns).logits
     else:
         logits = model(**inputs).logits[:, columns]
@@ -47,13 +43,3 @@ def score(
     nll_N = nn.functional.cross_entropy(logits_NV, targets_N, reduction="none")
     hit_N = logits_NV.detach().argmax(dim=-1) == targets_N
     return Scores(nll_N, hit_N, kept.nonzero()[:, 0])
-
-
-@lru_cache(maxsize=None)
-def _keeps_logits(kind: type[nn.Module]) -> bool:
-    return "logits_to_keep" in inspect.signature(kind.forward).parameters
-
-
-def total_nll(scores: Scores) -> Tensor:
-    """Summed NLL of a batch, a scalar in nats."""
-    return torch.sum(scores.nll_N)

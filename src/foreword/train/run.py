@@ -180,7 +180,9 @@ def _prepare(
         try:
             earlier = json.loads(file.read_text())
         except (OSError, ValueError) as error:
-            raise TrainingError(f"cannot read {file}: {error}; start anew without --resume") from error
+            raise TrainingError(
+                f"cannot read {file}: {error}; start anew without --resume"
+            ) from error
         _refuse_other_run(earlier, run)
     else:
         if folder.exists():
@@ -237,7 +239,9 @@ def _run(
         "steps": trainer.state.global_step,
         "seconds": round(seconds, 3),
         "best_eval_nll": _finite(trainer.keep_best.best) if trainer.keep_best else None,
-        "final_loss": _finite(next((e["loss"] for e in reversed(history) if "loss" in e), math.nan)),
+        "final_loss": _finite(
+            next((e["loss"] for e in reversed(history) if "loss" in e), math.nan)
+        ),
         "stopped": stopped,
     }
     result = TrainResult(

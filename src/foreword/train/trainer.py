@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
 from transformers.trainer_callback import ExportableState, PrinterCallback
 
 from foreword import format as prefix_file
@@ -165,8 +165,8 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
         loss = output["loss"] / targets
         if not bool(torch.isfinite(loss)):
             raise NotFinite(
-                f"the loss became {float(loss.detach())} at step {self.state.global_step + 1}; lower the "
-                "learning rate (--lr), or train in float32 (--dtype float32)"
+                f"the loss became {float(loss.detach())} at step {self.state.global_step + 1}; "
+                "lower the learning rate (--lr), or train in float32 (--dtype float32)"
             )
         return (loss, output) if return_outputs else loss
 
@@ -175,7 +175,7 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
         nll = mean_nll(self.prefix_module, self.eval_rows, self.data_collator, self.args)
         metrics = {"eval_loss": nll}
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(
+        self.control: TrainerControl = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         if self.keep_best is not None:

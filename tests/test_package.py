@@ -1,0 +1,142 @@
+"""The package as a whole: its layers, its public map, and the wheel that users install."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import foreword
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src/foreword"
+LAYERS = (
+    "errors",
+    "version",
+    "files",
+    "prefix",
+    "format",
+    "store",
+    "attention",
+    "backbone",
+    "data",
+    "train",
+    "generate",
+    "evaluate",
+    "cli",
+)
+"""Each may import those before it, and within itself."""
+MODULES = sorted(SOURCE.rglob("*.py"))
+
+
+def layer(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> list[str]:
+    """Names of the modules that a file imports from the package, anywhere in it."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            if node.module == "foreword":
+                found += [f"foreword.{alias.name}" for alias in node.names]
+            else:
+                found.append(node.module or "")
+    return [name for name in found if name.split(".")[0] == "foreword"]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_go_one_way_and_never_to_the_root(path: Path) -> None:
+    if path == SOURCE / "__init__.py":
+        return
+    own = LAYERS.index(layer(path))
+    for name in imports(path):
+        parts = name.split(".")
+        assert len(parts) > 1, f"{path.name} imports the package root"
+        assert parts[1] in LAYERS, f"{path.name} imports {name} from the root"
+        assert LAYERS.index(parts[1]) <= own, f"{path.name} imports upwards: {name}"
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {layer(path) for path in MODULES} - {"__init__"} == set(LAYERS)
+
+
+def test_modules_import_each_other_without_cycles() -> None:
+    graph = {}
+    for path in MODULES:
+        parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+        name = ".".join(parts).removesuffix(".__init__")
+        graph[name] = set(imports(path)) - {name}
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, " -> ".join((*trail, name))
+        if name in graph and name not in done:
+            for other in sorted(graph[name]):
+                visit(other, (*trail, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_the_public_map_is_sorted_and_true() -> None:
+    assert list(foreword.__all__) == sorted(foreword.__all__)
+    tree = ast.parse((SOURCE / "__init__.py").read_text())
+    imported = {
+        alias.asname or alias.name
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert imported == set(foreword.__all__)
+    assert not [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    assert all(getattr(foreword, name).__doc__ for name in foreword.__all__ if name[0] != "_")
+
+
+def test_no_file_is_too_long() -> None:
+    long = {p.name: len(p.read_text().splitlines()) for p in MODULES}
+    assert {name: lines for name, lines in long.items() if lines > 500} == {}
+
+
+def test_the_wheel_installs_and_works_alone(tmp_path: Path) -> None:
+    """Built and unpacked elsewhere, it has its data, its entry point, and trains nothing away."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path)]
+    subprocess.run([*build, str(ROOT)], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("foreword-*.whl")
+    assert wheel.name == f"foreword-{foreword.__version__}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        archive.extractall(tmp_path / "installed")
+    for path in MODULES:
+        assert str(path.relative_to(SOURCE.parent)) in names
+    for data in ("data/e2e/train.jsonl", "data/e2e/heldout.jsonl", "data/e2e/LICENSE.md"):
+        assert f"foreword/{data}" in names
+    assert "foreword/backbone/verified.json" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    entry = next(name for name in names if name.endswith("entry_points.txt"))
+    assert "foreword = foreword.cli.main:run" in (tmp_path / "installed" / entry).read_text()
+    code = (
+        "import foreword, sys; from foreword.cli.main import main; "
+        "assert foreword.__file__.startswith(sys.argv[1]), foreword.__file__; "
+        "assert len(foreword.read_rows('foreword/e2e:train')) == 483; "
+        "sys.exit(main(['--version']))"
+    )
+    place = str(tmp_path / "installed")
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {place!r}); " + code, place],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PATH": "", "HOME": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert foreword.__version__ in done.stdout
