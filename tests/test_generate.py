@@ -11,6 +11,7 @@ from tokenizers import decoders
 import foreword
 from foreword.backbone.attachment import attachment_of
 from foreword.data import Task
+from foreword.data.encode import Truncated
 from foreword.errors import DataError, MismatchError
 from foreword.generate import GenerateOptions, as_row, generate, generate_ids, task_of
 from foreword.prefix import Prefix
@@ -256,7 +257,8 @@ def test_a_prompt_makes_room_for_prefix_and_new_tokens(spelled: foreword.Backbon
     room = spelled.context - prefix.length - 12
     long = "ab" * room
     expected = generate_ids(spelled, [ids(spelled, long[-room:])], prefix, SHORT)
-    assert generate(spelled, [long], prefix, SHORT, task=PLAIN) == expected
+    with pytest.warns(Truncated):
+        assert generate(spelled, [long], prefix, SHORT, task=PLAIN) == expected
     with pytest.raises(DataError, match="new tokens leave no room for a prompt"):
         generate(spelled, ["x"], prefix, options(max_new_tokens=spelled.context), task=PLAIN)
 

@@ -48,8 +48,14 @@ def imports(path: Path) -> list[str]:
             if node.module == "foreword":
                 found += [f"foreword.{alias.name}" for alias in node.names]
             else:
-                found.append(node.module or "")
+                found += [_module(node.module or "", alias.name) for alias in node.names]
     return [name for name in found if name.split(".")[0] == "foreword"]
+
+
+def _module(package: str, name: str) -> str:
+    """`from package import name` may name a module or something in the package."""
+    inner = ROOT / "src" / Path(*package.split(".")) / f"{name}.py"
+    return f"{package}.{name}" if inner.is_file() else package
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from foreword.backbone.fingerprint import adds_bos
 from foreword.data import Encoded, Encoder, Task
-from foreword.data.encode import IGNORED
+from foreword.data.encode import IGNORED, Truncated
 from foreword.errors import DataError
 from foreword.prefix import Bos
 from tests.conftest import byte_tokenizer
@@ -142,19 +142,33 @@ def test_a_prompt_to_generate_from_is_that_of_training() -> None:
     made = encoder(limit=15)
     trained = made.row(row)
     assert trained.truncated == 2
-    assert made.prompt(row, room=trained.targets) == trained.input_ids[: -trained.targets]
+    with pytest.warns(Truncated, match="lost 2 from its left"):
+        prompt = made.prompt(row, room=trained.targets)
+    assert prompt == trained.input_ids[: -trained.targets]
 
 
 def test_a_prompt_leaves_room_for_new_tokens() -> None:
     made = encoder(limit=10)
     assert made.prompt("0123456789") == ids("0123456789")
-    assert made.prompt("0123456789", room=4) == ids("456789")
-    assert made.prompt("0123456789", room=9) == ids("9")
+    with pytest.warns(Truncated, match="10 tokens lost 4"):
+        assert made.prompt("0123456789", room=4) == ids("456789")
+    with pytest.warns(Truncated, match="10 tokens lost 9"):
+        assert made.prompt("0123456789", room=9) == ids("9")
     assert made.prompt("01", room=4) == ids("01")
     with pytest.raises(
         DataError, match="10 new tokens leave no room for a prompt in a context of 10"
     ):
         made.prompt("0", room=10)
+
+
+def test_a_bos_that_inputs_add_stays_when_the_prompt_is_cut() -> None:
+    """It is the attention sink: without it every logit moves."""
+    made = encoder(bos="input", limit=8)
+    with pytest.warns(Truncated):
+        assert made.prompt("0123456789") == [0, *ids("3456789")]
+    row = made.row({"mr": "0123456789", "ref": "x"})
+    assert row.input_ids[0] == 0
+    assert (len(row.input_ids), row.labels[0]) == (8, IGNORED)
 
 
 def test_a_missing_column_is_found_before_anything_is_encoded() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import foreword
 from foreword.data import Collator, Encoded, Encoder, Task
 from foreword.data.encode import IGNORED
-from foreword.train.objective import score, total_nll
+from foreword.train.objective import score
 
 TEXT = "Some text that a prefix is captured from."
 
@@ -97,7 +97,7 @@ def test_scores_equal_the_plain_reference(
     assert scores.row_N.tolist() == rows.tolist()
     torch.testing.assert_close(scores.nll_N, nll[rows, columns], atol=1e-5, rtol=1e-5)
     assert scores.hit_N.tolist() == (likeliest[rows, columns] == labels[rows, columns]).tolist()
-    assert float(total_nll(scores)) == pytest.approx(float(nll.sum()), rel=1e-5)
+    assert float(scores.nll_N.sum()) == pytest.approx(float(nll.sum()), rel=1e-5)
 
 
 def test_the_prefix_moves_the_scores(tiny: foreword.Backbone, batch: dict[str, Tensor]) -> None:
@@ -131,7 +131,7 @@ def test_a_gradient_goes_to_the_model_as_from_the_plain_reference(
     tiny: foreword.Backbone, batch: dict[str, Tensor]
 ) -> None:
     weight = tiny.model.model.norm.weight.requires_grad_()
-    (own,) = torch.autograd.grad(total_nll(score(tiny.model, **batch)), weight)
+    (own,) = torch.autograd.grad(score(tiny.model, **batch).nll_N.sum(), weight)
     logits = tiny.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     loss = nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1),

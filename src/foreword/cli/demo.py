@@ -44,6 +44,9 @@ class DemoArguments:
     steps: int | None = None
     """Fewer steps than the demo's two epochs, to try it quickly."""
 
+    inputs: int | None = None
+    """Fewer unseen inputs than the 64 that there are, to try it quickly."""
+
 
 def demo(
     *,
@@ -78,6 +81,7 @@ def demo(
             result.prefix,
             "foreword/e2e:heldout",
             options=GenerateOptions(max_new_tokens=80, batch_size=32),
+            limit=arguments.inputs,
         )
     total = time.perf_counter() - began
     size = place.path(NAME).stat().st_size

@@ -1,12 +1,13 @@
 """Rows to token ids with labels, under one rule for what is too long.
 
 The rule: a target is never cut; a prompt (or the oldest turns of a conversation) loses tokens from
-its left until prefix, prompt and target fit the context. How many rows that touched is counted. A
+its left until prefix, prompt and target fit the context; a BOS that inputs add stays. How many rows that touched is counted. A
 target that does not fit alone is an error.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,10 @@ class Encoded:
     def targets(self) -> int:
         """Number of predicted tokens."""
         return sum(label != IGNORED for label in self.labels)
+
+
+class Truncated(UserWarning):
+    """A prompt did not fit the context beside the tokens to generate."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,23 @@ class Encoder:
                 f"{room} new tokens leave no room for a prompt in a context of {self.limit}; ask "
                 "for fewer"
             )
-        return self._prompt(row)[-limit:]
+        ids = self._prompt(row)
+        if len(ids) > limit:
+            warnings.warn(
+                f"a prompt of {len(ids)} tokens lost {len(ids) - limit} from its left to leave room "
+                f"for {room} new tokens in the context; ask for fewer with --max-new-tokens",
+                Truncated,
+                stacklevel=2,
+            )
+        return self._cut(ids, limit)
+
+    def _cut(self, ids: list[int], limit: int) -> list[int]:
+        """The last `limit` tokens; a BOS that inputs add stays in front."""
+        if len(ids) <= limit:
+            return ids
+        if self.bos == "input" and limit > 1 and ids[0] == self.tokenizer.bos_token_id:
+            return [ids[0], *ids[len(ids) - limit + 1 :]]
+        return ids[len(ids) - limit :]
 
     def _prompt(self, row: Mapping[str, Any] | str) -> list[int]:
         if not self.task.chat:
@@ -163,9 +184,8 @@ class Encoder:
         predicted = [index for index, label in enumerate(labels) if label != IGNORED]
         if not predicted:
             raise DataError("its assistant turns have no tokens")
-        kept = kept[
-            : predicted[-1] + 1
-        ]  # what follows the last answer is neither read nor predicted
+        # What follows the last answer is neither read nor predicted.
+        kept = kept[: predicted[-1] + 1]
         labels = labels[: len(kept)]
         cut = max(0, len(kept) - self.limit)
         last_turn = _last_run(predicted)
@@ -189,9 +209,9 @@ class Encoder:
                 f"its target has {len(target)} tokens; the context leaves {self.limit} for prompt "
                 "and target. Shorten it, or use fewer virtual tokens or a larger context"
             )
-        cut = max(0, len(prompt) - room)
-        prompt = prompt[cut:]
-        return Encoded([*prompt, *target], [*[IGNORED] * len(prompt), *target], cut)
+        kept = self._cut(prompt, room)
+        cut = len(prompt) - len(kept)
+        return Encoded([*kept, *target], [*[IGNORED] * len(kept), *target], cut)
 
 
 def _last_run(indices: list[int]) -> int:
