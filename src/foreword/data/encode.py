@@ -1,8 +1,8 @@
 """Rows to token ids with labels, under one rule for what is too long.
 
 The rule: a target is never cut; a prompt (or the oldest turns of a conversation) loses tokens from
-its left until prefix, prompt and target fit the context; a BOS that inputs add stays. How many rows that touched is counted. A
-target that does not fit alone is an error.
+its left until prefix, prompt and target fit the context; a BOS that inputs add stays. How many rows
+that touched is counted. A target that does not fit alone is an error.
 """
 
 from __future__ import annotations
