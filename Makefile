@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types docs families lowest clean help
+.PHONY: demo test lint types docs pages lowest clean help
 
 help:            ## what there is
 	@grep -E '^[a-z]+: .*##' Makefile | sed 's/:.*##/\t/'
@@ -25,8 +25,9 @@ types: $(READY)  ## mypy, strict
 docs: $(READY)   ## build the documentation; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-families: $(READY)  ## run the oracle and write the families' table
+pages: $(READY)  ## write the pages that tests make: the families' table, the command line's help
 	$(BIN)/python -m tests.oracle.table
+	$(BIN)/python -m tests.cli.reference
 
 lowest: $(READY)  ## the oracle on the lowest transformers that pyproject.toml allows
 	scripts/lowest

@@ -17,6 +17,9 @@ from foreword.data.template import columns
 from foreword.errors import DataError
 from foreword.prefix import Prefix
 
+PLAIN = Task("{input}", "{output}")
+"""Text as it is given."""
+
 Input = str | Mapping[str, Any]
 """What to answer: text, or a row with the columns that the prompt template names."""
 
@@ -100,8 +103,10 @@ class GenerateOptions:
 
 
 def task_of(prefix: Prefix) -> Task:
-    """The templates that the prefix was trained with."""
+    """The templates that the prefix was trained with; plain text for one that was captured."""
     recipe = prefix.meta.recipe
+    if "prompt" not in recipe:
+        return PLAIN
     return Task(recipe.get("prompt"), recipe.get("target"))
 
 
@@ -150,13 +155,13 @@ def generate(
     Raises:
         DataError: An input does not fit the template or the context.
 
-    Example:
+    Examples:
         >>> foreword.generate(backbone, ["name[Zizzi], food[Thai]"], prefix)  # doctest: +SKIP
         [['Zizzi serves Thai food.']]
     """
     options = options or GenerateOptions()
     if task is None:
-        task = task_of(prefix) if prefix is not None else Task("{input}", "{output}")
+        task = task_of(prefix) if prefix is not None else PLAIN
     encoder = encoder_for(backbone, prefix, task)
     rows = [as_row(one, task) for one in inputs]
     prompts = [encoder.prompt(row, options.max_new_tokens) for row in rows]

@@ -134,7 +134,7 @@ class Prefix:
     Raises:
         PrefixError: A tensor's shape, dtype or contents do not fit its site.
 
-    Example:
+    Examples:
         >>> site = Site("attn", "decoder", 0, kv_heads=1, key_dim=2, value_dim=2)
         >>> Prefix((site,), (torch.ones(1, 3, 2),), (torch.ones(1, 3, 2),)).length
         3

@@ -29,7 +29,7 @@ class PrefixStore:
     Args:
         folder: Where the files are; made when first written to. Default: `default_folder`.
 
-    Example:
+    Examples:
         >>> store = PrefixStore("/tmp/prefixes")
         >>> "e2e" in store
         False

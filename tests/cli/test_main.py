@@ -119,7 +119,7 @@ def test_the_whole_way_from_rows_to_text(place: Path, call) -> None:
     code, out, err = call("list")
     assert "food" in out
     assert prefix.digest[:12] in out
-    assert "1 prefixes in" in err
+    assert "1 prefix in" in err
     assert call("remove", "food")[0] == 0
     assert "food" not in PrefixStore()
 
@@ -152,7 +152,7 @@ def test_a_yaml_file_holds_the_same_options_and_the_command_line_comes_first(
     assert (prefix.length, prefix.meta.recipe["init"]) == (3, "zeros")
     assert prefix.meta.recipe["prompt"] == "{mr} ->"
     (place / "run.yaml").write_text("lenght: 5\n")
-    code, out, err = call("train", "data.jsonl", "--config", "run.yaml", "--name", "x")
+    code, out, err = call("train", "data.jsonl", "--config=run.yaml", "--name", "x")
     assert code == 2
     assert "lenght" in out + err
     code, _, err = call("train", "data.jsonl", "--config", "no.yaml", "--name", "x")
@@ -206,7 +206,7 @@ def test_ctrl_c_keeps_the_prefix_exits_130_and_can_be_resumed(
     assert call(*train(steps="6", name="whole"))[0] == 0
     from foreword.cli.console import TrainingBar
 
-    real = TrainingBar.on_step_end
+    real = TrainingBar.on_log
 
     def interrupted(self, args, state, control, **kwargs):
         if state.global_step == 5:
@@ -215,18 +215,51 @@ def test_ctrl_c_keeps_the_prefix_exits_130_and_can_be_resumed(
 
     more = {"steps": "6", "checkpoint_every": "2"}
     with monkeypatch.context() as patch:
-        patch.setattr(TrainingBar, "on_step_end", interrupted)
+        patch.setattr(TrainingBar, "on_log", interrupted)
         code, _, err = call(*train(**more))
     assert code == 130
     assert "after 5 of 6 steps" in err
-    assert "--resume --overwrite" in err
+    assert "with --resume" in err
     assert PrefixStore().load("food").meta.training["steps"] == 5
-    code, _, err = call(*train("--resume", "--overwrite", **more))
+    assert PrefixStore().load("food").meta.training["stopped"] == "interrupted (Ctrl-C)"
+    code, _, err = call(*train("--resume", **more))
     assert code == 0, err
+    assert PrefixStore().load("food").meta.training["stopped"] is None
     import torch
 
     whole, resumed = PrefixStore().load("whole"), PrefixStore().load("food")
     assert all(torch.equal(a, b) for a, b in zip(whole.keys, resumed.keys, strict=True))
+
+
+def test_a_stopped_run_never_replaces_a_finished_prefix(
+    place: Path, call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from foreword.cli.console import TrainingBar
+
+    assert call(*train())[0] == 0
+    finished = PrefixStore().load("food").digest
+
+    def interrupted(self, args, state, control, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingBar, "on_log", interrupted)
+    code, _, err = call(*train("--overwrite", steps="9"))
+    assert (code, "kept as 'food-stopped'" in err) == (130, True)
+    assert PrefixStore().load("food").digest == finished
+    assert PrefixStore().load("food-stopped").meta.training["steps"] == 1
+
+
+def test_tensorboard_files_stay(place: Path, call) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert call(*train("--report-to", "tensorboard"))[0] == 0
+    events = EventAccumulator(str(place / "runs/food"))
+    events.Reload()
+    losses = [event.value for event in events.Scalars("train/loss")]
+    assert len(losses) == 4
+    assert losses[-1] == pytest.approx(
+        PrefixStore().load("food").meta.training["final_loss"], rel=1e-4
+    )
 
 
 def test_other_weights_warn_in_one_line_and_strict_refuses(place: Path, call) -> None:

@@ -1,6 +1,6 @@
 """The families' table: measured here, published in docs/families.md and backbone/verified.json.
 
-`make families` writes both; a test fails when what they say is no longer what the oracle finds.
+`make pages` writes both; a test fails when what they say is no longer what the oracle finds.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def page() -> str:
     lines = [
         "# Families",
         "",
-        "This table is made by the tests (`make families`); another test fails when it is out of date.",
+        "This table is made by the tests (`make pages`); another test fails when it is out of date.",
         "",
         "For each family a tiny random model (float32, every weight matrix scaled by 3, grouped heads "
         "and a head dimension other than hidden / heads where the family allows it) is given a text of "

@@ -312,11 +312,20 @@ def test_a_nan_loss_stops_with_the_last_good_prefix(
             scores.nll_N.data[0] = math.nan
         return scores
 
-    three = foreword.train(tiny, rows, SETTINGS, callbacks=[_StopAt(3)]).prefix
+    two = foreword.train(tiny, rows, SETTINGS, callbacks=[_StopAt(2)]).prefix
     monkeypatch.setattr(trainer, "score", failing)
     with pytest.raises(foreword.TrainingStopped, match="nan at step 4.*--lr") as stopped:
         foreword.train(tiny, rows, SETTINGS)
-    assert equal(stopped.value.result.prefix, three)
+    assert equal(stopped.value.result.prefix, two), "the loss after two steps was the last finite"
+
+
+def test_a_loss_that_is_never_finite_keeps_the_start(tiny: foreword.Backbone, rows: Rows) -> None:
+    settings = changed(lr=3e38, warmup=0.0)
+    with pytest.raises(foreword.TrainingStopped, match="at step 2") as stopped:
+        foreword.train(tiny, rows, settings)
+    kept = stopped.value.result.prefix
+    torch.testing.assert_close(kept.keys[1], start(tiny, settings).keys[1])
+    assert kept.first_not_finite() is None
 
 
 class _StopAt(TrainerCallback):

@@ -38,7 +38,7 @@ class Backbone:
     Raises:
         UnsupportedModel: The model's family cannot carry a prefix.
 
-    Example:
+    Examples:
         >>> backbone = foreword.load("smollm2-135m-instruct")  # doctest: +SKIP
         >>> len(backbone.sites)  # doctest: +SKIP
         30
@@ -159,6 +159,11 @@ class Backbone:
         ids = self.tokens(text) if isinstance(text, str) else list(text)
         if not ids:
             raise PrefixError("expected at least one token to capture; found none")
+        if policy == "free" and self.positions == "offset":
+            raise PrefixError(
+                f"{self.family!r} adds absolute positions to its embeddings, and a text captured under "
+                "position policy 'free' would stand before the first; use 'offset'"
+            )
         first = -len(ids) if policy == "free" else 0
         position_ids = torch.arange(first, first + len(ids), device=self.device)[None]
         input_ids = torch.tensor([ids], device=self.device)
@@ -295,7 +300,7 @@ def attach(
         UnsupportedModel: The family, or its attention implementation, cannot carry a prefix.
         MismatchError: The prefix does not fit the model.
 
-    Example:
+    Examples:
         >>> foreword.attach(model, prefix)  # doctest: +SKIP
         >>> model.generate(**inputs)  # doctest: +SKIP
     """

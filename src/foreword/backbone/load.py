@@ -37,7 +37,7 @@ def load(
         BackboneError: There is no such backbone, or it cannot be read.
         UnsupportedModel: Its family cannot carry a prefix.
 
-    Example:
+    Examples:
         >>> backbone = foreword.load("smollm2-135m-instruct")  # doctest: +SKIP
     """
     place = torch.device(device) if device is not None else _default_device()

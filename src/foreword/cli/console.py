@@ -54,7 +54,6 @@ class TrainingBar(TrainerCallback):  # type: ignore[misc]
         ]
         self.bar = Progress(*columns, console=err, transient=False)
         self.task = self.bar.add_task("training", total=None, speed="", start=False)
-        self.loss = ""
         self._plain_every = 1
         self._rows_before = 0
         self._tokens_before = 0
@@ -69,25 +68,22 @@ class TrainingBar(TrainerCallback):  # type: ignore[misc]
         if err.is_terminal:
             self.bar.start()
 
-    def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN003, ANN201
-        """Move the bar."""
+    def on_log(self, args, state, control, logs=None, **kwargs):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN003, ANN201
+        """Move the bar: the Trainer logs the loss of every step, and of every evaluation."""
+        if logs and "eval_loss" in logs:
+            note(f"step {state.global_step}: evaluation NLL {float(logs['eval_loss']):.4f}")
+        if not logs or "loss" not in logs:
+            return
         model = kwargs["model"]
         elapsed = self.bar.tasks[0].elapsed or 1e-9
         rows = (model.seen_rows - self._rows_before) / elapsed
         tokens = (model.seen_tokens - self._tokens_before) / elapsed
-        speed = f"{self.loss}{rows:.1f} examples/s {tokens:.0f} tokens/s"
+        speed = f"loss {float(logs['loss']):.3f} {rows:.1f} examples/s {tokens:.0f} tokens/s"
         self.bar.update(self.task, completed=state.global_step, speed=speed)
         if not err.is_terminal and state.global_step % self._plain_every == 0:
             left = self.bar.tasks[0].time_remaining
             rest = "" if left is None else f", {left:.0f} s left"
             note(f"step {state.global_step}/{state.max_steps}: {speed}{rest}")
-
-    def on_log(self, args, state, control, logs=None, **kwargs):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN003, ANN201
-        """Remember the newest loss."""
-        if logs and "eval_loss" in logs:
-            note(f"step {state.global_step}: evaluation NLL {float(logs['eval_loss']):.4f}")
-        elif logs and "loss" in logs:
-            self.loss = f"loss {float(logs['loss']):.3f} "
 
     def stop(self) -> None:
         """Leave the bar as it stands."""

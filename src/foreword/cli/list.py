@@ -25,4 +25,4 @@ def list_(*, store: StoreOptions = StoreOptions()) -> None:  # noqa: B008
         made.add_row(name, *figures, prefix.meta.backbone, prefix.digest[:12])
     if count:
         out.print(made)
-    note(f"{count} prefixes in {place.folder}")
+    note(f"{count} {'prefix' if count == 1 else 'prefixes'} in {place.folder}")

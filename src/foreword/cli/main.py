@@ -71,9 +71,12 @@ def _main(tokens: list[str]) -> int:
 
 def _config_of(tokens: Sequence[str]) -> tuple[Yaml, ...]:
     """What `--config FILE.yaml` of the train verb holds, as defaults below the command line."""
-    if tokens[:1] != ["train"] or "--config" not in tokens[:-1]:
+    if tokens[:1] != ["train"]:
         return ()
-    path = Path(tokens[tokens.index("--config") + 1])
+    split = [part for token in tokens for part in token.split("=", 1)]
+    if "--config" not in split[:-1]:
+        return ()
+    path = Path(split[split.index("--config") + 1])
     if not path.is_file():
         raise StoreError(f"--config {path}: there is no such file; check the path")
     return (Yaml(path, must_exist=True, use_commands_as_keys=False),)

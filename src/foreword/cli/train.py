@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from foreword.backbone import Backbone, describe_dtype
 from foreword.cli.console import TrainingBar, note, out, working
 from foreword.cli.options import BackboneOptions, StoreOptions
-from foreword.errors import StoreError
+from foreword.errors import FormatError, StoreError
 from foreword.store import PrefixStore, taken
 from foreword.train import TrainingStopped, TrainResult, TrainSettings
 from foreword.train import train as run_training
@@ -72,8 +72,12 @@ def train(
 
 
 def refuse_taken(store: PrefixStore, arguments: TrainArguments) -> None:
-    """See that the name may be used, before anything long starts."""
-    if arguments.name in store and not arguments.overwrite:
+    """See that the name may be used, before anything long starts.
+
+    A prefix that a stopped run left may be replaced by resuming that run.
+    """
+    resumed = arguments.resume and _is_unfinished(store, arguments.name)
+    if arguments.name in store and not arguments.overwrite and not resumed:
         raise StoreError(taken(arguments.name, store.folder))
 
 
@@ -105,18 +109,35 @@ def train_in_store(
             evaluation=arguments.evaluation,
             folder=folder,
             resume=arguments.resume,
+            logs=Path("runs") / arguments.name,
             callbacks=[bar],
         )
     except TrainingStopped as stopped:
         bar.stop()
-        store.save(arguments.name, stopped.result.prefix, overwrite=True)
-        raise TrainingStopped(
-            f"{stopped}. The best prefix so far is kept as {arguments.name!r}; to go on, give the same "
-            "command with --resume --overwrite",
-            stopped.result,
-        ) from stopped.__cause__
+        raise _kept(store, arguments.name, stopped) from stopped.__cause__
     finally:
         bar.stop()
-    store.save(arguments.name, result.prefix, overwrite=arguments.overwrite)
+    store.save(arguments.name, result.prefix, overwrite=True)
     shutil.rmtree(folder, ignore_errors=True)
     return result
+
+
+def _kept(store: PrefixStore, name: str, stopped: TrainingStopped) -> TrainingStopped:
+    """Keep the best prefix of a stopped run, beside a finished one of the same name if there is one."""
+    if name in store and not _is_unfinished(store, name):
+        name = f"{name}-stopped"
+    store.save(name, stopped.result.prefix, overwrite=True)
+    again = isinstance(stopped.__cause__, KeyboardInterrupt | StoreError)
+    how = "; to go on, give the same command with --resume" if again else ""
+    message = f"{stopped}. The best prefix so far is kept as {name!r}{how}"
+    return TrainingStopped(message, stopped.result)
+
+
+def _is_unfinished(store: PrefixStore, name: str) -> bool:
+    """Whether the prefix of this name is what a stopped run left."""
+    if name not in store:
+        return False
+    try:
+        return store.load(name).meta.training.get("stopped") is not None
+    except FormatError:
+        return False

@@ -25,7 +25,7 @@ class Task:
     Raises:
         DataError: Only one of both is given, or a template is ill-formed.
 
-    Example:
+    Examples:
         >>> Task("{mr} ->", " {ref}").pair({"mr": "name[Zizzi]", "ref": "Zizzi."})
         ('name[Zizzi] ->', ' Zizzi.')
     """

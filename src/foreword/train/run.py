@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, set_seed
+from transformers.integrations import TensorBoardCallback
 
 from foreword import format as prefix_file
 from foreword.backbone import Backbone
@@ -71,6 +72,7 @@ def train(
     evaluation: Rows | None = None,
     folder: Path | None = None,
     resume: bool = False,
+    logs: Path = Path("runs"),
     callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainResult:
     """Train a prefix on a task's rows; the backbone stays frozen.
@@ -82,6 +84,7 @@ def train(
         evaluation: Rows to choose the best prefix by, never trained on.
         folder: Where checkpoints go, so that a killed run can be resumed; a temporary one by default.
         resume: Go on from the folder's newest whole checkpoint, or start if there is none.
+        logs: Where TensorBoard's files go, if the settings ask for them.
         callbacks: Callbacks of transformers' Trainer.
 
     Returns:
@@ -92,12 +95,13 @@ def train(
         TrainingError: Nothing fits the settings, or the run to resume was another one.
         TrainingStopped: The loss became NaN, the disk is full, or Ctrl-C; carries the best so far.
 
-    Example:
+    Examples:
         >>> settings = TrainSettings(prompt="{mr} ->", target=" {ref}")
         >>> result = train(backbone, "foreword/e2e:train", settings)  # doctest: +SKIP
     """
     if settings.early_stop is not None and evaluation is None:
         raise TrainingError("early_stop needs evaluation data (--eval)")
+    callbacks = [*callbacks, *_reporters(settings, logs)]
     with ExitStack() as stack:
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="foreword-")))
@@ -198,6 +202,20 @@ def _prepare(
     return newest(folder) if resume else None
 
 
+def _reporters(settings: TrainSettings, logs: Path) -> list[TrainerCallback]:
+    """What logs the loss elsewhere than to the terminal."""
+    if settings.report_to == "none":
+        return []
+    try:
+        reporter = TensorBoardCallback()
+    except (ImportError, RuntimeError) as error:
+        raise TrainingError(
+            "report_to='tensorboard' needs the package tensorboard; run: pip install tensorboard"
+        ) from error
+    reporter.logging_dir = reporter.logging_dir or str(logs)
+    return [reporter]
+
+
 def _refuse_other_run(earlier: Any, run: Mapping[str, Any]) -> None:
     before = earlier.get("settings", {}) if isinstance(earlier, dict) else {}
     for name, value in run["settings"].items():
@@ -225,7 +243,10 @@ def _run(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except KeyboardInterrupt as error:
         stopped, cause = "interrupted (Ctrl-C)", error
-    except (NotFinite, StoreError) as error:
+    except NotFinite as error:
+        stopped, cause = str(error), error
+        trainer.restore_last_good()
+    except StoreError as error:
         stopped, cause = str(error), error
     seconds = time.perf_counter() - began
     history = [

@@ -83,7 +83,8 @@ class TrainSettings:
     """Seed of the order of rows, of noise and of vocabulary samples."""
 
     report_to: Literal["none", "tensorboard"] = "none"
-    """Where the Trainer logs to, beside the terminal."""
+    """Where the loss is logged, beside the terminal: tensorboard writes to runs/ in the working
+    directory, or to TENSORBOARD_LOGGING_DIR."""
 
     def __post_init__(self) -> None:
         _ = self.task

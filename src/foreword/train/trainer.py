@@ -140,6 +140,7 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
         self.folder = folder
         self.eval_rows = eval_rows
         self.keep_best = keep_best
+        self.last_good = _copies(module)
         own = [keep_best] if keep_best is not None else []
         super().__init__(
             model=module,
@@ -166,8 +167,10 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
         if not bool(torch.isfinite(loss)):
             raise NotFinite(
                 f"the loss became {float(loss.detach())} at step {self.state.global_step + 1}; "
-                "lower the learning rate (--lr), or train in float32 (--dtype float32)"
+                "train again with a lower learning rate (--lr) or in float32 (--dtype float32)"
             )
+        if model.training:
+            self.last_good = _copies(self.prefix_module)
         return (loss, output) if return_outputs else loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -184,6 +187,14 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
                 self.control.should_training_stop = True
         return metrics
 
+    def restore_last_good(self) -> None:
+        """Give the parameters the values that they had when the loss was last finite."""
+        with torch.no_grad():
+            for parameter, good in zip(
+                self.prefix_module.parameters(), self.last_good, strict=True
+            ):
+                parameter.copy_(good)
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.folder / ".aside")
 
@@ -199,6 +210,11 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
             cause = error if isinstance(error, OSError) else OSError(str(error))
             raise refused(self.folder / name, cause) from error
         keep_newest(self.folder, KEPT_CHECKPOINTS)
+
+
+def _copies(module: nn.Module) -> list[Tensor]:
+    """The parameters as they are now."""
+    return [parameter.detach().clone() for parameter in module.parameters()]
 
 
 @torch.no_grad()
@@ -250,7 +266,7 @@ def _arguments(
         eval_steps=every,
         logging_steps=1,
         logging_nan_inf_filter=False,
-        report_to=settings.report_to,
+        report_to="none",
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         disable_tqdm=True,
