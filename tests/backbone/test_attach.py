@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM
 
 import foreword
+from foreword.attention import current_frame
 from foreword.backbone.bind import bind
 from foreword.errors import (
     BypassError,
@@ -190,6 +191,29 @@ def test_an_error_inside_the_model_is_not_hidden_by_ours(
         with pytest.raises(RuntimeError, match="own trouble"):
             logits(tiny.model, row)
     assert torch.equal(logits(tiny.model, row), wanted)
+
+
+@pytest.mark.parametrize("where", ["lm_head", "model.layers.1"])
+def test_ctrl_c_in_a_forward_pass_leaves_nothing_behind(
+    tiny: foreword.Backbone, texts: list[Tensor], monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """torch runs no forward hook on KeyboardInterrupt, so the cut-off pass looked still open."""
+    rows = ids(6, 9)
+    inputs = padded(rows, "left")
+    foreword.attach(tiny, tiny.capture(texts[0].tolist()))
+    with torch.no_grad():
+        wanted = tiny.model(**inputs).logits
+
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny.model.get_submodule(where), "forward", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tiny.model(rows[1][None])
+    with torch.no_grad():
+        assert torch.equal(tiny.model(**inputs).logits, wanted)
+    assert current_frame() is None
 
 
 def test_calling_a_part_of_the_model_alone_raises(

@@ -49,7 +49,7 @@ class Attachment:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self.bound: Bound | None = None
+        self._bound: Bound | None = None
         self.observer: Any = None
         self._names = {module: name for name, module in model.named_modules()}
         self._configs = _configs(model)
@@ -95,6 +95,16 @@ class Attachment:
             if isinstance(function, _CheckpointInFrame):
                 module.__dict__["_gradient_checkpointing_func"] = function.inner
 
+    @property
+    def bound(self) -> Bound | None:
+        """What the next forward pass attends to; None: no prefix."""
+        return self._bound
+
+    @bound.setter
+    def bound(self, bound: Bound | None) -> None:
+        self._bound = bound
+        self._drop_interrupted()
+
     @contextmanager
     def using(self, bound: Bound | None) -> Iterator[None]:
         """Bind the forward passes of a block to `bound` (None: to no prefix)."""
@@ -125,9 +135,10 @@ class Attachment:
     def _before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if self._frames:
+        if self._frames and self._is_inside(module, self._frames[-1][0]):
             self._frames.append((module, None))
             return None
+        self._drop_interrupted()
         self._check_implementation()
         names = parameters_of(type(module))
         frame, position_ids = self._frame(
@@ -157,6 +168,18 @@ class Attachment:
         self._check_every_site(module, frame)
         for kept in _caches(output):
             setattr(kept, _OWNER, _identity(frame.bound))
+
+    def _is_inside(self, module: nn.Module, outer: nn.Module) -> bool:
+        """Whether a module is a proper part of another."""
+        name, around = self._names[module], self._names[outer]
+        return name != around and (not around or name.startswith(around + "."))
+
+    def _drop_interrupted(self) -> None:
+        """Forget forward passes that Ctrl-C cut off: torch runs no hook on their way out."""
+        for _, frame in reversed(self._frames):
+            if frame is not None and current_frame() is frame:
+                leave(frame)
+        self._frames.clear()
 
     def _frame(self, module: nn.Module, call: Mapping[str, Any]) -> tuple[Frame, Tensor | None]:
         """The frame of a call, and the position_ids to hand to the model (None: as they are)."""
