@@ -21,6 +21,7 @@ LAYERS = (
     "prefix",
     "format",
     "store",
+    "kernels",
     "attention",
     "backbone",
     "data",

@@ -25,10 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from foreword.errors import BypassError, UnsupportedModel
+from foreword.kernels import grouped_attention, pays
 
 IMPLEMENTATIONS = {"sdpa": "foreword_sdpa", "eager": "foreword_eager"}
 """Kernels that a prefix can join, and the name of the implementation that does it."""
@@ -252,6 +254,10 @@ def _attend(
         key, value = frame.with_prefix(site, key, value)
         if attention_mask is not None:
             attention_mask = frame.widened(attention_mask, site, query.shape[2])
+    plain = kernel is sdpa_attention_forward and pays(query, key, kwargs.get("dropout", 0.0))
+    if plain and (attention_mask is not None or query.shape[2] == 1):
+        scaling = kwargs.get("scaling")
+        return grouped_attention(query, key, value, attention_mask, scaling), None
     result: tuple[Tensor, Tensor | None] = kernel(
         module, query, key, value, attention_mask, **kwargs
     )

@@ -197,7 +197,7 @@ def test_an_error_inside_the_model_is_not_hidden_by_ours(
 def test_ctrl_c_in_a_forward_pass_leaves_nothing_behind(
     tiny: foreword.Backbone, texts: list[Tensor], monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    """torch runs no forward hook on KeyboardInterrupt, so the cut-off pass looked still open."""
+    """Torch runs no forward hook on KeyboardInterrupt, so the cut-off pass looked still open."""
     rows = ids(6, 9)
     inputs = padded(rows, "left")
     foreword.attach(tiny, tiny.capture(texts[0].tolist()))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
 import foreword
-from foreword.backbone import describe_dtype, embedded, load
+from foreword.backbone import UnverifiedFamily, describe_dtype, embedded, load
 from foreword.backbone.dtype import fast_dtype
 from foreword.errors import BackboneError, StoreError, UnsupportedModel
 
@@ -107,6 +109,18 @@ def test_unknown_backbones_and_dtypes_are_refused(tmp_path: Path, tiny_folder: P
         load(str(tmp_path / "empty"))
     with pytest.raises(BackboneError, match="dtype 'int8' is unknown"):
         load(str(tiny_folder), dtype="int8")
+
+
+def test_a_family_that_the_tests_do_not_verify_loads_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder: Path
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(str(tiny_folder))
+    module = sys.modules["foreword.backbone.load"]  # the package's `load` is the function
+    monkeypatch.setattr(module, "verified_families", lambda: [{"family": "gpt2"}])
+    with pytest.warns(UnverifiedFamily, match="'llama' is not among"):
+        load(str(tiny_folder))
 
 
 def test_an_unsupported_family_in_a_folder_is_refused_by_name(tmp_path: Path) -> None:

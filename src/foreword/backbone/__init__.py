@@ -1,6 +1,15 @@
 """Backbones: loading, probing, attaching."""
 
 from foreword.backbone.backbone import Backbone, OtherWeights, attach, detach
-from foreword.backbone.load import describe_dtype, load
+from foreword.backbone.load import UnverifiedFamily, describe_dtype, load, verified_families
 
-__all__ = ["Backbone", "OtherWeights", "attach", "describe_dtype", "detach", "load"]
+__all__ = [
+    "Backbone",
+    "OtherWeights",
+    "UnverifiedFamily",
+    "attach",
+    "describe_dtype",
+    "detach",
+    "load",
+    "verified_families",
+]

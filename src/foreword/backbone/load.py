@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import warnings
+from importlib import resources
 from pathlib import Path
 
 import torch
@@ -11,6 +14,10 @@ from foreword.backbone import embedded
 from foreword.backbone.backbone import Backbone
 from foreword.backbone.dtype import DTYPES, fast_dtype
 from foreword.errors import BackboneError
+
+
+class UnverifiedFamily(UserWarning):
+    """A backbone's family is not one that the tests verify."""
 
 
 def load(
@@ -37,6 +44,9 @@ def load(
         BackboneError: There is no such backbone, or it cannot be read.
         UnsupportedModel: Its family cannot carry a prefix.
 
+    Warns:
+        UnverifiedFamily: The tests do not verify its family.
+
     Examples:
         >>> backbone = foreword.load("smollm2-135m-instruct")  # doctest: +SKIP
     """
@@ -52,7 +62,22 @@ def load(
     except (OSError, ValueError) as error:
         raise BackboneError(_not_loaded(name, error)) from error
     model.to(place).eval().requires_grad_(False)
-    return Backbone(model, tokenizer, name=name, revision=revision)
+    backbone = Backbone(model, tokenizer, name=name, revision=revision)
+    if backbone.family not in {row["family"] for row in verified_families()}:
+        warnings.warn(
+            f"family {backbone.family!r} is not among those that Foreword's tests verify (foreword "
+            "backbones lists them); the probe found nothing wrong, so it goes on",
+            UnverifiedFamily,
+            stacklevel=2,
+        )
+    return backbone
+
+
+def verified_families() -> list[dict[str, str]]:
+    """The families' table that the tests make: family, positions, kernel, windows, verdict."""
+    text = (resources.files("foreword.backbone") / "verified.json").read_text(encoding="utf-8")
+    rows: list[dict[str, str]] = json.loads(text)["families"]
+    return rows
 
 
 def describe_dtype(backbone: Backbone) -> str:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from importlib import resources
-
-from foreword.backbone import embedded
+from foreword.backbone import embedded, verified_families
 from foreword.cli.console import out, table
 
 
@@ -25,10 +22,3 @@ def backbones() -> None:
     out.print(
         "Any model of these families works: a local folder, or a name on the Hub.", markup=False
     )
-
-
-def verified_families() -> list[dict[str, str]]:
-    """The families' table that the tests make."""
-    text = (resources.files("foreword.backbone") / "verified.json").read_text(encoding="utf-8")
-    rows: list[dict[str, str]] = json.loads(text)["families"]
-    return rows

@@ -11,7 +11,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Yaml
 from transformers.utils import logging
 
-from foreword.backbone import OtherWeights
+from foreword.backbone import OtherWeights, UnverifiedFamily
 from foreword.cli.backbones import backbones
 from foreword.cli.console import err
 from foreword.cli.demo import demo
@@ -21,6 +21,7 @@ from foreword.cli.inspect import inspect
 from foreword.cli.list import list_
 from foreword.cli.remove import remove
 from foreword.cli.train import train
+from foreword.data.encode import Truncated
 from foreword.errors import ForewordError, StoreError
 from foreword.version import __version__
 
@@ -49,7 +50,8 @@ def main(arguments: Sequence[str]) -> int:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     with warnings.catch_warnings():
-        warnings.simplefilter("once", OtherWeights)
+        for shown in (OtherWeights, UnverifiedFamily, Truncated):
+            warnings.simplefilter("once", shown)
         warnings.showwarning = _show_warning
         return _main(list(arguments))
 

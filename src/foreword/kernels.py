@@ -1,0 +1,60 @@
+"""A plain attention kernel, for where it beats SDPA: short training passes on a CPU in bfloat16.
+
+There SDPA's backward pass is slower in bfloat16 than in float32 (benchmarks/LOG.md). Grouped matrix
+products with a softmax in between do the same sums.
+
+Shapes: B batch, H key/value heads, G query heads per key/value head, Q queries, K keys, D key dimension,
+E value dimension.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LONGEST = 512
+"""Keys up to which the plain kernel is the faster one; beyond, its scores cost too much memory."""
+
+
+def pays(query: Tensor, key: Tensor, dropout: float) -> bool:
+    """Whether `grouped_attention` is the better kernel for this call."""
+    return (
+        query.device.type == "cpu"
+        and query.dtype == torch.bfloat16
+        and torch.is_grad_enabled()
+        and (query.requires_grad or key.requires_grad)
+        and key.shape[2] <= LONGEST
+        and dropout == 0.0
+    )
+
+
+def grouped_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None
+) -> Tensor:
+    """Scaled dot-product attention (Vaswani et al., 2017, equation 1), heads grouped.
+
+    Args:
+        query: (B, H * G, Q, D).
+        key: (B, H, K, D).
+        value: (B, H, K, E).
+        mask: Boolean (True: seen) or additive, (B or 1, H * G or 1, Q, K), or None.
+        scaling: Factor of the scores; D**-0.5 by default.
+
+    Returns:
+        (B, Q, H * G, E), as attention functions of transformers return it. The softmax is computed in
+        float32.
+    """
+    batch, heads, queries, dim = query.shape
+    kv_heads, keys = key.shape[1], key.shape[2]
+    groups = heads // kv_heads
+    scale = dim**-0.5 if scaling is None else scaling
+    query_BHgD = (query * scale).reshape(batch, kv_heads, groups * queries, dim)
+    scores = (query_BHgD @ key.transpose(-1, -2)).view(batch, heads, queries, keys)
+    if mask is not None and mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    elif mask is not None:
+        scores = scores + mask
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
+    weights_BHgK = weights.view(batch, kv_heads, groups * queries, keys)
+    out = (weights_BHgK @ value).view(batch, heads, queries, value.shape[-1])
+    return out.transpose(1, 2).contiguous()
