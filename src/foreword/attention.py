@@ -138,10 +138,12 @@ class Frame:
 
     def with_prefix(self, site: SiteTensors, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys (B, H, P + K, D) and values (B, H, P + K, E), the prefix's in front."""
-        key_BHPD = self._per_row(site.key_RHPD).to(key.dtype).expand(key.shape[0], -1, -1, -1)
-        value_BHPE = self._per_row(site.value_RHPE).to(value.dtype)
-        value_BHPE = value_BHPE.expand(value.shape[0], -1, -1, -1)
-        return torch.cat([key_BHPD, key], dim=2), torch.cat([value_BHPE, value], dim=2)
+        return self._joined(site.key_RHPD, key), self._joined(site.value_RHPE, value)
+
+    def _joined(self, prefix_RHPD: Tensor, own_BHKD: Tensor) -> Tensor:
+        """The prefix's rows, on the call's device and in its dtype, in front of the call's own."""
+        rows_BHPD = self._per_row(prefix_RHPD).to(own_BHKD)
+        return torch.cat([rows_BHPD.expand(own_BHKD.shape[0], -1, -1, -1), own_BHKD], dim=2)
 
 
 @dataclass(frozen=True)

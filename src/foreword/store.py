@@ -30,7 +30,7 @@ class PrefixStore:
         folder: Where the files are; made when first written to. Default: `default_folder`.
 
     Examples:
-        >>> store = PrefixStore("/tmp/prefixes")
+        >>> store = PrefixStore("prefixes")
         >>> "e2e" in store
         False
     """

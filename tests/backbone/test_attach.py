@@ -166,6 +166,15 @@ def test_another_attention_implementation_raises(
         tiny.model.generate(ids(6)[0][None], max_new_tokens=2, pad_token_id=1)
 
 
+def test_generate_batch_which_switches_the_attention_raises(
+    tiny: foreword.Backbone, texts: list[Tensor]
+) -> None:
+    """Transformers' continuous batching runs under a paged implementation: the prefix would go."""
+    foreword.attach(tiny, tiny.capture(texts[0].tolist()))
+    with pytest.raises((ValueError, BypassError), match="foreword"):
+        tiny.model.generate_batch([ids(6)[0].tolist()], max_new_tokens=2)
+
+
 def test_a_skipped_layer_raises(
     tiny: foreword.Backbone, texts: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:

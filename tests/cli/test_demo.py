@@ -18,7 +18,7 @@ def test_the_demo_trains_shows_and_draws(
 ) -> None:
     monkeypatch.setenv("FOREWORD_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("COLUMNS", "160")
-    code = main(["demo", "--steps", "3", "--inputs", "4", "--output", str(tmp_path / "out")])
+    code = main(["demo", "--steps", "3", "--inputs", "2", "--output", str(tmp_path / "out")])
     out, err = capfd.readouterr()
     assert code == 0, err
     figures = json.loads((tmp_path / "out/figures.json").read_text())
@@ -27,7 +27,7 @@ def test_the_demo_trains_shows_and_draws(
     assert re.search(r"in (bfloat16|float32) on \w+ \(", out)
     assert "examples/s" in err
     assert "tokens/s" in err
-    assert out.count("Input  ") == out.count("Frozen model  ") == out.count("With prefix  ") == 3
+    assert out.count("Input  ") == out.count("Frozen model  ") == out.count("With prefix  ") == 2
     for label, value in (
         ("NLL per target token", f"{figures['nll']['prefix']:.3f}"),
         ("BLEU (multi-reference)", f"{figures['bleu']['prefix']:.1f}"),

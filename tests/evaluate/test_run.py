@@ -212,7 +212,7 @@ def chat_rows() -> list[dict[str, Any]]:
 def test_conversations_are_grouped_by_what_is_asked_last(
     tiny: foreword.Backbone, prefix: Prefix
 ) -> None:
-    chat = prefix.with_meta(recipe={})
+    chat = prefix.with_meta(recipe={"prompt": None, "target": None})
     found = evaluate(tiny, chat, chat_rows(), options=OPTIONS)
     assert found.prompts == ["user: Hi?\nassistant: Hello.\nuser: Why?", "user: Hi?"]
     assert found.references == [["So.", "Because."], ["Yes."]]
@@ -220,6 +220,18 @@ def test_conversations_are_grouped_by_what_is_asked_last(
     asked = [{"messages": row["messages"][:-1]} for row in (chat_rows()[0], chat_rows()[2])]
     expected = generate(tiny, asked, chat, OPTIONS)
     assert [[text] for text in found.outputs] == expected
+
+
+def test_other_weights_are_warned_of_and_recorded(
+    tiny: foreword.Backbone, prefix: Prefix, shared: list[dict[str, str]]
+) -> None:
+    assert evaluate(tiny, prefix, shared, options=OPTIONS, limit=1).same_weights
+    other = foreword.Backbone(tiny_model(seed=1), tiny.tokenizer, name="other")
+    with pytest.warns(foreword.OtherWeights):
+        found = evaluate(other, prefix, shared, options=OPTIONS, limit=1)
+    assert (found.backbone, found.same_weights) == ("other", False)
+    with pytest.raises(MismatchError, match="--strict"):
+        evaluate(other, prefix, shared, options=OPTIONS, limit=1, strict=True)
 
 
 def test_rows_come_from_a_file_and_figures_go_to_json(

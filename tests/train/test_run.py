@@ -267,6 +267,44 @@ def test_resuming_where_nothing_is_starts_anew(
     assert equal(fresh.prefix, foreword.train(tiny, rows, changed(steps=2)).prefix)
 
 
+def test_a_new_run_clears_an_earlier_run_and_nothing_else(
+    tiny: foreword.Backbone, rows: Rows, tmp_path: Path
+) -> None:
+    """An earlier version removed the whole folder, whatever was in it."""
+    foreword.train(tiny, rows, SETTINGS, folder=tmp_path)
+    (tmp_path / "thesis.txt").write_text("mine")
+    foreword.train(tiny, rows, changed(steps=4), folder=tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+    assert [p.name for p in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("mine")
+    with pytest.raises(TrainingError, match="not empty"):
+        foreword.train(tiny, rows, SETTINGS, folder=other)
+    assert [p.name for p in other.iterdir()] == ["thesis.txt"]
+
+
+def test_a_resumed_run_remembers_its_evaluations(
+    tiny: foreword.Backbone, rows: Rows, tmp_path: Path
+) -> None:
+    """Killed after its best evaluation: what comes after is worse, and must not replace the best."""
+    settings = changed(steps=60, lr=0.3, warmup=0.0, checkpoint_every=2, early_stop=3)
+    learned = [{**row, "ref": "a" * 20} for row in rows]
+    other = [{**row, "ref": "z" * 20} for row in rows]
+    whole = foreword.train(tiny, learned, settings, evaluation=other, folder=tmp_path / "whole")
+    last = int(whole.prefix.meta.training["steps"])
+    cut = tmp_path / "cut"
+    with pytest.raises(SystemExit):
+        foreword.train(
+            tiny, learned, settings, evaluation=other, folder=cut,
+            callbacks=[Interrupt(last - 1, SystemExit())],
+        )  # fmt: skip
+    resumed = foreword.train(tiny, learned, settings, evaluation=other, folder=cut, resume=True)
+    assert equal(resumed.prefix, whole.prefix)
+    assert resumed.prefix.meta.training["steps"] == last
+    assert resumed.history == whole.history
+
+
 # -- how it stops ------------------------------------------------------------------------------------
 
 

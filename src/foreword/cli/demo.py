@@ -101,7 +101,7 @@ def _shortened(steps: int) -> TrainSettings:
 def _show(
     backbone: Backbone, result: TrainResult, found: Evaluation, size: int, total: float
 ) -> None:
-    for index in range(SHOWN):
+    for index in range(min(SHOWN, found.inputs)):
         out.print(f"\nInput           {found.prompts[index]}", markup=False)
         out.print(f"Frozen model    {_one_line(found.base_outputs[index])}", markup=False)
         out.print(f"With prefix     {found.outputs[index]}", markup=False)

@@ -62,6 +62,8 @@ class Evaluation:
         outputs: Per input the greedy output with the prefix.
         base_outputs: Per input the frozen model's.
         references: Per input its references.
+        backbone: Name of the backbone that was evaluated.
+        same_weights: Whether its weights are those that the prefix was made on.
     """
 
     prefix: Metrics
@@ -74,6 +76,8 @@ class Evaluation:
     outputs: list[str] = field(repr=False)
     base_outputs: list[str] = field(repr=False)
     references: list[list[str]] = field(repr=False)
+    backbone: str = ""
+    same_weights: bool = True
 
     def as_json(self) -> dict[str, Any]:
         """All of it as JSON values."""
@@ -147,6 +151,8 @@ def evaluate(
         outputs=outputs,
         base_outputs=base_outputs,
         references=grouped.references,
+        backbone=backbone.name,
+        same_weights=prefix.meta.fingerprint in ("", backbone.fingerprint),
     )
 
 

@@ -24,17 +24,23 @@ from foreword.data.collate import padding_of
 from foreword.errors import DataError, ForewordError, StoreError, TrainingError
 from foreword.files import write_whole
 from foreword.prefix import Prefix, canonical_json
-from foreword.train.checkpoint import newest
+from foreword.train import checkpoint
 from foreword.train.initialisation import scales, start
 from foreword.train.parameterization import DirectParameterization
 from foreword.train.settings import TrainSettings
-from foreword.train.trainer import KeepBest, NotFinite, PrefixModule, PrefixTrainer, detached
+from foreword.train.trainer import (
+    ASIDE,
+    BEST_FILE,
+    NotFinite,
+    PrefixModule,
+    PrefixTrainer,
+    detached,
+)
 
 Rows = str | Sequence[Mapping[str, Any]]
 """A source as `read_rows` takes it, or the rows themselves."""
 
 RUN_FILE = "run.json"
-BEST_FILE = "best.safetensors"
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,7 @@ def train(
         train_rows, report = encode(backbone, data, settings, first)
         eval_rows = encode(backbone, evaluation, settings, first)[0] if evaluation else []
         digest = rows_digest(train_rows)
-        checkpoint = _prepare(folder, first, settings, digest, resume=resume)
+        begun = _prepare(folder, first, settings, digest, resume=resume)
         attachment = stack.enter_context(backbone.attached(None))
         module = PrefixModule(
             DirectParameterization(first, *scales(backbone, first)), backbone, attachment
@@ -118,7 +124,6 @@ def train(
         module.to(backbone.device)
         if settings.gradient_checkpointing:
             stack.callback(module.activation_checkpointing_disable)
-        keep_best = KeepBest(folder / BEST_FILE, settings.early_stop) if eval_rows else None
         trainer = PrefixTrainer(
             module,
             settings,
@@ -126,7 +131,6 @@ def train(
             train_rows,
             eval_rows,
             Collator(padding_of(backbone.tokenizer)),
-            keep_best,
             callbacks,
             backbone.device,
         )
@@ -136,7 +140,7 @@ def train(
             "truncated_rows": report.truncated_rows,
             "backbone_parameters": backbone.parameters,
         }
-        return _run(trainer, settings, report, training, checkpoint)
+        return _run(trainer, settings, report, training, begun)
 
 
 def encode(
@@ -189,8 +193,7 @@ def _prepare(
             ) from error
         _refuse_other_run(earlier, run)
     else:
-        if folder.exists():
-            shutil.rmtree(folder)
+        _clear(folder)
     write_whole(file, canonical_json(run))
     needed = 12 * first.parameters * 4
     free = shutil.disk_usage(folder).free
@@ -199,7 +202,25 @@ def _prepare(
             f"{folder} has {free} bytes free; checkpoints of this prefix need {needed}. Free some "
             "space or choose another folder"
         )
-    return newest(folder) if resume else None
+    return checkpoint.newest(folder) if resume else None
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier run left in its folder, and nothing else.
+
+    Raises:
+        TrainingError: The folder holds something, but no run of ours.
+    """
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    file = folder / RUN_FILE
+    if not file.is_file():
+        raise TrainingError(
+            f"{folder} is not empty and holds no earlier run; choose another folder for checkpoints"
+        )
+    checkpoint.keep_newest(folder, 0)
+    shutil.rmtree(folder / ASIDE, ignore_errors=True)
+    (folder / BEST_FILE).unlink(missing_ok=True)
 
 
 def _reporters(settings: TrainSettings, logs: Path) -> list[TrainerCallback]:
@@ -234,13 +255,13 @@ def _run(
     settings: TrainSettings,
     report: Report,
     about: Mapping[str, Any],
-    checkpoint: Path | None,
+    begun: Path | None,
 ) -> TrainResult:
     began = time.perf_counter()
     stopped: str | None = None
     cause: BaseException | None = None
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.train(resume_from_checkpoint=str(begun) if begun else None)
     except KeyboardInterrupt as error:
         stopped, cause = "interrupted (Ctrl-C)", error
     except NotFinite as error:
@@ -259,7 +280,7 @@ def _run(
         **about,
         "steps": trainer.state.global_step,
         "seconds": round(seconds, 3),
-        "best_eval_nll": _finite(trainer.keep_best.best) if trainer.keep_best else None,
+        "best_eval_nll": _finite(min(trainer.evaluated(), default=math.nan)),
         "final_loss": _finite(
             next((e["loss"] for e in reversed(history) if "loss" in e), math.nan)
         ),
@@ -280,9 +301,9 @@ def _run(
 
 def _best(trainer: PrefixTrainer) -> Prefix:
     """The best prefix that evaluation saw, else the one that the parameters stand for now."""
-    if trainer.keep_best is not None and trainer.keep_best.path.is_file():
+    if trainer.evaluated() and trainer.best_path.is_file():
         try:
-            return prefix_file.load(trainer.keep_best.path)
+            return prefix_file.load(trainer.best_path)
         except ForewordError:
             pass  # damaged: the parameters are next best
     return detached(trainer.prefix_module.parameterization.materialise())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
-from transformers.trainer_callback import ExportableState, PrinterCallback
+from transformers.trainer_callback import PrinterCallback
 
 from foreword import format as prefix_file
 from foreword.backbone import Backbone
@@ -27,6 +26,10 @@ from foreword.train.parameterization import Parameterization
 from foreword.train.settings import TrainSettings
 
 KEPT_CHECKPOINTS = 2
+BEST_FILE = "best.safetensors"
+"""The prefix with the lowest evaluation NLL, in the run's folder."""
+ASIDE = ".aside"
+"""Folder that a checkpoint is written in before it appears."""
 
 
 class NotFinite(TrainingError):
@@ -80,37 +83,6 @@ class PrefixModule(nn.Module):
         model.eval()
 
 
-class KeepBest(TrainerCallback, ExportableState):  # type: ignore[misc]
-    """Keeps the prefix with the lowest evaluation NLL in a file, and stops when none is better.
-
-    Args:
-        path: Where the best prefix goes.
-        patience: Evaluations without a better one before training stops, or None.
-    """
-
-    def __init__(self, path: Path, patience: int | None) -> None:
-        self.path = path
-        self.patience = patience
-        self.best = math.inf
-        self.worse = 0
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint remembers of it."""
-        return {
-            "args": {"path": str(self.path), "patience": self.patience},
-            "attributes": {"best": self.best, "worse": self.worse},
-        }
-
-    def see(self, nll: float, prefix: Prefix) -> bool:
-        """Take note of an evaluation; whether training should stop."""
-        if nll < self.best:
-            self.best, self.worse = nll, 0
-            prefix_file.save(prefix, self.path)
-        else:
-            self.worse += 1
-        return self.patience is not None and self.worse >= self.patience
-
-
 class PrefixTrainer(Trainer):  # type: ignore[misc]
     """The Trainer with our loss, token-weighted evaluation, and checkpoints written aside.
 
@@ -120,7 +92,6 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
         folder: Where checkpoints go.
         train_rows: Encoded rows.
         eval_rows: Encoded rows to evaluate on, or none.
-        keep_best: Keeper of the best prefix, with evaluation rows.
         callbacks: More callbacks, such as a progress bar.
     """
 
@@ -132,23 +103,22 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
         train_rows: Sequence[Encoded],
         eval_rows: Sequence[Encoded],
         collator: Collator,
-        keep_best: KeepBest | None,
         callbacks: Sequence[TrainerCallback],
         device: torch.device,
     ) -> None:
         self.prefix_module = module
         self.folder = folder
         self.eval_rows = eval_rows
-        self.keep_best = keep_best
+        self.patience = settings.early_stop
+        self.best_path = folder / BEST_FILE
         self.last_good = _copies(module)
-        own = [keep_best] if keep_best is not None else []
         super().__init__(
             model=module,
             args=_arguments(settings, folder, device, evaluated=bool(eval_rows)),
             data_collator=collator,
             train_dataset=train_rows,
             eval_dataset=eval_rows or None,
-            callbacks=[*own, *callbacks],
+            callbacks=list(callbacks),
         )
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True  # our loss is divided by the whole batch's targets
@@ -181,11 +151,20 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
         self.control: TrainerControl = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
-        if self.keep_best is not None:
-            prefix = detached(self.prefix_module.parameterization.materialise())
-            if self.keep_best.see(nll, prefix):
-                self.control.should_training_stop = True
+        losses = self.evaluated()
+        since_best = len(losses) - 1 - losses.index(min(losses))
+        if since_best == 0:
+            prefix_file.save(
+                detached(self.prefix_module.parameterization.materialise()), self.best_path
+            )
+        if self.patience is not None and since_best >= self.patience:
+            self.control.should_training_stop = True
         return metrics
+
+    def evaluated(self) -> list[float]:
+        """NLL of every evaluation so far, those before a resumption included."""
+        log = self.state.log_history
+        return [entry["eval_loss"] for entry in log if "eval_loss" in entry]
 
     def restore_last_good(self) -> None:
         """Give the parameters the values that they had when the loss was last finite."""
@@ -196,12 +175,12 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
                 parameter.copy_(good)
 
     def _get_output_dir(self, trial: Any) -> str:
-        return str(self.folder / ".aside")
+        return str(self.folder / ASIDE)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint aside, then make it appear whole."""
         name = f"checkpoint-{self.state.global_step}"
-        aside = self.folder / ".aside"
+        aside = self.folder / ASIDE
         shutil.rmtree(aside, ignore_errors=True)
         try:
             super()._save_checkpoint(model, trial)
