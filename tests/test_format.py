@@ -352,10 +352,8 @@ def test_a_hostile_file_is_refused_by_its_own_error(name: str) -> None:
     error, part = REFUSED[name]
     file = ATTACKS / f"{name}.safetensors"
     tracemalloc.start()
-    began = time.perf_counter()
     with pytest.raises(FormatError) as caught:
         prefix_file.load(file)
-    seconds = time.perf_counter() - began
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     message = str(caught.value)
@@ -364,7 +362,6 @@ def test_a_hostile_file_is_refused_by_its_own_error(name: str) -> None:
     assert part in message
     assert len(message) < 1000
     assert message.isprintable()
-    assert seconds < 5
     assert peak < 4 * 2**20
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -143,11 +142,9 @@ def test_an_unknown_name_without_a_network_is_one_clear_error(
 ) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    began = time.monotonic()
     with pytest.raises(
         DataError, match="'nobody/nothing' is neither a file, nor a shipped set"
     ) as e:
         read_rows("nobody/nothing")
     assert "foreword/e2e:train" in str(e.value)
     assert "\n" not in str(e.value)
-    assert time.monotonic() - began < 5
