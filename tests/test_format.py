@@ -9,7 +9,6 @@ import random
 import struct
 import subprocess
 import sys
-import time
 import tracemalloc
 from pathlib import Path
 
