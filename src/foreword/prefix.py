@@ -270,6 +270,11 @@ def nesting(value: Any) -> int:
     return depth
 
 
+def rms(tensor: Tensor) -> float:
+    """Root mean square of all the tensor's numbers."""
+    return float(tensor.float().pow(2).mean().sqrt())
+
+
 def tensor_bytes(tensor: Tensor) -> bytes:
     """The tensor's contents in row-major order, little-endian."""
     raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from cyclopts import Parameter
-from torch import Tensor
 
 from foreword.cli.console import out, table
 from foreword.cli.options import StoreOptions
-from foreword.prefix import Prefix
+from foreword.prefix import Prefix, rms
 
 POSITIONS = {
     "free": "free: the prefix takes no positions, text starts at 0",
@@ -105,11 +104,7 @@ def formula(prefix: Prefix) -> str:
 def norms(prefix: Prefix) -> list[dict[str, float]]:
     """Root mean square of each site's keys and values."""
     pairs = zip(prefix.keys, prefix.values, strict=True)
-    return [{"key": _rms(key), "value": _rms(value)} for key, value in pairs]
-
-
-def _rms(tensor: Tensor) -> float:
-    return float(tensor.float().pow(2).mean().sqrt())
+    return [{"key": rms(key), "value": rms(value)} for key, value in pairs]
 
 
 def _settings(fields: Mapping[str, Any]) -> str:

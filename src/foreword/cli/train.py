@@ -113,7 +113,6 @@ def train_in_store(
             callbacks=[bar],
         )
     except TrainingStopped as stopped:
-        bar.stop()
         raise _kept(store, arguments.name, stopped) from stopped.__cause__
     finally:
         bar.stop()

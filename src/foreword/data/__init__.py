@@ -2,7 +2,16 @@
 
 from foreword.data.collate import Collator, left_padded
 from foreword.data.encode import Encoded, Encoder, Report
-from foreword.data.sources import read_rows
+from foreword.data.sources import read_rows, rows_of
 from foreword.data.template import Task
 
-__all__ = ["Collator", "Encoded", "Encoder", "Report", "Task", "left_padded", "read_rows"]
+__all__ = [
+    "Collator",
+    "Encoded",
+    "Encoder",
+    "Report",
+    "Task",
+    "left_padded",
+    "read_rows",
+    "rows_of",
+]

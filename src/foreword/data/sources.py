@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,18 @@ def read_rows(source: str) -> list[Row]:
     rows = list(_open(source))
     if not rows:
         raise DataError(f"{source} has no rows; expected at least one")
+    return rows
+
+
+def rows_of(data: str | Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Rows as they are given, or read from a source.
+
+    Raises:
+        DataError: There are none, or the source cannot be read.
+    """
+    rows = list(read_rows(data) if isinstance(data, str) else data)
+    if not rows:
+        raise DataError("the data has no rows; expected at least one")
     return rows
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from foreword.backbone import Backbone
-from foreword.data import Collator, Encoded, Encoder, Report, Task, read_rows
+from foreword.data import Collator, Encoded, Encoder, Report, Task, rows_of
 from foreword.data.chat import answers, asked
 from foreword.data.collate import padding_of
 from foreword.data.template import MESSAGES
@@ -123,9 +123,7 @@ def evaluate(
         DataError: Rows or columns are wrong.
         MismatchError: The prefix does not fit the backbone.
     """
-    rows = read_rows(data) if isinstance(data, str) else list(data)
-    if not rows:
-        raise DataError("the data has no rows; expected at least one")
+    rows = rows_of(data)
     if limit is not None and limit < 1:
         raise DataError(f"limit must be at least 1; found {limit}")
     backbone.check(prefix, strict=strict)

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from foreword.backbone import Backbone
-from foreword.prefix import Prefix
+from foreword.prefix import Prefix, rms
 from foreword.train.settings import NEUTRAL_TEXT, TrainSettings
 
 NOISE = 0.02
 """Standard deviation of a noise start, far below real keys (RMS about 2) so that little is broken."""
+
+LEAST_SCALE = 1e-6
+"""A site whose keys or values are all zero is scaled by this."""
 
 
 def start(backbone: Backbone, settings: TrainSettings) -> Prefix:
@@ -73,14 +76,9 @@ _STARTS: dict[str, Callable[[Backbone, TrainSettings], Prefix]] = {
 
 
 def scales(backbone: Backbone, prefix: Prefix) -> tuple[list[float], list[float]]:
-    """RMS of each site's own keys and of its values on a text: the size of one natural step.
-
-    Measured on the neutral text where the prefix itself did not come from text.
-    """
+    """RMS of each site's keys, and of its values, on the neutral text: the size of a natural step."""
     ids = text_tokens(backbone, NEUTRAL_TEXT, max(prefix.length, 8))
     natural = backbone.capture(ids, prefix.meta.positions)
-    return [_rms(key) for key in natural.keys], [_rms(value) for value in natural.values]
-
-
-def _rms(tensor: Tensor) -> float:
-    return float(tensor.float().pow(2).mean().sqrt().clamp(min=1e-6))
+    keys = [max(rms(key), LEAST_SCALE) for key in natural.keys]
+    values = [max(rms(value), LEAST_SCALE) for value in natural.values]
+    return keys, values

@@ -19,7 +19,7 @@ from transformers.integrations import TensorBoardCallback
 
 from foreword import format as prefix_file
 from foreword.backbone import Backbone
-from foreword.data import Collator, Encoded, Encoder, Report, read_rows
+from foreword.data import Collator, Encoded, Encoder, Report, rows_of
 from foreword.data.collate import padding_of
 from foreword.errors import DataError, ForewordError, StoreError, TrainingError
 from foreword.files import write_whole
@@ -151,9 +151,7 @@ def encode(
     Raises:
         DataError: There are no rows, or one cannot be used.
     """
-    rows = read_rows(data) if isinstance(data, str) else list(data)
-    if not rows:
-        raise DataError("the data has no rows; expected at least one")
+    rows = rows_of(data)
     if backbone.tokenizer is None:
         raise DataError("this backbone has no tokenizer, so texts cannot be encoded")
     context = backbone.context - prefix.length
