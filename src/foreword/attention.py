@@ -15,11 +15,10 @@ Source: Li and Liang, "Prefix-Tuning", ACL 2021, section 4.2, stated for keys an
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import torch
@@ -86,14 +85,13 @@ class Frame:
     the prefix that the forward saw, whatever is bound by then.
     """
 
-    names: Mapping[nn.Module, str]
+    module: nn.Module
     bound: Bound | None
     batch: int
     text_positions_BQ: Tensor | None
-    outer: Frame | None = None
     called: set[str] = field(default_factory=set)
     observer: Callable[[AttentionCall], None] | None = None
-    mask_windows: dict[int, tuple[Tensor, int | None]] = field(default_factory=dict)
+    mask_windows: MaskWindows = field(default_factory=dict)
     _widened: dict[tuple[int, int | None], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def widened(self, mask: Tensor, site: SiteTensors, queries: int) -> Tensor:
@@ -101,19 +99,28 @@ class Frame:
         bound = self.bound
         assert bound is not None
         window = site.window if any(bound.windowed_R) else None
+        if torch.compiler.is_compiling():  # which shares what is computed twice by itself
+            return join_columns(self._columns(bound, site, window, queries, mask.device), mask)
         known = self._widened.get((id(mask), window))
         if known is None or known[0] is not mask:
-            columns = self._columns(bound, window, queries, mask.device)
+            columns = self._columns(bound, site, window, queries, mask.device)
             known = (mask, join_columns(columns, mask))
             self._widened[(id(mask), window)] = known
         return known[1]
 
     def _columns(
-        self, bound: Bound, window: int | None, queries: int, device: torch.device
+        self,
+        bound: Bound,
+        site: SiteTensors,
+        window: int | None,
+        queries: int,
+        device: torch.device,
     ) -> Tensor:
         """Which virtual tokens each query sees: boolean (R, 1, Q or 1, P)."""
+        column_P = torch.arange(site.key_RHPD.shape[2], device=device)
+        if window is None and bound.rows is None:
+            return torch.ones_like(column_P, dtype=torch.bool)[None, None, None, :]
         length_R = torch.tensor(bound.length_R, device=device)
-        column_P = torch.arange(bound.width, device=device)
         seen_R1QP = (column_P < length_R[:, None])[:, None, None, :]
         if window is None:
             return self._per_row(seen_R1QP)
@@ -156,33 +163,101 @@ class AttentionCall:
     window: int | None
 
 
-_current: ContextVar[Frame | None] = ContextVar("foreword_frame", default=None)
+_frames: dict[int, Frame] = {}
+"""The forward pass that each attached model is in, by the key of its `Running`.
+
+Not a context variable, which torch.compile cannot trace, and not an attribute of the model, whose
+tensors torch.compile takes to have one shape for ever: each length of a prefix would compile again.
+"""
+
+_keys = itertools.count()
 
 
-def current_frame() -> Frame | None:
-    """The frame of the forward pass that is running, if it is one of an attached model."""
-    return _current.get()
+class Running:
+    """Which forward pass an attached model is in. One for the model, shared by all its modules.
+
+    Recomputation in another thread (backward passes on a GPU) finds it too; so an attached model runs
+    in one thread at a time.
+    """
+
+    def __init__(self) -> None:
+        self.key = next(_keys)
+
+    @property
+    def frame(self) -> Frame | None:
+        """The forward pass, or None outside one."""
+        return _frames.get(self.key)
+
+    @frame.setter
+    def frame(self, frame: Frame | None) -> None:
+        if frame is None:
+            _frames.pop(self.key, None)
+        else:
+            _frames[self.key] = frame
+
+    @contextmanager
+    def inside(self, frame: Frame | None) -> Iterator[None]:
+        """Run a block as part of `frame`."""
+        before, self.frame = self.frame, frame
+        try:
+            yield
+        finally:
+            self.frame = before
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a module of an attached model knows: its name, and the model's forward pass."""
+
+    name: str
+    running: Running
+
+
+_PLACE = "_foreword_place"
+"""Attribute of each module of an attached model: its `Place`."""
+
+MaskWindows = dict[int, tuple[Tensor, int | None]]
+"""By a mask's id: the mask, kept alive so that the id stays its own, and its window."""
+
+_noted: list[MaskWindows] = []
+"""Where the windows of masks are noted, while somebody wants to know them."""
+
+
+def set_place(module: nn.Module, place: Place | None) -> None:
+    """Tell a module its place in an attached model, or (None) that it has none any more."""
+    if place is None:
+        module.__dict__.pop(_PLACE, None)
+    else:
+        module.__dict__[_PLACE] = place
+
+
+def frame_of(module: nn.Module) -> tuple[Frame, str]:
+    """The forward pass that an attention module is called in, and the module's name.
+
+    Raises:
+        BypassError: The module is called outside a forward pass of an attached model.
+    """
+    place: Place | None = getattr(module, _PLACE, None)
+    frame = None if place is None else place.running.frame
+    if place is None or frame is None:
+        raise BypassError(
+            f"{type(module).__name__} was called outside a forward pass of the model that carries "
+            "the prefix. Call the whole model; for gradient checkpointing use "
+            "model.gradient_checkpointing_enable(); a config object shared by two models must be "
+            "copied first (copy.deepcopy)"
+        )
+    return frame, place.name
 
 
 @contextmanager
-def inside(frame: Frame | None) -> Iterator[None]:
-    """Run a block as part of `frame`."""
-    token = _current.set(frame)
+def noting_windows() -> Iterator[MaskWindows]:
+    """Note the windows of the masks that a block makes."""
+    windows: MaskWindows = {}
+    _noted.append(windows)
     try:
-        yield
+        yield windows
     finally:
-        _current.reset(token)
-
-
-def enter(frame: Frame) -> None:
-    """Make `frame` current; `leave` undoes it. For hooks, which cannot hold a block open."""
-    frame.outer = _current.get()
-    _current.set(frame)
-
-
-def leave(frame: Frame) -> None:
-    """Make the frame current that was so before `enter`."""
-    _current.set(frame.outer)
+        _noted.remove(windows)
 
 
 def join_columns(columns: Tensor, mask: Tensor) -> Tensor:
@@ -208,10 +283,16 @@ def kernel_of(attention: type[nn.Module], base: str) -> Callable[..., Any]:
     Raises:
         UnsupportedModel: The modelling file has no eager kernel.
     """
-    return _kernel(attention.forward, base)
+    known = _KERNELS.get((attention, base))
+    if known is None:
+        known = _KERNELS[(attention, base)] = _kernel(attention.forward, base)
+    return known
 
 
-@cache
+_KERNELS: dict[tuple[type[nn.Module], str], Callable[..., Any]] = {}
+"""Kernels found so far. A plain dict: torch.compile looks through functools.cache."""
+
+
 def _kernel(forward: Callable[..., Any], base: str) -> Callable[..., Any]:
     names = inspect.unwrap(forward).__globals__
     eager = names.get("eager_attention_forward")
@@ -235,17 +316,7 @@ def _attend(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     kernel = kernel_of(type(module), base)
-    frame = _current.get()
-    while frame is not None and module not in frame.names:
-        frame = frame.outer
-    if frame is None:
-        raise BypassError(
-            f"{type(module).__name__} was called outside a forward pass of the model that carries "
-            "the prefix. Call the whole model; for gradient checkpointing use "
-            "model.gradient_checkpointing_enable(); a config object shared by two models must be "
-            "copied first (copy.deepcopy)"
-        )
-    name = frame.names[module]
+    frame, name = frame_of(module)
     frame.called.add(name)
     if frame.observer is not None:
         window = window_of(frame, attention_mask, kwargs)
@@ -306,9 +377,8 @@ def _mask(base: str, **kwargs: Any) -> Tensor:
     kwargs["allow_is_causal_skip"] = False
     kwargs["allow_is_bidirectional_skip"] = False
     mask: Tensor = ALL_MASK_ATTENTION_FUNCTIONS[base](**kwargs)
-    frame = _current.get()
-    if frame is not None and frame.observer is not None:
-        frame.mask_windows[id(mask)] = (mask, kwargs.get("local_size"))
+    for windows in _noted:
+        windows[id(mask)] = (mask, kwargs.get("local_size"))
     return mask
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM
 
 import foreword
-from foreword.attention import current_frame
+from foreword.backbone.attachment import attachment_of
 from foreword.backbone.bind import bind
 from foreword.errors import (
     BypassError,
@@ -222,7 +222,9 @@ def test_ctrl_c_in_a_forward_pass_leaves_nothing_behind(
             tiny.model(rows[1][None])
     with torch.no_grad():
         assert torch.equal(tiny.model(**inputs).logits, wanted)
-    assert current_frame() is None
+    attachment = attachment_of(tiny.model)
+    assert attachment is not None
+    assert attachment._running.frame is None
 
 
 def test_calling_a_part_of_the_model_alone_raises(

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,19 +21,27 @@ from foreword.attention import (
     AttentionCall,
     Bound,
     Frame,
-    current_frame,
-    enter,
-    inside,
-    leave,
+    MaskWindows,
+    Place,
+    Running,
+    noting_windows,
+    set_place,
 )
 from foreword.backbone.positions import moved, text_positions
 from foreword.errors import BypassError, CacheError, RowsError, UnsupportedModel
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _OWNER = "_foreword_owner"
 """Attribute of a cache: identity of the prefix that its tokens were computed under."""
 
 _HELD = "_foreword_attachment"
 """Attribute of a model: its attachment."""
+
+
+def _untraced(function: F) -> F:
+    """A function that torch.compile leaves alone."""
+    return cast("F", torch.compiler.disable(function))  # type: ignore[no-untyped-call]
 
 
 class Attachment:
@@ -51,10 +59,11 @@ class Attachment:
         self.model = model
         self._bound: Bound | None = None
         self.observer: Any = None
+        self._mask_windows: MaskWindows = {}
         self._names = {module: name for name, module in model.named_modules()}
         self._configs = _configs(model)
         self._base = kernels_of(model)
-        self._frames: list[tuple[nn.Module, Frame | None]] = []
+        self._running = Running()
         self._generating = False
         self._own_generate = model.__dict__.get("generate")
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
@@ -65,7 +74,8 @@ class Attachment:
     def _install(self) -> None:
         for index, config in enumerate(self._configs):
             config._attn_implementation_internal = IMPLEMENTATIONS[self._base[index]]
-        for module in self.model.modules():
+        for module, name in self._names.items():
+            set_place(module, Place(name, self._running))
             if isinstance(module, PreTrainedModel):
                 before = module.register_forward_pre_hook(
                     self._before, with_kwargs=True, prepend=True
@@ -86,10 +96,13 @@ class Attachment:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._running.frame = None
         self.model.__dict__.pop("generate", None)
         if self._own_generate is not None:
             self.model.__dict__["generate"] = self._own_generate
         self.model.__dict__.pop(_HELD, None)
+        for module in self._names:
+            set_place(module, None)
         for module in self.model.modules():
             function = module.__dict__.get("_gradient_checkpointing_func")
             if isinstance(function, _CheckpointInFrame):
@@ -103,7 +116,7 @@ class Attachment:
     @bound.setter
     def bound(self, bound: Bound | None) -> None:
         self._bound = bound
-        self._drop_interrupted()
+        self._running.frame = None  # one that Ctrl-C cut off: torch runs no hook on its way out
 
     @contextmanager
     def using(self, bound: Bound | None) -> Iterator[None]:
@@ -119,9 +132,11 @@ class Attachment:
         """Show every attention call of a block to `observer`, as an `AttentionCall`."""
         self.observer = observer
         try:
-            yield
+            with noting_windows() as self._mask_windows:
+                yield
         finally:
             self.observer = None
+            self._mask_windows = {}
 
     def recorded(self, *args: Any, **kwargs: Any) -> list[AttentionCall]:
         """The attention calls of one forward pass without a prefix and without gradients."""
@@ -135,18 +150,23 @@ class Attachment:
     def _before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if self._frames and self._is_inside(module, self._frames[-1][0]):
-            self._frames.append((module, None))
+        running = self._running.frame
+        if running is not None and self._is_inside(module, running.module):
             return None
-        self._drop_interrupted()
+        return self._begin(module, args, kwargs)
+
+    @_untraced  # so that torch.compile makes one graph of what lies between begin and end
+    def _begin(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self._running.frame = None
         self._check_implementation()
         names = parameters_of(type(module))
         frame, position_ids = self._frame(
             module, {**dict(zip(names, args, strict=False)), **kwargs}
         )
         self._keep_checkpoints_in_frame()
-        self._frames.append((module, frame))
-        enter(frame)
+        self._running.frame = frame
         if position_ids is None:
             return None
         index = names.index("position_ids")
@@ -157,12 +177,13 @@ class Attachment:
     def _after(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        if not self._frames or self._frames[-1][0] is not module:
-            return
-        _, frame = self._frames.pop()
-        if frame is None:
-            return
-        leave(frame)
+        running = self._running.frame
+        if running is not None and running.module is module:
+            self._end(module, running, output)
+
+    @_untraced
+    def _end(self, module: nn.Module, frame: Frame, output: Any) -> None:
+        self._running.frame = None
         if output is None:  # the forward raised; its own error goes on
             return
         self._check_every_site(module, frame)
@@ -173,13 +194,6 @@ class Attachment:
         """Whether a module is a proper part of another."""
         name, around = self._names[module], self._names[outer]
         return name != around and (not around or name.startswith(around + "."))
-
-    def _drop_interrupted(self) -> None:
-        """Forget forward passes that Ctrl-C cut off: torch runs no hook on their way out."""
-        for _, frame in reversed(self._frames):
-            if frame is not None and current_frame() is frame:
-                leave(frame)
-        self._frames.clear()
 
     def _frame(self, module: nn.Module, call: Mapping[str, Any]) -> tuple[Frame, Tensor | None]:
         """The frame of a call, and the position_ids to hand to the model (None: as they are)."""
@@ -201,7 +215,14 @@ class Attachment:
         if positions is None:
             mask = call.get("attention_mask")
             positions = text_positions(mask, batch, queries, past, source.device)
-        frame = Frame(self._names, bound, batch, positions, observer=self.observer)
+        frame = Frame(
+            module,
+            bound,
+            batch,
+            positions,
+            observer=self.observer,
+            mask_windows=self._mask_windows,
+        )
         offsets = bound.offset_R if bound is not None else (0,)
         if "position_ids" in parameters_of(type(module)):
             moved_ids = moved(
@@ -277,7 +298,7 @@ class Attachment:
             function = module.__dict__.get("_gradient_checkpointing_func")
             if function is not None and not isinstance(function, _CheckpointInFrame):
                 module.__dict__["_gradient_checkpointing_func"] = _CheckpointInFrame(
-                    self._check_implementation, function
+                    self._check_implementation, self._running, function
                 )
 
     # -- generate --------------------------------------------------------------------------------
@@ -302,16 +323,17 @@ class Attachment:
 class _CheckpointInFrame:
     """A gradient checkpointing function whose recomputation sees its forward's frame."""
 
-    def __init__(self, check: Callable[[], None], inner: Any) -> None:
+    def __init__(self, check: Callable[[], None], running: Running, inner: Any) -> None:
         self.check = check
+        self.running = running
         self.inner = inner
 
     def __call__(self, function: Any, *args: Any, **kwargs: Any) -> Any:
-        frame = current_frame()
+        frame = self.running.frame
 
         def in_frame(*args: Any, **kwargs: Any) -> Any:
             self.check()
-            with inside(frame):
+            with self.running.inside(frame):
                 return function(*args, **kwargs)
 
         return self.inner(in_frame, *args, **kwargs)
