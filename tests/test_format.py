@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,9 @@ from tests.attacks import make
 
 ATTACKS = Path(make.__file__).parent
 GOLDEN = Path(__file__).parent / "golden" / "v1.safetensors"
+GOLDEN_2 = GOLDEN.with_name("v2.safetensors")
 GOLDEN_DIGEST = "c2dbc7ee5f50efe2a5c988907c825859fb4db6479d3d1d7a4257788b07a0739c"
+GOLDEN_2_DIGEST = "b519956ecbef624ae7bb7e3a1939f35bfca58d8923bd88687c3877dd6c8c1b26"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 REFUSED: dict[str, tuple[type[FormatError], str]] = {
@@ -61,10 +64,22 @@ REFUSED: dict[str, tuple[type[FormatError], str]] = {
     "foreign-plain-tensors": (FormatError, "it is not a Foreword prefix"),
     "foreign-peft-checkpoint": (FormatError, "a PEFT checkpoint must be imported first"),
     "foreign-metadata-list": (FormatError, "it is not a Foreword prefix"),
-    "metadata-version-newer": (UnsupportedVersion, "it has format version 2; this Foreword reads"),
-    "metadata-version-not-text": (CorruptFile, "its format version is 1, expected '1'"),
-    "metadata-version-word": (CorruptFile, "its format version is 'one', expected '1'"),
-    "metadata-version-missing": (CorruptFile, "its format version is None, expected '1'"),
+    "metadata-version-newer": (
+        UnsupportedVersion,
+        "it has format version 3; this Foreword reads",
+    ),
+    "metadata-version-not-text": (
+        CorruptFile,
+        "its format version is 1, expected one of ('1', '2')",
+    ),
+    "metadata-version-word": (
+        CorruptFile,
+        "its format version is 'one', expected one of ('1', '2')",
+    ),
+    "metadata-version-missing": (
+        CorruptFile,
+        "its format version is None, expected one of ('1', '2')",
+    ),
     "metadata-digest-missing": (CorruptFile, "its metadata has no 'digest'"),
     "metadata-digest-not-hexadecimal": (CorruptFile, r"its digest is '\x1b[2Jg000"),
     "metadata-digest-null": (CorruptFile, "its metadata's digest is None, expected text"),
@@ -150,6 +165,15 @@ REFUSED: dict[str, tuple[type[FormatError], str]] = {
     "policy-positions": (CorruptFile, "positions policy 'absolute' is unknown"),
     "policy-windows": (CorruptFile, "windows policy '' is unknown"),
     "policy-bos": (CorruptFile, "bos policy 'Prefix' is unknown"),
+    "policy-softmax": (CorruptFile, "softmax policy 'both' is unknown"),
+    "policy-softmax-number": (CorruptFile, "meta field 'softmax' must be text; found 2"),
+    "policy-softmax-missing": (CorruptFile, "its meta has no 'softmax'"),
+    "policy-softmax-joint": (
+        CorruptFile,
+        "meta field 'softmax' is 'joint'; such a prefix is a file",
+    ),
+    "policy-softmax-in-version-1": (CorruptFile, "its meta has an unknown 'softmax'"),
+    "policy-softmax-joint-in-version-1": (CorruptFile, "its meta has an unknown 'softmax'"),
 }
 """Per hostile file the exact class of the error, and a part of its message that names the thing."""
 
@@ -336,6 +360,29 @@ def test_version_1_is_still_written_byte_for_byte() -> None:
     assert prefix_file.encode(golden()) == GOLDEN.read_bytes()
 
 
+def test_the_golden_file_of_version_2_loads_and_is_still_written() -> None:
+    found, expected = prefix_file.load(GOLDEN_2), golden().with_meta(softmax="own")
+    assert found.digest == GOLDEN_2_DIGEST == expected.digest
+    assert found.meta == expected.meta
+    assert found.meta.softmax == "own"
+    assert found.keys[0][1, 2, 3].item() == 123 / 8 - 1
+    assert prefix_file.encode(expected) == GOLDEN_2.read_bytes()
+
+
+def test_a_prefix_is_written_in_the_first_version_that_can_say_it() -> None:
+    """The digest does not cover the version, so each description has one version only."""
+    joint, own = golden(), golden().with_meta(softmax="own")
+    assert b'"version":"1"' in prefix_file.encode(joint)
+    assert b'"version":"2"' in prefix_file.encode(own)
+    assert "softmax" not in joint.describe()["meta"]
+    for content, one, other in (
+        (prefix_file.encode(joint), b'"version":"1"', b'"version":"2"'),
+        (prefix_file.encode(own), b'"version":"2"', b'"version":"1"'),
+    ):
+        with pytest.raises(CorruptFile, match="'softmax'"):
+            prefix_file.decode(content.replace(one, other))
+
+
 # Hostile files
 
 
@@ -364,9 +411,10 @@ def test_a_hostile_file_is_refused_by_its_own_error(name: str) -> None:
     assert peak < 4 * 2**20
 
 
-def test_every_flipped_bit_is_found() -> None:
+@pytest.mark.parametrize("contents", [make.good, lambda: make.as_version_2(softmax="own")])
+def test_every_flipped_bit_is_found(contents: Callable[[], bytes]) -> None:
     """One bit of an exponent's ``e`` turned 5e-05 into 5E-05, the same number: the file loaded."""
-    content = make.good()
+    content = contents()
     for place in range(len(content)):
         for bit in range(8):
             altered = bytearray(content)

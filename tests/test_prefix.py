@@ -89,6 +89,20 @@ def test_changed_meta_shares_the_tensors() -> None:
     assert prefix.meta.family == "llama"
 
 
+def test_a_prefix_at_some_of_its_sites_keeps_their_tensors_and_their_order() -> None:
+    prefix = made(bos="input")
+    second = prefix.only(["decoder.1"])
+    assert second.sites == SITES[1:]
+    assert second.keys[0] is prefix.keys[1]
+    assert second.values[0] is prefix.values[1]
+    assert second.meta == prefix.meta
+    assert prefix.only(["decoder.1", "decoder.0"]).digest == prefix.digest
+    with pytest.raises(PrefixError, match=r"no site 'decoder.2'; it has decoder.0 to decoder.1"):
+        prefix.only(["decoder.0", "decoder.2"])
+    with pytest.raises(PrefixError, match="at least one site"):
+        prefix.only([])
+
+
 def test_the_first_tensor_that_is_not_finite_is_named() -> None:
     prefix = made()
     assert prefix.first_not_finite() is None
@@ -149,7 +163,7 @@ def test_one_dtype_holds_everywhere() -> None:
         Prefix(SITES, prefix.keys, values)
 
 
-@pytest.mark.parametrize("name", ["positions", "windows", "bos"])
+@pytest.mark.parametrize("name", ["positions", "windows", "bos", "softmax"])
 def test_policies_that_do_not_exist_are_refused(name: str) -> None:
     with pytest.raises(PrefixError, match=f"{name} policy 'sometimes' is unknown; use one of"):
         PrefixMeta(**{name: "sometimes"})
@@ -253,6 +267,7 @@ def test_equal_prefixes_have_equal_digests() -> None:
         {"positions": "offset"},
         {"windows": "windowed"},
         {"bos": "input"},
+        {"softmax": "own"},
         {"recipe": {"a": {"b": 1}}},
         {"training": {"steps": 1}},
         {"parents": ("x",)},

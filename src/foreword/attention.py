@@ -9,7 +9,11 @@ key-value cache never holds the prefix.
 Shapes: B batch, R rows of prefixes (1 or a divisor of B), H key/value heads, P prefix length,
 Q queries, K keys of the call, D key dimension, E value dimension.
 
-Source: Li and Liang, "Prefix-Tuning", ACL 2021, section 4.2, stated for keys and values.
+A prefix may have a softmax of its own instead: then the kernel is called a second time with the
+prefix's keys and values alone, and the two results are added.
+
+Sources: Li and Liang, "Prefix-Tuning", ACL 2021, section 4.2, stated for keys and values; for the
+softmax of its own Zhang et al., "LLaMA-Adapter", 2023 (arXiv 2303.16199), section 3.2.
 """
 
 from __future__ import annotations
@@ -42,11 +46,14 @@ class SiteTensors:
     Attributes:
         key_RHPD: Keys, in any floating dtype; cast to the call's.
         value_RHPE: Values.
+        length_R: True prefix length per row, 0 for a row without a prefix here; shorter rows are
+            padded on the right with columns that nobody sees.
         window: The site's window in tokens, for prefixes that it may drop.
     """
 
     key_RHPD: Tensor
     value_RHPE: Tensor
+    length_R: tuple[int, ...]
     window: int | None = None
 
 
@@ -55,26 +62,27 @@ class Bound:
     """What one forward pass attends to: one prefix for all rows, or one (or none) per row.
 
     Attributes:
-        sites: Tensors by module name.
+        sites: Tensors by module name, of prefixes that share the text's softmax.
         rows: Number of rows R, or None where one prefix serves every row.
         offset_R: Positions that text is moved up by, one per row (or one for all).
-        length_R: True prefix length per row; shorter rows are padded on the right with columns that
-            nobody sees.
         windowed_R: Whether the row's prefix is dropped by windows as text would be.
         identity: Digest of the prefixes, or a name for one still in training. Caches carry it.
+        own: Tensors by module name, of prefixes with a softmax of their own.
+        kept_P: Which virtual tokens this pass sees (prefix dropout); None: all of them.
     """
 
     sites: Mapping[str, SiteTensors]
     rows: int | None
     offset_R: tuple[int, ...]
-    length_R: tuple[int, ...]
     windowed_R: tuple[bool, ...]
     identity: str
+    own: Mapping[str, SiteTensors] = field(default_factory=dict)
+    kept_P: tuple[bool, ...] | None = None
 
     @property
-    def width(self) -> int:
-        """Columns P that the mask grows by: the longest row's length."""
-        return max(self.length_R)
+    def names(self) -> set[str]:
+        """Modules that the prefixes join."""
+        return {*self.sites, *self.own}
 
 
 @dataclass
@@ -92,36 +100,35 @@ class Frame:
     called: set[str] = field(default_factory=set)
     observer: Callable[[AttentionCall], None] | None = None
     mask_windows: MaskWindows = field(default_factory=dict)
-    _widened: dict[tuple[int, int | None], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _widened: dict[tuple[int, int | None, tuple[int, ...]], tuple[Tensor, Tensor]] = field(
+        default_factory=dict
+    )
 
-    def widened(self, mask: Tensor, site: SiteTensors, queries: int) -> Tensor:
+    def widened(self, mask: Tensor, site: SiteTensors) -> Tensor:
         """The mask (B or 1, any, Q, K) with P columns for the prefix in front, made once a frame."""
+        assert self.bound is not None
+        if torch.compiler.is_compiling():  # which shares what is computed twice by itself
+            return join_columns(self.columns(site, mask.device), mask)
+        window = site.window if any(self.bound.windowed_R) else None
+        key = (id(mask), window, site.length_R)
+        known = self._widened.get(key)
+        if known is None or known[0] is not mask:
+            known = (mask, join_columns(self.columns(site, mask.device), mask))
+            self._widened[key] = known
+        return known[1]
+
+    def columns(self, site: SiteTensors, device: torch.device) -> Tensor:
+        """Which virtual tokens each query sees: boolean (R, 1, Q or 1, P)."""
         bound = self.bound
         assert bound is not None
         window = site.window if any(bound.windowed_R) else None
-        if torch.compiler.is_compiling():  # which shares what is computed twice by itself
-            return join_columns(self._columns(bound, site, window, queries, mask.device), mask)
-        known = self._widened.get((id(mask), window))
-        if known is None or known[0] is not mask:
-            columns = self._columns(bound, site, window, queries, mask.device)
-            known = (mask, join_columns(columns, mask))
-            self._widened[(id(mask), window)] = known
-        return known[1]
-
-    def _columns(
-        self,
-        bound: Bound,
-        site: SiteTensors,
-        window: int | None,
-        queries: int,
-        device: torch.device,
-    ) -> Tensor:
-        """Which virtual tokens each query sees: boolean (R, 1, Q or 1, P)."""
         column_P = torch.arange(site.key_RHPD.shape[2], device=device)
-        if window is None and bound.rows is None:
+        if window is None and bound.rows is None and bound.kept_P is None:
             return torch.ones_like(column_P, dtype=torch.bool)[None, None, None, :]
-        length_R = torch.tensor(bound.length_R, device=device)
+        length_R = torch.tensor(site.length_R, device=device)
         seen_R1QP = (column_P < length_R[:, None])[:, None, None, :]
+        if bound.kept_P is not None:
+            seen_R1QP = seen_R1QP & torch.tensor(bound.kept_P, device=device)
         if window is None:
             return self._per_row(seen_R1QP)
         if self.text_positions_BQ is None:
@@ -145,12 +152,16 @@ class Frame:
 
     def with_prefix(self, site: SiteTensors, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys (B, H, P + K, D) and values (B, H, P + K, E), the prefix's in front."""
-        return self._joined(site.key_RHPD, key), self._joined(site.value_RHPE, value)
+        key_BHPD, value_BHPE = self.alone(site, key, value)
+        return torch.cat([key_BHPD, key], dim=2), torch.cat([value_BHPE, value], dim=2)
 
-    def _joined(self, prefix_RHPD: Tensor, own_BHKD: Tensor) -> Tensor:
-        """The prefix's rows, on the call's device and in its dtype, in front of the call's own."""
+    def alone(self, site: SiteTensors, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The prefix's keys (B, H, P, D) and values (B, H, P, E), on the call's device, in its dtype."""
+        return self._rows_like(site.key_RHPD, key), self._rows_like(site.value_RHPE, value)
+
+    def _rows_like(self, prefix_RHPD: Tensor, own_BHKD: Tensor) -> Tensor:
         rows_BHPD = self._per_row(prefix_RHPD).to(own_BHKD)
-        return torch.cat([rows_BHPD.expand(own_BHKD.shape[0], -1, -1, -1), own_BHKD], dim=2)
+        return rows_BHPD.expand(own_BHKD.shape[0], -1, -1, -1)
 
 
 @dataclass(frozen=True)
@@ -266,12 +277,16 @@ def join_columns(columns: Tensor, mask: Tensor) -> Tensor:
     The mask is boolean (True: seen) or additive (0: seen); its dtype is kept.
     """
     if mask.dtype != torch.bool:
-        hidden = torch.finfo(mask.dtype).min
-        columns = torch.zeros_like(columns, dtype=mask.dtype).masked_fill(~columns, hidden)
+        columns = as_additive(columns, mask.dtype)
     batch = max(columns.shape[0], mask.shape[0])
     heads, queries = mask.shape[1], mask.shape[2]
     columns = columns.expand(batch, heads, queries, -1)
     return torch.cat([columns, mask.expand(batch, -1, -1, -1)], dim=-1)
+
+
+def as_additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """A boolean mask (True: seen) as one that is added to the scores."""
+    return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
 
 
 def kernel_of(attention: type[nn.Module], base: str) -> Callable[..., Any]:
@@ -322,19 +337,82 @@ def _attend(
         window = window_of(frame, attention_mask, kwargs)
         frame.observer(AttentionCall(name, key, value, window))
     site = frame.bound.sites.get(name) if frame.bound is not None else None
+    own = frame.bound.own.get(name) if frame.bound is not None else None
+    apart = None
+    if own is not None:
+        _refuse_what_cannot_be_apart(module, kwargs)
+        additive = base == "eager" if attention_mask is None else attention_mask.dtype != torch.bool
+        apart = _apart(frame, own, kernel, module, query, key, value, additive, kwargs)
     if site is not None:
         _refuse_what_cannot_be_widened(module, attention_mask, query.shape[2], kwargs)
         key, value = frame.with_prefix(site, key, value)
         if attention_mask is not None:
-            attention_mask = frame.widened(attention_mask, site, query.shape[2])
+            attention_mask = frame.widened(attention_mask, site)
+    result = _call(kernel, module, query, key, value, attention_mask, kwargs)
+    return result if apart is None else _added(apart, result)
+
+
+def _call(
+    kernel: Callable[..., Any],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    kwargs: Mapping[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    """Output (B, Q, heads, E) and weights of the kernel, or of the plain one where it is faster."""
     plain = kernel is sdpa_attention_forward and pays(query, key, kwargs.get("dropout", 0.0))
-    if plain and (attention_mask is not None or query.shape[2] == 1):
-        scaling = kwargs.get("scaling")
-        return grouped_attention(query, key, value, attention_mask, scaling), None
-    result: tuple[Tensor, Tensor | None] = kernel(
-        module, query, key, value, attention_mask, **kwargs
-    )
+    if plain and (mask is not None or query.shape[2] == 1):
+        return grouped_attention(query, key, value, mask, kwargs.get("scaling")), None
+    result: tuple[Tensor, Tensor | None] = kernel(module, query, key, value, mask, **kwargs)
     return result
+
+
+def _apart(
+    frame: Frame,
+    site: SiteTensors,
+    kernel: Callable[..., Any],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    additive: bool,
+    kwargs: Mapping[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    """What the prefix gives under a softmax of its own; exactly zero where a query sees none of it."""
+    seen_B1QP = frame.columns(site, query.device)
+    some_B1Q1 = seen_B1QP.any(dim=-1, keepdim=True)
+    # A softmax over nothing is not a number: where nothing is seen, all is, and then taken out.
+    shown_B1QP = (seen_B1QP | ~some_B1Q1).expand(query.shape[0], 1, query.shape[2], -1)
+    mask = as_additive(shown_B1QP, query.dtype) if additive else shown_B1QP
+    out, weights = _call(kernel, module, query, *frame.alone(site, key, value), mask, kwargs)
+    out = torch.where(some_B1Q1.transpose(1, 2), out, torch.zeros_like(out))
+    return out, None if weights is None else weights * some_B1Q1
+
+
+def _added(
+    apart: tuple[Tensor, Tensor | None], joint: tuple[Tensor, Tensor | None]
+) -> tuple[Tensor, Tensor | None]:
+    """The two outputs' sum; weights with the columns of the prefix's own softmax in front."""
+    weights = None
+    if apart[1] is not None and joint[1] is not None:
+        weights = torch.cat([apart[1], joint[1]], dim=-1)
+    return joint[0] + apart[0], weights
+
+
+def _refuse_what_cannot_be_apart(module: nn.Module, kwargs: Mapping[str, Any]) -> None:
+    kind = type(module).__name__
+    if kwargs.get("position_bias") is not None:
+        raise UnsupportedModel(
+            f"{kind} passes a position_bias to attention; a prefix on such models is not supported yet"
+        )
+    sinks = (kwargs.get("s_aux"), kwargs.get("sinks"), getattr(module, "sinks", None))
+    if any(sink is not None for sink in sinks):
+        raise UnsupportedModel(
+            f"{kind} has attention sinks in its softmax; a prefix with a softmax of its own would "
+            "count them twice. Use one that shares the text's softmax (parameterization direct or mlp)"
+        )
 
 
 def _refuse_what_cannot_be_widened(

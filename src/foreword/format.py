@@ -40,7 +40,8 @@ from foreword.prefix import (
 )
 
 FORMAT = "foreword-prefix"
-VERSION = 1
+VERSIONS = ("1", "2")
+"""Versions that are read; a prefix is written as the first that can say it."""
 SUFFIX = ".safetensors"
 MAX_HEADER = 16 * 2**20
 """Largest header that is read, in bytes."""
@@ -55,7 +56,7 @@ _NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _SIZES = {"F32": 4, "BF16": 2, "F16": 2}
 _STACK = re.compile(r"[a-z][a-z_]{0,31}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_NEWER = re.compile(r"[2-9]|[1-9][0-9]{1,5}")
+_NEWER = re.compile(r"[3-9]|[1-9][0-9]{1,5}")
 _COUNT = f"a whole number from 1 to {MAX_COUNT - 1}"
 _REPR = reprlib.Repr()
 _REPR.maxstring = 60
@@ -89,7 +90,7 @@ def encode(prefix: Prefix) -> bytes:
     """The bytes of a prefix's file: the same bytes for the same prefix."""
     metadata = {
         "format": FORMAT,
-        "version": str(VERSION),
+        "version": "1" if prefix.meta.softmax == "joint" else "2",
         "prefix": canonical_json(prefix.describe()).decode(),
         "digest": prefix.digest,
     }
@@ -136,9 +137,9 @@ def _read(file: BinaryIO, size: int) -> Prefix:
     """The prefix in a file of `size` bytes; its tensors are read once its header is approved."""
     raw = _raw_header(file, size)
     header = _parsed("header", raw)
-    described, digest = _metadata(header)
+    version, described, digest = _metadata(header)
     _check_spelling(header, raw)
-    sites, length, dtype, meta = _described(described)
+    sites, length, dtype, meta = _described(version, described)
     _check_tensors(header, sites, length, dtype, size - 8 - len(raw))
     file.seek(0)
     content = file.read(size)
@@ -204,8 +205,8 @@ def _without_constants(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _metadata(header: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """The description of the prefix and the digest that the file claims."""
+def _metadata(header: Mapping[str, Any]) -> tuple[str, dict[str, Any], str]:
+    """The format's version, the description of the prefix, the digest that the file claims."""
     metadata = header.get("__metadata__")
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise FormatError(
@@ -228,18 +229,18 @@ def _metadata(header: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         raise CorruptFile(f"its description is not JSON: {error}") from error
     if canonical != metadata["prefix"]:
         raise CorruptFile("its description is not canonical JSON (sorted names, no spaces)")
-    return described, metadata["digest"]
+    return metadata["version"], described, metadata["digest"]
 
 
 def _check_version(version: Any) -> None:
-    if version == str(VERSION):
+    if version in VERSIONS:
         return
     if isinstance(version, str) and _NEWER.fullmatch(version):
         raise UnsupportedVersion(
-            f"it has format version {version}; this Foreword reads version {VERSION}. "
-            "Update Foreword"
+            f"it has format version {version}; this Foreword reads versions "
+            f"{' and '.join(VERSIONS)}. Update Foreword"
         )
-    raise CorruptFile(f"its format version is {_short(version)}, expected '{VERSION}'")
+    raise CorruptFile(f"its format version is {_short(version)}, expected one of {VERSIONS}")
 
 
 def _spelled(header: Mapping[str, Any]) -> bytes:
@@ -264,7 +265,7 @@ def _short(value: Any) -> str:
 
 
 def _described(
-    described: Mapping[str, Any],
+    version: str, described: Mapping[str, Any]
 ) -> tuple[tuple[Site, ...], int, str, PrefixMeta]:
     """Sites, length, dtype name and meta from the description, each checked."""
     _check_fields("its description", described, {"sites", "length", "dtype", "meta"})
@@ -282,7 +283,7 @@ def _described(
         raise FormatError(
             f"its dtype is {_short(described['dtype'])}; expected one of {sorted(_NAMES)}"
         )
-    return sites, length, dtype, _meta(described["meta"])
+    return sites, length, dtype, _meta(version, described["meta"])
 
 
 def _site(number: int, entry: Any) -> Site:
@@ -317,10 +318,15 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 1 <= value < MAX_COUNT
 
 
-def _meta(entry: Any) -> PrefixMeta:
-    _check_fields("its meta", entry, {field.name for field in dataclasses.fields(PrefixMeta)})
-    texts = ("backbone", "family", "fingerprint", "tokenizer", "positions", "windows", "bos")
-    for name in texts:
+def _meta(version: str, entry: Any) -> PrefixMeta:
+    fields = {field.name for field in dataclasses.fields(PrefixMeta)}
+    texts = {"backbone", "family", "fingerprint", "tokenizer", "positions", "windows", "bos"}
+    if version == "1":
+        fields -= {"softmax"}
+    else:
+        texts |= {"softmax"}
+    _check_fields("its meta", entry, fields)
+    for name in sorted(texts):
         if not isinstance(entry[name], str):
             raise CorruptFile(f"meta field {name!r} must be text; found {_short(entry[name])}")
     if not isinstance(entry["revision"], str | None):
@@ -334,6 +340,8 @@ def _meta(entry: Any) -> PrefixMeta:
         raise CorruptFile(
             f"meta field 'parents' must be a list of digests; found {_short(parents)}"
         )
+    if entry.get("softmax") == "joint":
+        raise CorruptFile("meta field 'softmax' is 'joint'; such a prefix is a file of version 1")
     try:
         return PrefixMeta(**{**entry, "parents": tuple(parents)})
     except PrefixError as error:

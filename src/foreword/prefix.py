@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -23,10 +23,18 @@ from foreword.errors import PrefixError
 Positions = Literal["free", "offset"]
 WindowPolicy = Literal["visible", "windowed"]
 Bos = Literal["prefix", "input", "none"]
+Softmax = Literal["joint", "own"]
 
 POSITIONS: tuple[Positions, ...] = ("free", "offset")
 WINDOWS: tuple[WindowPolicy, ...] = ("visible", "windowed")
 BOS: tuple[Bos, ...] = ("prefix", "input", "none")
+SOFTMAX: tuple[Softmax, ...] = ("joint", "own")
+_POLICIES: dict[str, tuple[str, ...]] = {
+    "positions": POSITIONS,
+    "windows": WINDOWS,
+    "bos": BOS,
+    "softmax": SOFTMAX,
+}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_DEPTH = 64
 """How deep lists and objects may nest in a recipe or in what training measured."""
@@ -88,6 +96,8 @@ class PrefixMeta:
             would drop text.
         bos: ``prefix``: the prefix carries the BOS and inputs add none; ``input``: inputs add their
             own; ``none``: this tokenizer adds none.
+        softmax: ``joint``: queries share one softmax between prefix and text; ``own``: the prefix has
+            a softmax of its own, and what it gives is added to the text's (Zhang et al., 2023).
         recipe: How the prefix was made and how its inputs are built (templates, initialisation,
             settings): JSON values, kept as a copy in JSON's own types.
         training: What training measured, JSON values, with the digest of the data under ``data``.
@@ -102,12 +112,13 @@ class PrefixMeta:
     positions: Positions = "free"
     windows: WindowPolicy = "visible"
     bos: Bos = "none"
+    softmax: Softmax = "joint"
     recipe: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     parents: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, allowed in (("positions", POSITIONS), ("windows", WINDOWS), ("bos", BOS)):
+        for name, allowed in _POLICIES.items():
             found = getattr(self, name)
             if found not in allowed:
                 raise PrefixError(
@@ -117,13 +128,19 @@ class PrefixMeta:
             object.__setattr__(self, name, plain_json(getattr(self, name)))
 
     def as_json(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return dataclasses.asdict(self)
+        """The fields as JSON values.
+
+        A joint softmax is left out: version 1 of the format knew no other, and its digests stay.
+        """
+        fields = dataclasses.asdict(self)
+        if self.softmax == "joint":
+            del fields["softmax"]
+        return fields
 
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """Keys and values for every site of a backbone. A value: nothing changes it in place.
+    """Keys and values for the sites of a backbone, all or some. A value: nothing changes it in place.
 
     Attributes:
         sites: The sites, in call order.
@@ -225,6 +242,26 @@ class Prefix:
     def with_meta(self, **changes: Any) -> Prefix:
         """The same tensors under changed meta fields."""
         return Prefix(self.sites, self.keys, self.values, dataclasses.replace(self.meta, **changes))
+
+    def only(self, labels: Collection[str]) -> Prefix:
+        """The same prefix at some of its sites, in its own order.
+
+        Raises:
+            PrefixError: It has no site of one of these labels.
+        """
+        unknown = sorted(set(labels) - {site.label for site in self.sites})
+        if unknown:
+            raise PrefixError(
+                f"the prefix has no site {unknown[0]!r}; it has {self.sites[0].label} to "
+                f"{self.sites[-1].label}"
+            )
+        kept = [index for index, site in enumerate(self.sites) if site.label in labels]
+        return Prefix(
+            tuple(self.sites[index] for index in kept),
+            tuple(self.keys[index] for index in kept),
+            tuple(self.values[index] for index in kept),
+            self.meta,
+        )
 
     def to(self, dtype: torch.dtype) -> Prefix:
         """The same prefix with tensors of `dtype`."""

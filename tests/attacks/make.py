@@ -155,6 +155,11 @@ def with_meta(**changes: Any) -> bytes:
     return built(described(meta=meta(**changes)))
 
 
+def as_version_2(**changes: Any) -> bytes:
+    """The good file as one of version 2, but for fields of its meta."""
+    return built(described(meta=meta(**changes)), version="2")
+
+
 def with_recipe(text: str) -> bytes:
     """The good file but for the recipe, spelled as it stands here."""
     mark = '"prompt":"MARK"'
@@ -246,7 +251,7 @@ def metadata() -> dict[str, bytes]:
     spaced = json.dumps(described(), sort_keys=True)
     twice = canonical(described()).replace('"length":3', '"length":3,"length":3')
     return {
-        "metadata-version-newer": built(version="2", sites="elsewhere"),
+        "metadata-version-newer": built(version="3", sites="elsewhere"),
         "metadata-version-not-text": built(version=1),
         "metadata-version-word": built(version="one"),
         "metadata-version-missing": lacking("version"),
@@ -343,6 +348,12 @@ def fields() -> dict[str, bytes]:
         "policy-positions": with_meta(positions="absolute"),
         "policy-windows": with_meta(windows=""),
         "policy-bos": with_meta(bos="Prefix"),
+        "policy-softmax": as_version_2(softmax="both"),
+        "policy-softmax-number": as_version_2(softmax=2),
+        "policy-softmax-missing": as_version_2(),
+        "policy-softmax-joint": as_version_2(softmax="joint"),
+        "policy-softmax-in-version-1": with_meta(softmax="own"),
+        "policy-softmax-joint-in-version-1": with_meta(softmax="joint"),
     }
 
 

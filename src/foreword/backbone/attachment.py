@@ -252,7 +252,7 @@ class Attachment:
         if frame.bound is None:
             return
         under = self._names[module]
-        expected = {n for n in frame.bound.sites if not under or n.startswith(under + ".")}
+        expected = {n for n in frame.bound.names if not under or n.startswith(under + ".")}
         missed = sorted(expected - frame.called)
         if missed:
             raise BypassError(

@@ -187,7 +187,12 @@ class Backbone:
     def attached(self, prefix: Prefix | Sequence[Prefix | None] | None) -> Iterator[Attachment]:
         """Bind the model's forward passes in a block to a prefix, one per row, or none."""
         with attached(self.model) as attachment:
-            bound = None if prefix is None else bound_to(prefix, self.sites)
+            bound = None
+            if prefix is not None:
+                for one in [prefix] if isinstance(prefix, Prefix) else prefix:
+                    if one is not None:
+                        check_geometry(one, self.sites, self.name or self.family)
+                bound = bound_to(prefix, self.sites)
             with attachment.using(bound):
                 yield attachment
 
@@ -208,7 +213,8 @@ class Backbone:
                 f"{self.name!r} ({self.tokenizer_digest[:12]}); use the backbone that it was made "
                 f"on: {prefix.meta.backbone!r}"
             )
-        _check_weights(prefix, self.fingerprint, self.name or self.family, strict)
+        whole = len(prefix.sites) == len(self.sites)
+        _check_weights(prefix, self.fingerprint, self.name or self.family, strict, whole=whole)
 
 
 def measure(model: PreTrainedModel) -> Measured:
@@ -244,17 +250,21 @@ def bound_to(prefix: Prefix | Sequence[Prefix | None], sites: Sequence[Site]) ->
 
 
 def check_geometry(prefix: Prefix, sites: Sequence[Site], backbone: str) -> None:
-    """See whether each of the prefix's sites has the backbone's geometry.
+    """See whether each of the prefix's sites is one of the backbone's, with its geometry.
+
+    The backbone may have more sites than the prefix.
 
     Raises:
-        MismatchError: One has not; the message names the first.
+        MismatchError: One is not; the message names the first.
     """
-    if len(prefix.sites) != len(sites):
-        raise MismatchError(
-            f"the prefix has {len(prefix.sites)} sites, {backbone!r} has {len(sites)}; "
-            f"it was made on {prefix.meta.backbone!r} ({prefix.meta.family})"
-        )
-    for own, site in zip(prefix.sites, sites, strict=True):
+    by_label = {site.label: site for site in sites}
+    for own in prefix.sites:
+        site = by_label.get(own.label)
+        if site is None:
+            raise MismatchError(
+                f"the prefix has {len(prefix.sites)} sites, {backbone!r} has {len(sites)} and no "
+                f"{own.label}; it was made on {prefix.meta.backbone!r} ({prefix.meta.family})"
+            )
         if own.geometry != site.geometry:
             raise MismatchError(
                 f"site {own.label} of the prefix has (stack, layer, key/value heads, key dimension, "
@@ -263,10 +273,20 @@ def check_geometry(prefix: Prefix, sites: Sequence[Site], backbone: str) -> None
             )
 
 
-def _check_weights(prefix: Prefix, fingerprint: str, backbone: str, strict: bool) -> None:
+def _check_weights(
+    prefix: Prefix, fingerprint: str, backbone: str, strict: bool, *, whole: bool
+) -> None:
     made_on = prefix.meta.fingerprint
     if not made_on or made_on == fingerprint:
         return
+    if not whole:
+        # Every site of a smaller model may look like one of a larger one's.
+        raise MismatchError(
+            f"the prefix has {len(prefix.sites)} sites, fewer than {backbone!r}, and was made on "
+            f"{prefix.meta.backbone!r} with weights {made_on[:12]}; here they are {fingerprint[:12]}, "
+            "so its layers may not be the same ones. Use the backbone that it was made on, or drop "
+            "its claim: prefix.with_meta(fingerprint='')"
+        )
     message = (
         f"the prefix was made on {prefix.meta.backbone!r} with weights {made_on[:12]}; {backbone!r} "
         f"has the same geometry but weights {fingerprint[:12]} (another revision, or quantised), so "
@@ -328,7 +348,8 @@ def _check(model: PreTrainedModel | Backbone, prefix: Prefix, strict: bool) -> N
         return
     check_geometry(prefix, measure(model).sites, family_of(model))
     if prefix.meta.fingerprint:
-        _check_weights(prefix, weights_fingerprint(model), family_of(model), strict)
+        whole = len(prefix.sites) == len(measure(model).sites)
+        _check_weights(prefix, weights_fingerprint(model), family_of(model), strict, whole=whole)
 
 
 def detach(model: PreTrainedModel | Backbone) -> nn.Module:
