@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from foreword.attention import Bound
-from foreword.backbone.attachment import Attachment, attachment_of
+from foreword.backbone.attachment import Attachment, attachment_of, parameters_of
 from foreword.backbone.bind import bind, bind_rows
 from foreword.backbone.fingerprint import adds_bos, tokenizer_digest, weights_fingerprint
 from foreword.backbone.probe import Measured, attach_proven, evaluating, family_of
@@ -231,6 +231,11 @@ class Backbone:
             raise UnsupportedModel(
                 f"{self.family!r} adds absolute positions to its embeddings, so a prefix cannot be "
                 "moved between position policies; train or capture it under the policy that you need"
+            )
+        if "position_ids" not in parameters_of(type(self.model)):
+            raise UnsupportedModel(
+                f"{self.family!r} takes no position_ids, so no rotation can be measured between "
+                "position policies; use a prefix under the policy that you need"
             )
         refuse_stretched(self.model, self.family)
         allowed = EXACT if self.dtype == torch.float32 else ROUNDED
