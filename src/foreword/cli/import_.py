@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from foreword.cli.console import note, out, working
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.errors import BackboneError, StoreError
-from foreword.peft import import_peft, read_config
+from foreword.peft import PeftConfig, import_peft, read_config
 from foreword.store import taken
 
 
@@ -48,11 +48,8 @@ def import_(
     if not arguments.overwrite and arguments.name in place:
         raise StoreError(taken(arguments.name, place.folder))
     config = read_config(folder)
-    model = backbone.backbone or config.base
-    if model is None:
-        raise BackboneError(f"{folder} does not name its base model; name it with --backbone")
     with working("loading the backbone"):
-        loaded = dataclasses.replace(backbone, backbone=model).load()
+        loaded = _chosen(backbone, config, folder).load()
     prefix = import_peft(folder, loaded)
     path = place.save(arguments.name, prefix, overwrite=arguments.overwrite)
     out.print(
@@ -61,3 +58,13 @@ def import_(
         markup=False,
     )
     note(f"saved to {path}")
+
+
+def _chosen(options: BackboneOptions, config: PeftConfig, folder: Path) -> BackboneOptions:
+    """The options, with the model that the checkpoint names where none is given."""
+    if options.backbone is not None:
+        return options
+    if config.base is None:
+        raise BackboneError(f"{folder} does not name its base model; name it with --backbone")
+    revision = options.revision or config.revision
+    return dataclasses.replace(options, backbone=config.base, revision=revision)

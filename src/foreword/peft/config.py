@@ -57,8 +57,16 @@ class PeftConfig:
     @property
     def base(self) -> str | None:
         """Name or path of the model that the checkpoint was made on, if the config names one."""
-        name = self.raw.get("base_model_name_or_path")
-        return name if isinstance(name, str) and name else None
+        return self._text("base_model_name_or_path")
+
+    @property
+    def revision(self) -> str | None:
+        """Hub revision of that model, if the config names one."""
+        return self._text("revision")
+
+    def _text(self, name: str) -> str | None:
+        value = self.raw.get(name)
+        return value if isinstance(value, str) and value else None
 
     def encode(self) -> bytes:
         """The config's bytes, spelled as PEFT spells them."""
