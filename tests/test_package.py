@@ -24,6 +24,7 @@ LAYERS = (
     "kernels",
     "attention",
     "backbone",
+    "peft",
     "data",
     "train",
     "generate",

@@ -11,6 +11,7 @@ from foreword.evaluate import Evaluation, evaluate
 from foreword.format import load as load_prefix
 from foreword.format import save as save_prefix
 from foreword.generate import GenerateOptions, generate
+from foreword.peft import NotInPeft, export_peft, import_peft
 from foreword.prefix import Prefix, PrefixMeta, Site
 from foreword.store import PrefixStore
 from foreword.train import TrainingStopped, TrainResult, TrainSettings, train
@@ -21,6 +22,7 @@ __all__ = [
     "Evaluation",
     "ForewordError",
     "GenerateOptions",
+    "NotInPeft",
     "OtherWeights",
     "Prefix",
     "PrefixMeta",
@@ -34,7 +36,9 @@ __all__ = [
     "attach",
     "detach",
     "evaluate",
+    "export_peft",
     "generate",
+    "import_peft",
     "load",
     "load_prefix",
     "read_rows",

@@ -6,6 +6,8 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from foreword.errors import StoreError
@@ -59,3 +61,57 @@ def refused(path: Path, error: OSError | ValueError) -> StoreError:
 def reason(error: OSError | ValueError) -> str:
     """The system's words without the path; ValueError is what a NUL in a path raises."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def write_folder(
+    path: Path, contents: Mapping[str, bytes], *, replaceable: Collection[str] = ()
+) -> Path:
+    """Put a folder of files at `path`, written aside and then renamed.
+
+    Args:
+        path: The folder. It may be there if it is empty, or holds `replaceable` files only.
+        contents: Name and bytes of each file.
+        replaceable: Names that may be there and are lost.
+
+    Returns:
+        The path.
+
+    Raises:
+        StoreError: The folder holds something else, or cannot be written; it is untouched.
+    """
+    aside = path.parent / f".{path.name}.{secrets.token_hex(8)}"
+    old = aside.with_name(aside.name + ".old")
+    try:
+        _check_replaceable(path, replaceable)
+        for name, content in contents.items():
+            write_whole(aside / name, content)
+        if path.exists():
+            os.rename(path, old)
+        os.rename(aside, path)
+        sync_folder(path.parent)
+    except (OSError, ValueError) as error:
+        if old.exists() and not path.exists():
+            os.rename(old, path)
+        raise refused(path, error) from error
+    finally:
+        for left in (aside, old):
+            shutil.rmtree(left, ignore_errors=True)
+    return path
+
+
+def _check_replaceable(path: Path, replaceable: Collection[str]) -> None:
+    """Refuse a place where something is that may not be lost."""
+    if not os.path.lexists(path):
+        return
+    if path.is_symlink() or not path.is_dir():
+        raise StoreError(f"cannot write the folder {path}: something else is there")
+    found = sorted(entry.name for entry in path.iterdir())
+    others = [name for name in found if name not in replaceable]
+    if not others:
+        return
+    remedy = (
+        f"and {others[0]!r} in it would be lost; choose another folder"
+        if replaceable
+        else "choose another, or overwrite it (--overwrite)"
+    )
+    raise StoreError(f"the folder {path} is not empty, {remedy}")

@@ -104,9 +104,9 @@ def encode(prefix: Prefix) -> bytes:
                 "shape": list(tensor.shape),
                 "data_offsets": [start, end],
             }
-    spelled = _spelled(header)
+    raw = spelled(header)
     data = map(tensor_bytes, (*prefix.keys, *prefix.values))
-    return b"".join((struct.pack("<Q", len(spelled)), spelled, *data))
+    return b"".join((struct.pack("<Q", len(raw)), raw, *data))
 
 
 def load(path: str | os.PathLike[str]) -> Prefix:
@@ -135,8 +135,8 @@ def decode(content: bytes) -> Prefix:
 
 def _read(file: BinaryIO, size: int) -> Prefix:
     """The prefix in a file of `size` bytes; its tensors are read once its header is approved."""
-    raw = _raw_header(file, size)
-    header = _parsed("header", raw)
+    raw = raw_header(file, size)
+    header = parsed("header", raw)
     version, described, digest = _metadata(header)
     _check_spelling(header, raw)
     sites, length, dtype, meta = _described(version, described)
@@ -164,8 +164,13 @@ def _read(file: BinaryIO, size: int) -> Prefix:
     return prefix
 
 
-def _raw_header(file: BinaryIO, size: int) -> bytes:
-    """The header's bytes, once their claimed number is found to be possible."""
+def raw_header(file: BinaryIO, size: int) -> bytes:
+    """The bytes of a safetensors file's header, once their claimed number is found to be possible.
+
+    Raises:
+        TruncatedFile: The file ends before the header does.
+        CorruptFile: The header is too large to be one.
+    """
     if size < 8:
         raise TruncatedFile(f"expected at least 8 bytes, found {size}")
     claimed = int.from_bytes(file.read(8), "little")
@@ -176,8 +181,12 @@ def _raw_header(file: BinaryIO, size: int) -> bytes:
     return file.read(claimed)
 
 
-def _parsed(what: str, text: bytes | str) -> dict[str, Any]:
-    """A JSON object; names that stand twice, NaN and infinity are refused."""
+def parsed(what: str, text: bytes | str) -> dict[str, Any]:
+    """A JSON object; names that stand twice, NaN and infinity are refused.
+
+    Raises:
+        CorruptFile: It is none; the message calls it `what`.
+    """
     try:
         decoded = text.decode() if isinstance(text, bytes) else text
         found = json.loads(
@@ -222,7 +231,7 @@ def _metadata(header: Mapping[str, Any]) -> tuple[str, dict[str, Any], str]:
         raise CorruptFile(
             f"its digest is {_short(metadata['digest'])}, expected 64 hexadecimal digits"
         )
-    described = _parsed("description", metadata["prefix"])
+    described = parsed("description", metadata["prefix"])
     try:
         canonical = canonical_json(described).decode()
     except PrefixError as error:
@@ -243,7 +252,7 @@ def _check_version(version: Any) -> None:
     raise CorruptFile(f"its format version is {_short(version)}, expected one of {VERSIONS}")
 
 
-def _spelled(header: Mapping[str, Any]) -> bytes:
+def spelled(header: Mapping[str, Any]) -> bytes:
     """A header's bytes: compact JSON, filled up with spaces to a multiple of 8."""
     compact = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     return compact + b" " * (-len(compact) % 8)
@@ -252,7 +261,7 @@ def _spelled(header: Mapping[str, Any]) -> bytes:
 def _check_spelling(header: Mapping[str, Any], raw: bytes) -> None:
     """Refuse a second spelling of one header: the digest could not tell them apart."""
     try:
-        same = _spelled(header) == raw
+        same = spelled(header) == raw
     except ValueError:  # a surrogate, which no UTF-8 spells
         same = False
     if not same:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from foreword.attention import Bound
-from foreword.backbone.attachment import Attachment, attachment_of
+from foreword.backbone.attachment import Attachment, attachment_of, parameters_of
 from foreword.backbone.bind import bind, bind_rows
 from foreword.backbone.fingerprint import adds_bos, tokenizer_digest, weights_fingerprint
 from foreword.backbone.probe import Measured, attach_proven, evaluating, family_of
-from foreword.errors import MismatchError, PrefixError
+from foreword.backbone.rotate import EXACT, ROUNDED, Rotation, measured, refuse_stretched
+from foreword.errors import MismatchError, PrefixError, UnsupportedModel
 from foreword.prefix import Bos, Positions, Prefix, PrefixMeta, Site
 
 _MEASURED = "_foreword_measured"
@@ -59,6 +61,7 @@ class Backbone:
         self._measured = measure(model)
         self._fingerprint: str | None = None
         self._tokenizer_digest: str | None = None
+        self._turns: dict[int, tuple[Rotation, ...]] = {}
 
     @property
     def family(self) -> str:
@@ -164,7 +167,14 @@ class Backbone:
                 f"{self.family!r} adds absolute positions to its embeddings, and a text captured under "
                 "position policy 'free' would stand before the first; use 'offset'"
             )
-        first = -len(ids) if policy == "free" else 0
+        keys, values = self._run_at(-len(ids) if policy == "free" else 0, ids)
+        bos: Bos = "prefix" if self._starts_with_bos(ids) else self.bos
+        return Prefix(self.sites, keys, values, self.meta(positions=policy, bos=bos))
+
+    def _run_at(
+        self, first: int, ids: Sequence[int]
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Per site the keys and values (H, P, D) of a text whose first token stands at `first`."""
         position_ids = torch.arange(first, first + len(ids), device=self.device)[None]
         input_ids = torch.tensor([ids], device=self.device)
         with self.attached(None) as attachment, evaluating(self.model):
@@ -177,8 +187,62 @@ class Backbone:
         by_name = {call.name: call for call in reversed(calls)}
         keys = tuple(by_name[site.name].key_BHKD[0].contiguous() for site in self.sites)
         values = tuple(by_name[site.name].value_BHKE[0].contiguous() for site in self.sites)
-        bos: Bos = "prefix" if self._starts_with_bos(ids) else self.bos
-        return Prefix(self.sites, keys, values, self.meta(positions=policy, bos=bos))
+        return keys, values
+
+    def moved(self, prefix: Prefix, positions: Positions) -> Prefix:
+        """The same prefix under another position policy: its keys turned by its own length.
+
+        The rotation is measured on this backbone, then proven: the moved keys of a test text must be
+        those of a run under the other policy, to 1e-4 of their size in float32 and to 2**-4 in lower
+        precision, which rounds the sines as well (so use float32). Values do not change.
+
+        Args:
+            prefix: A prefix of this backbone's geometry.
+            positions: The policy that it shall have.
+
+        Returns:
+            The prefix itself if it has the policy already, else a new one of the same dtype.
+
+        Raises:
+            MismatchError: The prefix does not fit this backbone.
+            UnsupportedModel: No rotation does it: absolute positions, or rotary positions that are
+                scaled by the length of the text.
+
+        Examples:
+            >>> backbone.moved(prefix, "offset").meta.positions  # doctest: +SKIP
+            'offset'
+        """
+        if prefix.meta.positions == positions:
+            return prefix
+        check_geometry(prefix, self.sites, self.name or self.family)
+        rotations = self._rotations(prefix.length)
+        times = 1 if positions == "offset" else -1
+        keys = tuple(r.turned(k, times) for r, k in zip(rotations, prefix.keys, strict=True))
+        meta = dataclasses.replace(
+            prefix.meta, positions=positions, parents=(*prefix.meta.parents, prefix.digest)
+        )
+        return Prefix(prefix.sites, keys, prefix.values, meta)
+
+    def _rotations(self, shift: int) -> tuple[Rotation, ...]:
+        """What a shift of positions does to the keys of each site, measured once per shift."""
+        if shift in self._turns:
+            return self._turns[shift]
+        if self.positions == "offset":
+            raise UnsupportedModel(
+                f"{self.family!r} adds absolute positions to its embeddings, so a prefix cannot be "
+                "moved between position policies; train or capture it under the policy that you need"
+            )
+        if "position_ids" not in parameters_of(type(self.model)):
+            raise UnsupportedModel(
+                f"{self.family!r} takes no position_ids, so no rotation can be measured between "
+                "position policies; use a prefix under the policy that you need"
+            )
+        refuse_stretched(self.model, self.family)
+        allowed = EXACT if self.dtype == torch.float32 else ROUNDED
+        vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
+        rotations = measured(self._run_at, shift, vocabulary, self.family, allowed)
+        self._turns[shift] = rotations
+        return rotations
 
     def _starts_with_bos(self, ids: Sequence[int]) -> bool:
         return self.bos == "input" and ids[0] == self.tokenizer.bos_token_id  # type: ignore[union-attr]

@@ -16,19 +16,22 @@ from foreword.cli.backbones import backbones
 from foreword.cli.console import err
 from foreword.cli.demo import demo
 from foreword.cli.evaluate import evaluate
+from foreword.cli.export import export
 from foreword.cli.generate import generate
+from foreword.cli.import_ import import_
 from foreword.cli.inspect import inspect
 from foreword.cli.list import list_
 from foreword.cli.remove import remove
 from foreword.cli.train import train
 from foreword.data.encode import Truncated
 from foreword.errors import ForewordError, StoreError
+from foreword.peft import NotInPeft
 from foreword.version import __version__
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells give it."""
 
-VERBS = (train, generate, evaluate, inspect, list_, remove, backbones, demo)
+VERBS = (train, generate, evaluate, inspect, list_, remove, import_, export, backbones, demo)
 
 app = App(
     name="foreword",
@@ -50,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     with warnings.catch_warnings():
-        for shown in (OtherWeights, UnverifiedFamily, Truncated):
+        for shown in (OtherWeights, UnverifiedFamily, Truncated, NotInPeft):
             warnings.simplefilter("once", shown)
         warnings.showwarning = _show_warning
         return _main(list(arguments))

@@ -1,0 +1,55 @@
+"""`foreword export`."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cyclopts import Parameter
+
+from foreword.cli.console import out, working
+from foreword.cli.options import BackboneOptions, StoreOptions
+from foreword.peft import export_peft
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ExportArguments:
+    """Into what."""
+
+    to: Literal["peft"]
+    """Format: peft, a folder that PeftModel.from_pretrained loads."""
+
+    overwrite: bool = False
+    """Replace the checkpoint that the folder holds."""
+
+
+def export(
+    name: str,
+    folder: Path,
+    /,
+    *,
+    arguments: ExportArguments,
+    backbone: BackboneOptions = BackboneOptions(),  # noqa: B008
+    store: StoreOptions = StoreOptions(),  # noqa: B008
+) -> None:
+    """Write a prefix as a checkpoint of another library.
+
+    The backbone is loaded, in float32 unless --dtype says otherwise: where the prefix lies is measured
+    on it.
+
+    Parameters
+    ----------
+    name
+        Name of the prefix in the store.
+    folder
+        The folder to write.
+    """
+    prefix = store.open().load(name)
+    dtype = "float32" if backbone.dtype == "auto" else backbone.dtype
+    with working("loading the backbone"):
+        loaded = dataclasses.replace(backbone, dtype=dtype).load(prefix)
+    made = export_peft(prefix, loaded, folder, overwrite=arguments.overwrite)
+    out.print(f"{name}: {prefix.length} virtual tokens, written to {made}", markup=False)

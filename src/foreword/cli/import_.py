@@ -1,0 +1,70 @@
+"""`foreword import`."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from cyclopts import Parameter
+
+from foreword.cli.console import note, out, working
+from foreword.cli.options import BackboneOptions, StoreOptions
+from foreword.errors import BackboneError, StoreError
+from foreword.peft import PeftConfig, import_peft, read_config
+from foreword.store import taken
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ImportArguments:
+    """What to call it."""
+
+    name: str
+    """Name of the prefix in the store."""
+
+    overwrite: bool = False
+    """Replace a prefix of that name."""
+
+
+def import_(
+    folder: Path,
+    /,
+    *,
+    arguments: ImportArguments,
+    backbone: BackboneOptions = BackboneOptions(),  # noqa: B008
+    store: StoreOptions = StoreOptions(),  # noqa: B008
+) -> None:
+    """Put a PEFT checkpoint of prefix tuning (PREFIX_TUNING, CARTRIDGE) into the store.
+
+    Without --backbone the model is the one that the checkpoint names.
+
+    Parameters
+    ----------
+    folder
+        Folder with adapter_config.json and adapter_model.safetensors.
+    """
+    place = store.open()
+    if not arguments.overwrite and arguments.name in place:
+        raise StoreError(taken(arguments.name, place.folder))
+    config = read_config(folder)
+    with working("loading the backbone"):
+        loaded = _chosen(backbone, config, folder).load()
+    prefix = import_peft(folder, loaded)
+    path = place.save(arguments.name, prefix, overwrite=arguments.overwrite)
+    out.print(
+        f"{arguments.name}: {config.kind}, {prefix.length} virtual tokens, "
+        f"{prefix.parameters:,} parameters, on {loaded.name}",
+        markup=False,
+    )
+    note(f"saved to {path}")
+
+
+def _chosen(options: BackboneOptions, config: PeftConfig, folder: Path) -> BackboneOptions:
+    """The options, with the model that the checkpoint names where none is given."""
+    if options.backbone is not None:
+        return options
+    if config.base is None:
+        raise BackboneError(f"{folder} does not name its base model; name it with --backbone")
+    revision = options.revision or config.revision
+    return dataclasses.replace(options, backbone=config.base, revision=revision)

@@ -1,0 +1,60 @@
+"""PEFT hands a prefix over as a filled key-value cache: whether that reaches attention unchanged."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from foreword.attention import AttentionCall
+from foreword.backbone import Backbone
+from foreword.backbone.probe import evaluating
+from foreword.errors import UnsupportedModel
+
+TOKENS = 2
+"""Length of the text that is run: within every window."""
+
+
+def check_cached(backbone: Backbone) -> None:
+    """See that the model's cache holds, layer by layer, the very keys and values of its sites.
+
+    It does not where latents are cached (multi-head latent attention), where layers share keys and
+    values, or where some layers are not attention.
+
+    Raises:
+        UnsupportedModel: It does not, so PEFT's prefix means something else there.
+    """
+    calls: list[AttentionCall] = []
+    input_ids = torch.arange(TOKENS, device=backbone.device)[None]
+    with (
+        backbone.attached(None) as attachment,
+        evaluating(backbone.model),
+        attachment.observing(calls.append),
+        torch.no_grad(),
+    ):
+        output = backbone.model(
+            input_ids, attention_mask=torch.ones_like(input_ids), use_cache=True
+        )
+    held = _held(output.past_key_values)
+    seen = [(call.key_BHKD, call.value_BHKE) for call in calls]
+    same = len(held) == len(seen) and all(
+        a.shape == b.shape and torch.equal(a, b)
+        for pair in zip(held, seen, strict=True)
+        for a, b in zip(*pair, strict=True)
+    )
+    if not same:
+        raise UnsupportedModel(
+            f"family {backbone.family!r} does not keep the keys and values of each layer's attention "
+            f"in its cache ({len(held)} layers there, {len(seen)} attention calls), which is where "
+            "PEFT puts a prefix; there is no PEFT checkpoint that means the same"
+        )
+
+
+def _held(cache: object) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of a cache's layers; none of a cache that PEFT would not make."""
+    if not isinstance(cache, DynamicCache):
+        return []
+    parts = [
+        (getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers
+    ]
+    return [(k, v) for k, v in parts if isinstance(k, Tensor) and isinstance(v, Tensor)]

@@ -1,0 +1,76 @@
+"""What a PEFT checkpoint cannot express, each with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from foreword.backbone import Backbone
+from foreword.errors import PrefixError
+from foreword.prefix import Prefix
+
+
+def check_expressible(prefix: Prefix, backbone: Backbone) -> None:
+    """See whether a PEFT checkpoint can mean what the prefix means on the backbone.
+
+    Raises:
+        PrefixError: It cannot.
+    """
+    check_softmax(prefix.meta.as_json())
+    _check_every_layer(prefix, backbone)
+    _check_one_geometry(prefix)
+    _check_positions(prefix, backbone)
+    _check_windows(prefix)
+
+
+def check_softmax(meta: Mapping[str, Any]) -> None:
+    """Refuse prefixes that have a softmax of their own (meta field `softmax`)."""
+    softmax = meta.get("softmax", "joint")
+    if softmax != "joint":
+        raise PrefixError(
+            f"this prefix has a softmax of its own ({softmax!r}); in PEFT prefix and text share one, "
+            "so it cannot be exported"
+        )
+
+
+def _check_every_layer(prefix: Prefix, backbone: Backbone) -> None:
+    if len(prefix.sites) < len(backbone.sites):
+        raise PrefixError(
+            f"this prefix joins {len(prefix.sites)} of the {len(backbone.sites)} layers; PEFT gives "
+            "every layer a prefix, so it cannot be exported"
+        )
+
+
+def _check_one_geometry(prefix: Prefix) -> None:
+    first = prefix.sites[0]
+    for site in prefix.sites:
+        if site.key_dim != site.value_dim:
+            raise PrefixError(
+                f"{site.label} has keys of dimension {site.key_dim} and values of dimension "
+                f"{site.value_dim} (multi-head latent attention); PEFT has one dimension for both, "
+                "so this prefix cannot be exported"
+            )
+        if (site.kv_heads, site.key_dim) != (first.kv_heads, first.key_dim):
+            raise PrefixError(
+                f"{site.label} has {site.kv_heads} key/value heads of dimension {site.key_dim}, "
+                f"{first.label} has {first.kv_heads} of {first.key_dim}; PEFT has one geometry for "
+                "all layers, so this prefix cannot be exported"
+            )
+
+
+def _check_positions(prefix: Prefix, backbone: Backbone) -> None:
+    if prefix.meta.positions == "free" and backbone.positions == "offset":
+        raise PrefixError(
+            f"this prefix takes no positions, so its text starts at position 0; in PEFT text starts "
+            f"at {prefix.length}, and {backbone.family!r} adds positions to its embeddings, which no "
+            "change of the prefix makes up for. Train it with positions='offset' to export it"
+        )
+
+
+def _check_windows(prefix: Prefix) -> None:
+    windows = sorted({site.window for site in prefix.sites if site.window is not None})
+    if windows and prefix.meta.windows == "visible":
+        raise PrefixError(
+            f"windows of this backbone (of {windows} tokens) never drop this prefix; in PEFT they "
+            "drop it as they drop text. Train it with windows='windowed' to export it"
+        )
