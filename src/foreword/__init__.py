@@ -13,7 +13,14 @@ from foreword.format import save as save_prefix
 from foreword.generate import GenerateOptions, generate
 from foreword.prefix import Prefix, PrefixMeta, Site
 from foreword.store import PrefixStore
-from foreword.train import TrainingStopped, TrainResult, TrainSettings, train
+from foreword.train import (
+    Trainable,
+    TrainingStopped,
+    TrainResult,
+    TrainSettings,
+    attach_trainable,
+    train,
+)
 from foreword.version import __version__
 
 __all__ = [
@@ -29,9 +36,11 @@ __all__ = [
     "Task",
     "TrainResult",
     "TrainSettings",
+    "Trainable",
     "TrainingStopped",
     "__version__",
     "attach",
+    "attach_trainable",
     "detach",
     "evaluate",
     "generate",

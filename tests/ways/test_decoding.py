@@ -69,11 +69,11 @@ def test_beams_have_the_scores_that_the_texts_in_context_give(
     with case.backbone.attached(case.mixed):
         out = generated(case.model, case.rows, **BEAMS[how], **CACHES[cache])
     torch.testing.assert_close(
-        out.sequences_scores, scores(case, case.texts, out), rtol=1e-4, atol=1e-5
+        out.sequences_scores, scores(case, case.texts, out), rtol=0, atol=1e-5
     )
     swapped = (case.texts[1], case.texts[0], case.texts[2])
     moved = (out.sequences_scores - scores(case, swapped, out)).abs()
-    assert float(moved.max()) > 5e-4
+    assert float(moved.max()) > 1e-4
 
 
 @pytest.mark.parametrize("cache", CACHES)

@@ -19,7 +19,9 @@ from foreword.prefix import Prefix, Site
 _live = itertools.count()
 
 
-def bind(prefix: Prefix, sites: Sequence[Site], *, live: bool = False) -> Bound:
+def bind(
+    prefix: Prefix, sites: Sequence[Site], *, live: bool = False, identity: str | None = None
+) -> Bound:
     """One prefix for every row of the batch.
 
     Args:
@@ -27,8 +29,10 @@ def bind(prefix: Prefix, sites: Sequence[Site], *, live: bool = False) -> Bound:
         sites: The backbone's sites; the prefix's tensors go to them in order.
         live: Whether the prefix is in training: its tensors carry gradients, and its identity is
             made up, because hashing it at every step would cost more than the step.
+        identity: Name of the prefix's present value where the caller keeps count; else see `live`.
     """
-    identity = f"live-{next(_live)}" if live else prefix.digest
+    if identity is None:
+        identity = f"live-{next(_live)}" if live else prefix.digest
     offset = prefix.length if prefix.meta.positions == "offset" else 0
     tensors = {
         site.name: SiteTensors(key[None], value[None], site.window)
