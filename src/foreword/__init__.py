@@ -14,7 +14,14 @@ from foreword.generate import GenerateOptions, generate
 from foreword.peft import NotInPeft, export_peft, import_peft
 from foreword.prefix import Prefix, PrefixMeta, Site
 from foreword.store import PrefixStore
-from foreword.train import TrainingStopped, TrainResult, TrainSettings, train
+from foreword.train import (
+    Trainable,
+    TrainingStopped,
+    TrainResult,
+    TrainSettings,
+    attach_trainable,
+    train,
+)
 from foreword.version import __version__
 
 __all__ = [
@@ -31,9 +38,11 @@ __all__ = [
     "Task",
     "TrainResult",
     "TrainSettings",
+    "Trainable",
     "TrainingStopped",
     "__version__",
     "attach",
+    "attach_trainable",
     "detach",
     "evaluate",
     "export_peft",

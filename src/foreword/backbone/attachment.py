@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,16 @@ def _untraced(function: F) -> F:
     return cast("F", torch.compiler.disable(function))  # type: ignore[no-untyped-call]
 
 
+class Source(Protocol):
+    """What makes the prefix anew for each outermost forward pass: a prefix that is being trained."""
+
+    def __call__(self) -> Bound:
+        """What the pass that begins now attends to."""
+
+    def release(self) -> None:
+        """Undo what the source changed in the model; it is not asked again."""
+
+
 class Attachment:
     """Hooks on one model, and the prefix that its next forward pass is bound to.
 
@@ -58,6 +68,7 @@ class Attachment:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self._bound: Bound | None = None
+        self._source: Source | None = None
         self.observer: Any = None
         self._mask_windows: MaskWindows = {}
         self._names = {module: name for name, module in model.named_modules()}
@@ -90,6 +101,7 @@ class Attachment:
 
     def remove(self) -> None:
         """Leave the model as it was found."""
+        self.release()
         for index, config in enumerate(self._configs):
             if config._attn_implementation_internal in IMPLEMENTATIONS.values():
                 config._attn_implementation_internal = self._base[index]
@@ -111,21 +123,36 @@ class Attachment:
     @property
     def bound(self) -> Bound | None:
         """What the next forward pass attends to; None: no prefix."""
-        return self._bound
+        return self._bound if self._source is None else self._source()
 
     @bound.setter
     def bound(self, bound: Bound | None) -> None:
-        self._bound = bound
-        self._running.frame = None  # one that Ctrl-C cut off: torch runs no hook on its way out
+        self._bind(bound, None)
+
+    def follow(self, source: Source) -> None:
+        """Bind each forward pass from here on to what `source` makes for it."""
+        self._bind(None, source)
+
+    def release(self) -> None:
+        """Let go of the source, if there is one."""
+        source = self._source
+        self._bind(None, None)
+        if source is not None:
+            source.release()
 
     @contextmanager
     def using(self, bound: Bound | None) -> Iterator[None]:
         """Bind the forward passes of a block to `bound` (None: to no prefix)."""
-        before, self.bound = self.bound, bound
+        before = self._bound, self._source
+        self.bound = bound
         try:
             yield
         finally:
-            self.bound = before
+            self._bind(*before)
+
+    def _bind(self, bound: Bound | None, source: Source | None) -> None:
+        self._bound, self._source = bound, source
+        self._running.frame = None  # one that Ctrl-C cut off: torch runs no hook on its way out
 
     @contextmanager
     def observing(self, observer: Any) -> Iterator[None]:
@@ -165,7 +192,7 @@ class Attachment:
         frame, position_ids = self._frame(
             module, {**dict(zip(names, args, strict=False)), **kwargs}
         )
-        self._keep_checkpoints_in_frame()
+        self._keep_checkpoints_in_frame(frame.bound)
         self._running.frame = frame
         if position_ids is None:
             return None
@@ -207,7 +234,7 @@ class Attachment:
             )
         bound = self.bound
         batch, queries = source.shape[:2]
-        self._check_rows(batch)
+        self._check_rows(batch, bound)
         self._check_output_attentions(call)
         cache = call.get("past_key_values")
         past = _check_cache(cache, bound)
@@ -261,8 +288,8 @@ class Attachment:
                 f"{type(self.model).__name__} or skipped layers"
             )
 
-    def _check_rows(self, batch: int) -> None:
-        rows = self.bound.rows if self.bound is not None else None
+    def _check_rows(self, batch: int, bound: Bound | None) -> None:
+        rows = bound.rows if bound is not None else None
         if rows is None or rows == batch or (self._generating and batch % rows == 0):
             return
         raise RowsError(
@@ -291,11 +318,13 @@ class Attachment:
     absolute_limit: int | None = None
     """Number of positions that the model's table of absolute positions has, if it has one."""
 
-    def _keep_checkpoints_in_frame(self) -> None:
+    def _keep_checkpoints_in_frame(self, bound: Bound | None) -> None:
         if not torch.is_grad_enabled():
             return
         for module in self._names:
             function = module.__dict__.get("_gradient_checkpointing_func")
+            if getattr(module, "gradient_checkpointing", False) and module.training:
+                _refuse_reentrant(function, bound)
             if function is not None and not isinstance(function, _CheckpointInFrame):
                 module.__dict__["_gradient_checkpointing_func"] = _CheckpointInFrame(
                     self._check_implementation, self._running, function
@@ -309,7 +338,7 @@ class Attachment:
         for name in ("inputs", "input_ids", "inputs_embeds"):
             source = kwargs.get(name) if source is None else source
         if source is not None:
-            self._check_rows(source.shape[0])
+            self._check_rows(source.shape[0], self._bound)
         own = self._own_generate
         self._generating = True
         try:
@@ -337,6 +366,23 @@ class _CheckpointInFrame:
                 return function(*args, **kwargs)
 
         return self.inner(in_frame, *args, **kwargs)
+
+
+def _refuse_reentrant(function: Any, bound: Bound | None) -> None:
+    """Reentrant checkpointing gives no gradient to what a layer does not take as an argument.
+
+    Where the layer's input needs a gradient, it would run backward through what the layers'
+    prefixes share once for each layer, which fails.
+    """
+    inner = function.inner if isinstance(function, _CheckpointInFrame) else function
+    if getattr(inner, "keywords", {}).get("use_reentrant") is False or bound is None:
+        return
+    if any(site.key_RHPD.requires_grad for site in bound.sites.values()):
+        raise UnsupportedModel(
+            "a prefix cannot be trained under reentrant gradient checkpointing, which would give it "
+            "no gradient; use gradient_checkpointing_kwargs={'use_reentrant': False} (from "
+            "transformers 5.23 on activation_checkpointing_kwargs)"
+        )
 
 
 def attachment_of(model: nn.Module) -> Attachment | None:

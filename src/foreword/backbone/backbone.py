@@ -16,6 +16,8 @@ from foreword.attention import Bound
 from foreword.backbone.attachment import Attachment, attachment_of, parameters_of
 from foreword.backbone.bind import bind, bind_rows
 from foreword.backbone.fingerprint import adds_bos, tokenizer_digest, weights_fingerprint
+from foreword.backbone.own import unwrapped
+from foreword.backbone.placement import input_device
 from foreword.backbone.probe import Measured, attach_proven, evaluating, family_of
 from foreword.backbone.rotate import EXACT, ROUNDED, Rotation, measured, refuse_stretched
 from foreword.errors import MismatchError, PrefixError, UnsupportedModel
@@ -32,7 +34,8 @@ class Backbone:
     """A frozen transformers model, its tokenizer, and what the probe measured of it.
 
     Attributes:
-        model: The model. Attaching changes neither its class nor its weights.
+        model: The model. Attaching changes neither its class nor its weights. Of a `PeftModel` it is
+            the transformers model inside, adapters included.
         tokenizer: Its tokenizer, or None where texts are given as token ids.
         name: Name or path that it was loaded by.
         revision: Hub revision, if known.
@@ -54,7 +57,7 @@ class Backbone:
         name: str = "",
         revision: str | None = None,
     ) -> None:
-        self.model = model
+        self.model = model = unwrapped(model)
         self.tokenizer = tokenizer
         self.name = name or str(getattr(model.config, "_name_or_path", ""))
         self.revision = revision
@@ -95,7 +98,7 @@ class Backbone:
     @property
     def device(self) -> torch.device:
         """Where inputs go."""
-        return torch.device(self.model.device)
+        return input_device(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -373,7 +376,7 @@ def attach(
     replaces the prefix; `detach` restores the model exactly.
 
     Args:
-        model: A causal language model of transformers, or a `Backbone`.
+        model: A causal language model of transformers, a `PeftModel` around one, or a `Backbone`.
         prefix: One prefix for every row, or a sequence with one prefix (or None) per row.
         strict: Refuse other weights of the same geometry instead of warning.
 
@@ -388,46 +391,59 @@ def attach(
         >>> foreword.attach(model, prefix)  # doctest: +SKIP
         >>> model.generate(**inputs)  # doctest: +SKIP
     """
-    inner: nn.Module = model.model if isinstance(model, Backbone) else model
+    given: nn.Module = model.model if isinstance(model, Backbone) else model
+    with attaching(given) as attachment:
+        for one in [prefix] if isinstance(prefix, Prefix) else prefix:
+            if one is not None:
+                check_fit(model, one, strict=strict)
+        bound = bound_to(prefix, measure(attachment.model).sites)
+        attachment.release()
+        attachment.bound = bound
+    return given
+
+
+@contextmanager
+def attaching(model: nn.Module) -> Iterator[Attachment]:
+    """The model's attachment, to be bound in the block; a new one is taken off if the block raises."""
+    inner = unwrapped(model)
     attachment = attachment_of(inner)
     fresh = attachment is None
     if attachment is None:
         attachment, measured = attach_proven(inner)
         inner.__dict__[_MEASURED] = measured
     try:
-        for one in [prefix] if isinstance(prefix, Prefix) else prefix:
-            if one is not None:
-                _check(model, one, strict)
-        attachment.bound = bound_to(prefix, measure(inner).sites)
+        yield attachment
     except BaseException:
         if fresh:
             attachment.remove()
         raise
-    return inner
 
 
-def _check(model: PreTrainedModel | Backbone, prefix: Prefix, strict: bool) -> None:
+def check_fit(model: PreTrainedModel | Backbone, prefix: Prefix, *, strict: bool = False) -> None:
+    """See whether the prefix fits the model; see `Backbone.check`, without a tokenizer for a model."""
     if isinstance(model, Backbone):
         model.check(prefix, strict=strict)
         return
-    check_geometry(prefix, measure(model).sites, family_of(model))
+    inner = unwrapped(model)
+    check_geometry(prefix, measure(inner).sites, family_of(inner))
     if prefix.meta.fingerprint:
-        whole = len(prefix.sites) == len(measure(model).sites)
-        _check_weights(prefix, weights_fingerprint(model), family_of(model), strict, whole=whole)
+        whole = len(prefix.sites) == len(measure(inner).sites)
+        _check_weights(prefix, weights_fingerprint(inner), family_of(inner), strict, whole=whole)
 
 
 def detach(model: PreTrainedModel | Backbone) -> nn.Module:
     """Restore a model that `attach` was called on, bit for bit.
 
     Args:
-        model: The model, or its `Backbone`. Without a prefix attached it is left alone.
+        model: The model, its `PeftModel` or its `Backbone`. Without a prefix attached it is left alone.
 
     Returns:
         The model itself.
     """
-    inner: nn.Module = model.model if isinstance(model, Backbone) else model
+    given: nn.Module = model.model if isinstance(model, Backbone) else model
+    inner = unwrapped(given)
     attachment = attachment_of(inner)
     if attachment is not None:
         attachment.remove()
     inner.__dict__.pop(_MEASURED, None)
-    return inner
+    return given

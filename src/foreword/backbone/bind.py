@@ -24,6 +24,7 @@ def bind(
     sites: Sequence[Site],
     *,
     live: bool = False,
+    identity: str | None = None,
     kept: Sequence[bool] | None = None,
 ) -> Bound:
     """One prefix for every row of the batch.
@@ -33,12 +34,14 @@ def bind(
         sites: The backbone's sites.
         live: Whether the prefix is in training: its tensors carry gradients, and its identity is
             made up, because hashing it at every step would cost more than the step.
+        identity: Name of the prefix's present value where the caller keeps count; else see `live`.
         kept: Which of the P virtual tokens are seen; all by default.
 
     Raises:
         MismatchError: The backbone has no site of one of the prefix's labels.
     """
-    identity = f"live-{next(_live)}" if live else prefix.digest
+    if identity is None:
+        identity = f"live-{next(_live)}" if live else prefix.digest
     tensors = {
         site.name: SiteTensors(key[None], value[None], (prefix.length,), site.window)
         for site, key, value in zip(_placed(prefix, sites), prefix.keys, prefix.values, strict=True)

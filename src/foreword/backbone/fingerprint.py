@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
+
+from foreword.backbone.own import own_modules
+from foreword.backbone.placement import contents
 
 SAMPLES = 64
 """Elements hashed per parameter, evenly spaced."""
@@ -19,18 +23,34 @@ def weights_fingerprint(model: nn.Module) -> str:
     """Digest of a sample of the weights, rounded to bfloat16.
 
     Loading the same weights in another floating dtype leaves it equal; other weights of the same
-    geometry, quantised ones included, change it.
+    geometry, quantised ones included, change it. Adapters beside the weights (LoRA) leave it equal;
+    those merged into them change it.
     """
     total = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
+    for name, module, own in sorted(_own_parameters(model), key=lambda found: found[0]):
+        parameter = contents(module, own)
         total.update(f"{name}:{tuple(parameter.shape)}".encode())
         if parameter.is_meta:
             continue
-        flat = parameter.detach().flatten()
+        flat = parameter.flatten()
         step = max(1, flat.numel() // SAMPLES)
         sample = flat[::step][:SAMPLES].to(torch.float32).to(torch.bfloat16).cpu().contiguous()
         total.update(sample.view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
+
+
+def _own_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """The name, module and name in the module of each parameter, shared ones once, adapters' never."""
+    seen: set[int] = set()
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    for place, module in own_modules(model):
+        for own, parameter in module.named_parameters(recurse=False):
+            name = f"{place}.{own}" if place else own
+            # accelerate's offloading parts parameters that were one
+            twice = id(parameter) in seen or (parameter.is_meta and name in tied)
+            seen.add(id(parameter))
+            if not twice:
+                yield name, module, own
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

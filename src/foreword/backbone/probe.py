@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from foreword.attention import AttentionCall
 from foreword.backbone.attachment import Attachment, kernels_of, parameters_of
+from foreword.backbone.placement import input_device
 from foreword.errors import UnsupportedModel
 from foreword.prefix import Positions, Site
 
@@ -109,7 +110,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def _probe_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
     table = model.get_input_embeddings()
-    device = table.weight.device
+    device = input_device(model)
     vocabulary = int(table.weight.shape[0])
     ids_T = (torch.arange(TOKENS) * 7919 + 11) % vocabulary
     ids_BT = ids_T.repeat(3, 1)

@@ -2,5 +2,13 @@
 
 from foreword.train.run import TrainingStopped, TrainResult, train
 from foreword.train.settings import TrainSettings
+from foreword.train.trainable import Trainable, attach_trainable
 
-__all__ = ["TrainResult", "TrainSettings", "TrainingStopped", "train"]
+__all__ = [
+    "TrainResult",
+    "TrainSettings",
+    "Trainable",
+    "TrainingStopped",
+    "attach_trainable",
+    "train",
+]
