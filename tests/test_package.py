@@ -19,6 +19,7 @@ LAYERS = (
     "version",
     "files",
     "prefix",
+    "describe",
     "format",
     "store",
     "kernels",
@@ -28,6 +29,8 @@ LAYERS = (
     "train",
     "generate",
     "evaluate",
+    "card",
+    "hub",
     "cli",
 )
 """Each may import those before it, and within itself."""

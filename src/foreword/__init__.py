@@ -11,6 +11,7 @@ from foreword.evaluate import Evaluation, evaluate
 from foreword.format import load as load_prefix
 from foreword.format import save as save_prefix
 from foreword.generate import GenerateOptions, generate
+from foreword.hub import pull, push
 from foreword.prefix import Prefix, PrefixMeta, Site
 from foreword.store import PrefixStore
 from foreword.train import TrainingStopped, TrainResult, TrainSettings, train
@@ -37,6 +38,8 @@ __all__ = [
     "generate",
     "load",
     "load_prefix",
+    "pull",
+    "push",
     "read_rows",
     "save_prefix",
     "train",

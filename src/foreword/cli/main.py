@@ -19,6 +19,8 @@ from foreword.cli.evaluate import evaluate
 from foreword.cli.generate import generate
 from foreword.cli.inspect import inspect
 from foreword.cli.list import list_
+from foreword.cli.pull import pull
+from foreword.cli.push import push
 from foreword.cli.remove import remove
 from foreword.cli.train import train
 from foreword.data.encode import Truncated
@@ -28,7 +30,7 @@ from foreword.version import __version__
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells give it."""
 
-VERBS = (train, generate, evaluate, inspect, list_, remove, backbones, demo)
+VERBS = (train, generate, evaluate, inspect, list_, remove, push, pull, backbones, demo)
 
 app = App(
     name="foreword",
