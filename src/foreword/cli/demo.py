@@ -11,10 +11,10 @@ from cyclopts import Parameter
 
 from foreword.backbone import Backbone, describe_dtype, embedded
 from foreword.cli.console import note, out, table, working
-from foreword.cli.inspect import formula
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.cli.train import TrainArguments, train_in_store
 from foreword.data import read_rows
+from foreword.describe import formula
 from foreword.evaluate import Evaluation
 from foreword.evaluate import evaluate as run_evaluation
 from foreword.evaluate.e2e import slot_report

@@ -11,20 +11,9 @@ from rich.table import Table
 
 from foreword.cli.console import note, out, table, working
 from foreword.cli.options import BackboneOptions, StoreOptions
-from foreword.evaluate import Evaluation, Metrics
+from foreword.evaluate import FIGURES, Evaluation, Metrics
 from foreword.evaluate import evaluate as run_evaluation
 from foreword.generate import GenerateOptions
-
-ROWS = (
-    ("NLL per target token", "nll", "{:.4f}"),
-    ("perplexity", "perplexity", "{:.3f}"),
-    ("token accuracy %", "token_accuracy", "{:.1f}"),
-    ("BLEU", "bleu", "{:.1f}"),
-    ("chrF", "chrf", "{:.1f}"),
-    ("ROUGE-L", "rouge_l", "{:.1f}"),
-    ("exact match %", "exact_match", "{:.1f}"),
-    ("seconds", "seconds", "{:.1f}"),
-)
 
 
 @Parameter(name="*")
@@ -91,7 +80,7 @@ def figures(name: str, found: Evaluation) -> Table:
     """The evaluation as a table."""
     both = found.base is not None
     made = table("", "", *(["frozen model"] if both else []), name)
-    for label, field, form in ROWS:
+    for label, field, form in FIGURES:
         models: list[Metrics] = [found.base, found.prefix] if found.base else [found.prefix]
         made.add_row(label, *(form.format(getattr(model, field)) for model in models))
     return made

@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from foreword.cli.console import out, table
-from foreword.cli.options import StoreOptions
-from foreword.prefix import Prefix, rms
+from foreword.cli.console import note, out, table, working
+from foreword.cli.options import BackboneOptions, StoreOptions
+from foreword.describe import BOS, POSITIONS, WINDOWS, formula, norms
+from foreword.errors import DataError
+from foreword.evaluate.attention import PrefixAttention, attention_to
+from foreword.evaluate.picture import attention_map
+from foreword.prefix import Prefix
 
-POSITIONS = {
-    "free": "free: the prefix takes no positions, text starts at 0",
-    "offset": "offset: the prefix lies at 0..P-1, text starts at P",
-}
-WINDOWS = {
-    "visible": "visible: sliding windows never drop the prefix",
-    "windowed": "windowed: sliding windows drop the prefix as they drop text",
-}
-BOS = {
-    "prefix": "prefix: it carries the BOS, inputs add none",
-    "input": "input: inputs add their own BOS",
-    "none": "none: this tokenizer adds none",
-}
+TOP = 5
+"""Sites that are named as giving the prefix most attention."""
 
 
 @Parameter(name="*")
@@ -38,22 +31,80 @@ class InspectArguments:
     """Print everything as JSON."""
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class PictureArguments:
+    """A picture of the attention that an input gives to the prefix, and where it is measured."""
+
+    attention: str | None = None
+    """An input, as for generate: draw how much attention each layer and head gives the prefix, and say
+    which sites give most."""
+
+    output: Path | None = None
+    """The picture's PNG file; default: NAME-attention.png in the working directory."""
+
+    backbone: str | None = None
+    """Embedded name, model folder or Hub name; default: the one that the prefix was made on. It is
+    loaded with eager attention."""
+
+    revision: str | None = None
+    """Revision on the Hub."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What the backbone computes in; auto: what this machine does fast."""
+
+    device: str | None = None
+    """Where it runs, such as cpu or cuda; default: a GPU if there is one."""
+
+    strict: bool = False
+    """Refuse a backbone with other weights than the prefix was made on, instead of warning."""
+
+    def check(self) -> None:
+        """See that nothing is asked of a picture that is not drawn.
+
+        Raises:
+            DataError: An option needs --attention.
+        """
+        if self.attention is None and self != PictureArguments():
+            raise DataError(
+                "--output, --backbone, --revision, --dtype, --device and --strict are for the picture; "
+                'give --attention "input" too'
+            )
+
+    def options(self) -> BackboneOptions:
+        """How to load the backbone: its weights of attention are seen in eager attention only."""
+        return BackboneOptions(
+            backbone=self.backbone,
+            revision=self.revision,
+            dtype=self.dtype,
+            device=self.device,
+            attention="eager",
+        )
+
+
 def inspect(
     name: str,
     /,
     *,
     arguments: InspectArguments = InspectArguments(),
+    picture: PictureArguments = PictureArguments(),
     store: StoreOptions = StoreOptions(),  # noqa: B008
 ) -> None:
     """Show a prefix: geometry, parameters, policies, recipe, digests, norms per layer.
+
+    With --attention, draw how much attention an input gives to it instead.
 
     Parameters
     ----------
     name
         Name of the prefix in the store.
     """
+    picture.check()
     place = store.open()
     prefix = place.load(name)
+    if picture.attention is not None:
+        _draw(name, prefix, picture, as_json=arguments.as_json)
+        return
     if arguments.as_json:
         described = {**prefix.describe(), "digest": prefix.digest, "norms": norms(prefix)}
         out.print(json.dumps(described, ensure_ascii=False, indent=1), markup=False)
@@ -68,6 +119,29 @@ def inspect(
         window = "" if site.window is None else str(site.window)
         made.add_row(site.label, f"{entry['key']:.3f}", f"{entry['value']:.3f}", window)
     out.print(made)
+
+
+def _draw(name: str, prefix: Prefix, picture: PictureArguments, *, as_json: bool) -> None:
+    assert picture.attention is not None
+    with working("loading the backbone"):
+        loaded = picture.options().load(prefix)
+    found = attention_to(loaded, prefix, picture.attention, strict=picture.strict)
+    path = picture.output or Path(f"{name}-attention.png")
+    attention_map(found, path, title=f"{name}: attention given to the prefix")
+    if as_json:
+        out.print(json.dumps(found.as_json(), indent=1), markup=False)
+    else:
+        out.print(_summary(found), markup=False)
+    note(f"picture in {path}")
+
+
+def _summary(found: PrefixAttention) -> str:
+    """The overall mean and the sites that give most."""
+    top = ", ".join(f"{site} {mean:.3f}" for site, mean in found.top(TOP))
+    return (
+        f"attention given to the prefix, mean over {found.inputs} tokens, sites and heads: "
+        f"{found.mean:.3f}\nmost at: {top}"
+    )
 
 
 def _facts(prefix: Prefix) -> list[tuple[str, str]]:
@@ -85,26 +159,6 @@ def _facts(prefix: Prefix) -> list[tuple[str, str]]:
         ("recipe", _settings(meta.recipe)),
         ("training", _settings(meta.training)),
     ]
-
-
-def formula(prefix: Prefix) -> str:
-    """The number of parameters, spelled out, and its share of the backbone."""
-    kinds = Counter((s.kv_heads, s.key_dim, s.value_dim) for s in prefix.sites)
-    terms = [
-        f"{prefix.length} x {count} sites x {heads} key/value heads x ({key} + {value})"
-        for (heads, key, value), count in kinds.items()
-    ]
-    total = f"{prefix.parameters:,} = {' + '.join(terms)}"
-    whole = prefix.meta.training.get("backbone_parameters")
-    if not isinstance(whole, int) or whole < 1:
-        return total
-    return f"{total}; {100 * prefix.parameters / whole:.3f}% of the backbone's {whole:,}"
-
-
-def norms(prefix: Prefix) -> list[dict[str, float]]:
-    """Root mean square of each site's keys and values."""
-    pairs = zip(prefix.keys, prefix.values, strict=True)
-    return [{"key": rms(key), "value": rms(value)} for key, value in pairs]
 
 
 def _settings(fields: Mapping[str, Any]) -> str:

@@ -21,6 +21,8 @@ from foreword.cli.generate import generate
 from foreword.cli.import_ import import_
 from foreword.cli.inspect import inspect
 from foreword.cli.list import list_
+from foreword.cli.pull import pull
+from foreword.cli.push import push
 from foreword.cli.remove import remove
 from foreword.cli.train import train
 from foreword.data.encode import Truncated
@@ -31,7 +33,20 @@ from foreword.version import __version__
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells give it."""
 
-VERBS = (train, generate, evaluate, inspect, list_, remove, import_, export, backbones, demo)
+VERBS = (
+    train,
+    generate,
+    evaluate,
+    inspect,
+    list_,
+    remove,
+    push,
+    pull,
+    import_,
+    export,
+    backbones,
+    demo,
+)
 
 app = App(
     name="foreword",

@@ -1,5 +1,5 @@
 """Evaluation: metrics, the runner, and the matcher of the E2E demo."""
 
-from foreword.evaluate.run import Evaluation, Metrics, evaluate
+from foreword.evaluate.run import FIGURES, Evaluation, Metrics, evaluate
 
-__all__ = ["Evaluation", "Metrics", "evaluate"]
+__all__ = ["FIGURES", "Evaluation", "Metrics", "evaluate"]

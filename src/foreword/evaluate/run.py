@@ -21,6 +21,18 @@ from foreword.generate import GenerateOptions, encoder_for, generate_ids, task_o
 from foreword.prefix import Prefix
 from foreword.train.objective import score
 
+FIGURES = (
+    ("NLL per target token", "nll", "{:.4f}"),
+    ("perplexity", "perplexity", "{:.3f}"),
+    ("token accuracy %", "token_accuracy", "{:.1f}"),
+    ("BLEU", "bleu", "{:.1f}"),
+    ("chrF", "chrf", "{:.1f}"),
+    ("ROUGE-L", "rouge_l", "{:.1f}"),
+    ("exact match %", "exact_match", "{:.1f}"),
+    ("seconds", "seconds", "{:.1f}"),
+)
+"""The fields of `Metrics` as tables show them: label, field, format."""
+
 
 @dataclass(frozen=True)
 class Metrics:
@@ -64,6 +76,8 @@ class Evaluation:
         references: Per input its references.
         backbone: Name of the backbone that was evaluated.
         same_weights: Whether its weights are those that the prefix was made on.
+        data: Where the rows were read, or empty for rows given as they are.
+        digest: Content digest of the prefix.
     """
 
     prefix: Metrics
@@ -78,6 +92,8 @@ class Evaluation:
     references: list[list[str]] = field(repr=False)
     backbone: str = ""
     same_weights: bool = True
+    data: str = ""
+    digest: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """All of it as JSON values."""
@@ -151,6 +167,8 @@ def evaluate(
         references=grouped.references,
         backbone=backbone.name,
         same_weights=prefix.meta.fingerprint in ("", backbone.fingerprint),
+        data=data if isinstance(data, str) else "",
+        digest=prefix.digest,
     )
 
 

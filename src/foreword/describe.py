@@ -1,0 +1,41 @@
+"""A prefix in words: its policies, its parameters spelled out, the size of its tensors."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from foreword.prefix import Prefix, rms
+
+POSITIONS = {
+    "free": "free: the prefix takes no positions, text starts at 0",
+    "offset": "offset: the prefix lies at 0..P-1, text starts at P",
+}
+WINDOWS = {
+    "visible": "visible: sliding windows never drop the prefix",
+    "windowed": "windowed: sliding windows drop the prefix as they drop text",
+}
+BOS = {
+    "prefix": "prefix: it carries the BOS, inputs add none",
+    "input": "input: inputs add their own BOS",
+    "none": "none: this tokenizer adds none",
+}
+
+
+def formula(prefix: Prefix) -> str:
+    """The number of parameters, spelled out, and its share of the backbone."""
+    kinds = Counter((s.kv_heads, s.key_dim, s.value_dim) for s in prefix.sites)
+    terms = [
+        f"{prefix.length} x {count} sites x {heads} key/value heads x ({key} + {value})"
+        for (heads, key, value), count in kinds.items()
+    ]
+    total = f"{prefix.parameters:,} = {' + '.join(terms)}"
+    whole = prefix.meta.training.get("backbone_parameters")
+    if not isinstance(whole, int) or whole < 1:
+        return total
+    return f"{total}; {100 * prefix.parameters / whole:.3f}% of the backbone's {whole:,}"
+
+
+def norms(prefix: Prefix) -> list[dict[str, float]]:
+    """Root mean square of each site's keys and values."""
+    pairs = zip(prefix.keys, prefix.values, strict=True)
+    return [{"key": rms(key), "value": rms(value)} for key, value in pairs]

@@ -1,0 +1,80 @@
+"""`Scores`: the figures of one evaluation, read back from what `foreword evaluate --json` printed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from foreword.errors import DataError
+from foreword.evaluate.run import FIGURES
+from foreword.prefix import Prefix
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Figures of a prefix on one set.
+
+    Attributes:
+        prefix: Figures with the prefix, by field of `Metrics`; finite.
+        base: Those of the frozen model alone, or None.
+        inputs: Distinct inputs.
+        rows: Rows scored.
+        data: Where the rows were read, or empty.
+        same_weights: Whether the backbone had the weights that the prefix was made on.
+    """
+
+    prefix: Mapping[str, float]
+    base: Mapping[str, float] | None
+    inputs: int
+    rows: int
+    data: str
+    same_weights: bool
+
+
+def scores_of(found: Any, prefix: Prefix) -> Scores:
+    """The figures in `Evaluation.as_json`, once they are seen to be this prefix's.
+
+    Raises:
+        DataError: A field is missing or ill-formed, or the figures are another prefix's.
+    """
+    if not isinstance(found, Mapping):
+        raise DataError(
+            "the metrics are not a JSON object; give what `foreword evaluate NAME DATA --json` prints"
+        )
+    digest = found.get("digest")
+    if digest != prefix.digest:
+        named = f"prefix {digest[:12]!r}" if isinstance(digest, str) and digest else "no prefix"
+        raise DataError(
+            f"the metrics are those of {named}, expected {prefix.digest[:12]!r}; evaluate this prefix "
+            "with `foreword evaluate NAME DATA --json` and give what that prints"
+        )
+    base = found.get("base")
+    return Scores(
+        prefix=_figures("prefix", found.get("prefix")),
+        base=None if base is None else _figures("base", base),
+        inputs=_count("inputs", found.get("inputs")),
+        rows=_count("rows", found.get("rows")),
+        data=found["data"] if isinstance(found.get("data"), str) else "",
+        same_weights=found.get("same_weights") is True,
+    )
+
+
+def _figures(what: str, found: Any) -> dict[str, float]:
+    if not isinstance(found, Mapping):
+        raise DataError(f"the metrics' {what!r} is not an object with figures")
+    return {name: _number(f"{what}.{name}", found.get(name)) for _, name, _ in FIGURES}
+
+
+def _number(what: str, found: Any) -> float:
+    plain = isinstance(found, int | float) and not isinstance(found, bool)
+    if not plain or not math.isfinite(found):
+        raise DataError(f"the metrics' {what} is not a finite number")
+    return float(found)
+
+
+def _count(what: str, found: Any) -> int:
+    if type(found) is not int or found < 1:
+        raise DataError(f"the metrics' {what!r} is not a whole number of at least 1")
+    return found
