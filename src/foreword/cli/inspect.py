@@ -22,6 +22,10 @@ WINDOWS = {
     "visible": "visible: sliding windows never drop the prefix",
     "windowed": "windowed: sliding windows drop the prefix as they drop text",
 }
+SOFTMAX = {
+    "joint": "joint: one softmax over prefix and text",
+    "own": "own: the prefix has a softmax of its own, and its result is added",
+}
 BOS = {
     "prefix": "prefix: it carries the BOS, inputs add none",
     "input": "input: inputs add their own BOS",
@@ -80,6 +84,7 @@ def _facts(prefix: Prefix) -> list[tuple[str, str]]:
         ("parameters", formula(prefix)),
         ("positions", POSITIONS[meta.positions]),
         ("windows", WINDOWS[meta.windows]),
+        ("softmax", SOFTMAX[meta.softmax]),
         ("BOS", BOS[meta.bos]),
         ("parents", ", ".join(meta.parents) or "none"),
         ("recipe", _settings(meta.recipe)),
