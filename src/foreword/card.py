@@ -15,7 +15,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from foreword.backbone import embedded
-from foreword.describe import BOS, POSITIONS, WINDOWS, formula
+from foreword.describe import BOS, POSITIONS, SOFTMAX, WINDOWS, formula
 from foreword.errors import HubError
 from foreword.evaluate.run import FIGURES
 from foreword.evaluate.scores import Scores
@@ -157,6 +157,7 @@ def _facts(prefix: Prefix) -> Iterator[tuple[str, str]]:
     yield "parameters", formula(prefix)
     yield "positions", POSITIONS[meta.positions]
     yield "windows", WINDOWS[meta.windows]
+    yield "softmax", SOFTMAX[meta.softmax]
     yield "BOS", BOS[meta.bos]
 
 

@@ -14,6 +14,10 @@ WINDOWS = {
     "visible": "visible: sliding windows never drop the prefix",
     "windowed": "windowed: sliding windows drop the prefix as they drop text",
 }
+SOFTMAX = {
+    "joint": "joint: one softmax over prefix and text",
+    "own": "own: the prefix has a softmax of its own, and its result is added",
+}
 BOS = {
     "prefix": "prefix: it carries the BOS, inputs add none",
     "input": "input: inputs add their own BOS",

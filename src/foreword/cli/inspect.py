@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from foreword.cli.console import note, out, table, working
 from foreword.cli.options import BackboneOptions, StoreOptions
-from foreword.describe import BOS, POSITIONS, WINDOWS, formula, norms
+from foreword.describe import BOS, POSITIONS, SOFTMAX, WINDOWS, formula, norms
 from foreword.errors import DataError
 from foreword.evaluate.attention import PrefixAttention, attention_to
 from foreword.evaluate.picture import attention_map
@@ -154,6 +154,7 @@ def _facts(prefix: Prefix) -> list[tuple[str, str]]:
         ("parameters", formula(prefix)),
         ("positions", POSITIONS[meta.positions]),
         ("windows", WINDOWS[meta.windows]),
+        ("softmax", SOFTMAX[meta.softmax]),
         ("BOS", BOS[meta.bos]),
         ("parents", ", ".join(meta.parents) or "none"),
         ("recipe", _settings(meta.recipe)),

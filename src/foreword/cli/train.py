@@ -111,6 +111,7 @@ def train_in_store(
             resume=arguments.resume,
             logs=Path("runs") / arguments.name,
             callbacks=[bar],
+            store=store,
         )
     except TrainingStopped as stopped:
         raise _kept(store, arguments.name, stopped) from stopped.__cause__

@@ -1,12 +1,15 @@
-"""What is trained. A parameterisation materialises to a `Prefix` and is gone after training."""
+"""What is trained. A parameterisation materialises to a `Prefix` and is gone after training.
+
+Shapes: H key/value heads, P prefix length, F frozen tokens of it, D key dimension, E value dimension.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from foreword.prefix import Prefix
 
@@ -19,6 +22,23 @@ class Parameterization(nn.Module, ABC):
         """The prefix that the numbers stand for now, with gradients into them."""
 
 
+class Constants(nn.Module):
+    """Tensors that move to the device with their module, train not, and are in no checkpoint."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        super().__init__()
+        for index, tensor in enumerate(tensors):
+            self.register_buffer(str(index), tensor.detach().float().clone(), persistent=False)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self.buffers()
+
+    def before(self, trained: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Each of these (H, F, D) in front of its trained one (H, P - F, D)."""
+        pairs = zip(self, trained, strict=True)
+        return tuple(torch.cat([own, other], dim=1) for own, other in pairs)
+
+
 class DirectParameterization(Parameterization):
     """The keys and values themselves, each divided by its site's scale.
 
@@ -29,18 +49,25 @@ class DirectParameterization(Parameterization):
         start: Where training starts, float32.
         key_scales: One positive number per site.
         value_scales: One positive number per site.
+        frozen: First virtual tokens F that stay as they are, bit for bit.
     """
 
     def __init__(
-        self, start: Prefix, key_scales: Sequence[float], value_scales: Sequence[float]
+        self,
+        start: Prefix,
+        key_scales: Sequence[float],
+        value_scales: Sequence[float],
+        frozen: int = 0,
     ) -> None:
         super().__init__()
         self.sites = start.sites
         self.meta = start.meta
         self.key_scales = list(key_scales)
         self.value_scales = list(value_scales)
-        self.keys = _parameters(start.keys, self.key_scales)
-        self.values = _parameters(start.values, self.value_scales)
+        self.frozen_keys = Constants([key[:, :frozen] for key in start.keys])
+        self.frozen_values = Constants([value[:, :frozen] for value in start.values])
+        self.keys = _parameters([key[:, frozen:] for key in start.keys], self.key_scales)
+        self.values = _parameters([value[:, frozen:] for value in start.values], self.value_scales)
 
     def materialise(self) -> Prefix:
         """Per site key (H, P, D) and value (H, P, E): scale times parameter."""
@@ -48,13 +75,13 @@ class DirectParameterization(Parameterization):
         values = zip(self.values, self.value_scales, strict=True)
         return Prefix(
             self.sites,
-            tuple(parameter * scale for parameter, scale in keys),
-            tuple(parameter * scale for parameter, scale in values),
+            self.frozen_keys.before([parameter * scale for parameter, scale in keys]),
+            self.frozen_values.before([parameter * scale for parameter, scale in values]),
             self.meta,
         )
 
 
-def _parameters(tensors: Sequence[torch.Tensor], scales: Sequence[float]) -> nn.ParameterList:
+def _parameters(tensors: Sequence[Tensor], scales: Sequence[float]) -> nn.ParameterList:
     return nn.ParameterList(
         nn.Parameter((tensor.detach().float() / scale).contiguous())
         for tensor, scale in zip(tensors, scales, strict=True)

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,12 @@ from foreword.data.collate import padding_of
 from foreword.errors import DataError, ForewordError, StoreError, TrainingError
 from foreword.files import write_whole
 from foreword.prefix import Prefix, canonical_json
+from foreword.store import PrefixStore
 from foreword.train import checkpoint
-from foreword.train.initialisation import scales, start
-from foreword.train.parameterization import DirectParameterization
-from foreword.train.settings import TrainSettings
+from foreword.train.dropout import PrefixDropout
+from foreword.train.initialisation import start
+from foreword.train.parameterise import parameterise
+from foreword.train.settings import LENGTH, TrainSettings
 from foreword.train.trainer import (
     ASIDE,
     BEST_FILE,
@@ -80,6 +82,7 @@ def train(
     resume: bool = False,
     logs: Path = Path("runs"),
     callbacks: Sequence[TrainerCallback] = (),
+    store: PrefixStore | None = None,
 ) -> TrainResult:
     """Train a prefix on a task's rows; the backbone stays frozen.
 
@@ -92,6 +95,7 @@ def train(
         resume: Go on from the folder's newest whole checkpoint, or start if there is none.
         logs: Where TensorBoard's files go, if the settings ask for them.
         callbacks: Callbacks of transformers' Trainer.
+        store: Where a prefix that ``settings.init`` names is looked up; by default the user's store.
 
     Returns:
         The prefix and how training went.
@@ -112,15 +116,18 @@ def train(
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="foreword-")))
         set_seed(settings.seed)
-        first = start(backbone, settings)
+        data = rows_of(data)
+        first = start(backbone, settings, data, store)
+        settings = _resolved(settings, first)
         train_rows, report = encode(backbone, data, settings, first)
         eval_rows = encode(backbone, evaluation, settings, first)[0] if evaluation else []
         digest = rows_digest(train_rows)
-        begun = _prepare(folder, first, settings, digest, resume=resume)
+        parameterization = parameterise(backbone, first, settings)
+        trained = sum(parameter.numel() for parameter in parameterization.parameters())
+        begun = _prepare(folder, first, settings, digest, trained, resume=resume)
         attachment = stack.enter_context(backbone.attached(None))
-        module = PrefixModule(
-            DirectParameterization(first, *scales(backbone, first)), backbone, attachment
-        )
+        dropout = PrefixDropout(settings.dropout, settings.frozen, settings.seed)
+        module = PrefixModule(parameterization, backbone, attachment, dropout)
         module.to(backbone.device)
         if settings.gradient_checkpointing:
             stack.callback(module.activation_checkpointing_disable)
@@ -139,6 +146,7 @@ def train(
             "rows": report.rows,
             "truncated_rows": report.truncated_rows,
             "backbone_parameters": backbone.parameters,
+            "trained_parameters": trained,
         }
         return _run(trainer, settings, report, training, begun)
 
@@ -173,8 +181,14 @@ def rows_digest(rows: Sequence[Encoded]) -> str:
     return total.hexdigest()
 
 
+def _resolved(settings: TrainSettings, first: Prefix) -> TrainSettings:
+    """The settings with the length that the start decided, so that the recipe says it."""
+    length = first.length if settings.starts_from_prefix else LENGTH
+    return replace(settings, length=settings.length or length)
+
+
 def _prepare(
-    folder: Path, first: Prefix, settings: TrainSettings, digest: str, *, resume: bool
+    folder: Path, first: Prefix, settings: TrainSettings, digest: str, trained: int, *, resume: bool
 ) -> Path | None:
     """Make the run's folder, and find the checkpoint to resume from.
 
@@ -193,7 +207,7 @@ def _prepare(
     else:
         _clear(folder)
     write_whole(file, canonical_json(run))
-    needed = 12 * first.parameters * 4
+    needed = 12 * max(first.parameters, trained) * 4
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise StoreError(

@@ -9,8 +9,16 @@ from typing import Any, Literal
 from foreword.data import Task
 from foreword.errors import TrainingError
 from foreword.prefix import Positions, WindowPolicy
+from foreword.train.subset import check_layers
 
-Init = Literal["text", "noise", "zeros", "vocab"]
+INIT_WORDS = ("text", "demonstrations", "vocab", "noise", "zeros")
+"""Starts that have a word of their own; any other is the name or the file of a prefix."""
+
+LENGTH = 16
+"""Prefix length where neither the settings nor the prefix to start from say one."""
+
+MLP_WIDTH = 512
+"""Width of the MLP where the settings do not say one."""
 
 NEUTRAL_TEXT = "Read the input below with care and write the output that belongs to it."
 """Start of a prefix whose task is not described."""
@@ -32,16 +40,39 @@ class TrainSettings:
     target: str | None = None
     """Template of what the model shall say: " {ref}". The end of sequence is added."""
 
-    length: int = 16
-    """Prefix length P, in virtual tokens."""
+    length: int | None = None
+    """Prefix length P, in virtual tokens; default: that of the prefix to start from, else 16. Of
+    demonstrations, as many as fit whole are taken, so that the prefix may be shorter."""
 
-    init: Init = "text"
-    """Where the prefix starts: keys and values of a text; small noise; zeros; keys and values of
-    random vocabulary tokens."""
+    parameterization: Literal["direct", "mlp", "gated"] = "direct"
+    """What is trained: the keys and values; an MLP that makes them and is gone afterwards; keys and
+    values under a softmax of their own with gates that start closed, so at the base model."""
+
+    mlp_width: int | None = None
+    """Width of the MLP, only with parameterization mlp; default: 512."""
+
+    init: str = "text"
+    """Where the prefix starts: text, keys and values of a text; demonstrations, of training rows;
+    vocab, of random vocabulary tokens; noise, small; zeros. Any other word is the name of a prefix in
+    the store, or its .safetensors file, to go on from."""
 
     init_text: str | None = None
     """The text to start from: best a description of the task. It is repeated until it fills the
     prefix and cut after P tokens. Default: a neutral sentence."""
+
+    frozen: int = 0
+    """First virtual tokens that stay as they start, such as 1 for the attention sink of a text."""
+
+    layers: str | None = None
+    """Layers that get a prefix, counted from 0: numbers, ranges and ends with commas between, such
+    as 0-9,20 or last:8; default: all."""
+
+    sites: str | None = None
+    """Parts of the model that get a prefix, with commas between, such as decoder; default: all."""
+
+    dropout: float = 0.0
+    """Probability that a virtual token is hidden in a forward pass of training; frozen ones never
+    are."""
 
     lr: float = 0.03
     """Peak learning rate of AdamW, in units of each layer's own key and value size (RMS)."""
@@ -76,8 +107,9 @@ class TrainSettings:
     positions: Positions | None = None
     """Position policy, free or offset; default: the one under which text is exact on the backbone."""
 
-    windows: WindowPolicy = "visible"
-    """Whether sliding windows leave the prefix visible or treat it as text."""
+    windows: WindowPolicy | None = None
+    """Whether sliding windows leave the prefix visible or treat it as text (windowed); default: as
+    the prefix to start from, else visible."""
 
     seed: int = 0
     """Seed of the order of rows, of noise and of vocabulary samples."""
@@ -88,24 +120,45 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         _ = self.task
-        for name in ("length", "batch_size", "accumulate", "checkpoint_every"):
+        for name in ("batch_size", "accumulate", "checkpoint_every"):
             self._at_least(name, 1)
-        for name in ("steps", "early_stop", "max_length"):
+        self._at_least("frozen", 0)
+        for name in ("length", "mlp_width", "steps", "early_stop", "max_length"):
             if getattr(self, name) is not None:
                 self._at_least(name, 1)
         for name in ("lr", "epochs"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise TrainingError(f"{name} must be above 0; found {getattr(self, name)}")
-        if not 0 <= self.warmup < 1:
-            raise TrainingError(f"warmup must be at least 0 and below 1; found {self.warmup}")
+        for name in ("warmup", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise TrainingError(
+                    f"{name} must be at least 0 and below 1; found {getattr(self, name)}"
+                )
+        if self.layers is not None:
+            check_layers(self.layers)
         if self.init_text is not None and self.init != "text":
             raise TrainingError(
                 f"init_text is only used with init='text'; found init={self.init!r}. Drop one of both"
+            )
+        if self.mlp_width is not None and self.parameterization != "mlp":
+            raise TrainingError(
+                f"mlp_width is only used with parameterization='mlp'; found "
+                f"parameterization={self.parameterization!r}. Drop one of both"
+            )
+        if self.parameterization == "gated" and self.init == "zeros":
+            raise TrainingError(
+                "gated with init='zeros' cannot learn: gates and values of zero have no gradient; "
+                "choose another init"
             )
 
     def _at_least(self, name: str, least: int) -> None:
         if getattr(self, name) < least:
             raise TrainingError(f"{name} must be at least {least}; found {getattr(self, name)}")
+
+    @property
+    def starts_from_prefix(self) -> bool:
+        """Whether ``init`` names a prefix."""
+        return self.init not in INIT_WORDS
 
     @property
     def task(self) -> Task:

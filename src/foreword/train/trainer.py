@@ -21,6 +21,7 @@ from foreword.errors import TrainingError
 from foreword.files import refused
 from foreword.prefix import Prefix
 from foreword.train.checkpoint import keep_newest, publish
+from foreword.train.dropout import PrefixDropout
 from foreword.train.objective import score
 from foreword.train.parameterization import Parameterization
 from foreword.train.settings import TrainSettings
@@ -40,14 +41,20 @@ class PrefixModule(nn.Module):
     """What the Trainer trains: a parameterisation, and by its side the backbone that it prefixes.
 
     The backbone is not a submodule, so the state dict, the optimiser and every checkpoint hold the
-    parameterisation alone, and the backbone stays in evaluation mode.
+    parameterisation alone (and how often tokens were dropped), and the backbone stays in evaluation
+    mode.
     """
 
     def __init__(
-        self, parameterization: Parameterization, backbone: Backbone, attachment: Attachment
+        self,
+        parameterization: Parameterization,
+        backbone: Backbone,
+        attachment: Attachment,
+        dropout: PrefixDropout,
     ) -> None:
         super().__init__()
         self.parameterization = parameterization
+        self.dropout = dropout
         self._beside = (backbone, attachment)
         self.seen_rows = 0
         self.seen_tokens = 0
@@ -57,7 +64,8 @@ class PrefixModule(nn.Module):
     ) -> dict[str, Tensor]:
         """Summed NLL of the targets of a right-padded batch (B, T), and their number."""
         backbone, attachment = self._beside
-        bound = bind(self.parameterization.materialise(), backbone.sites, live=True)
+        prefix = self.parameterization.materialise()
+        bound = bind(prefix, backbone.sites, live=True, kept=self.dropout(prefix.length))
         with attachment.using(bound):
             scores = score(backbone.model, input_ids, attention_mask, labels)
         self.seen_rows += int(input_ids.shape[0])
@@ -200,14 +208,17 @@ def _copies(module: nn.Module) -> list[Tensor]:
 def mean_nll(
     module: PrefixModule, rows: Sequence[Encoded], collator: Any, args: TrainingArguments
 ) -> float:
-    """NLL per target token over rows, in nats."""
+    """NLL per target token over rows, in nats; no virtual token is dropped."""
     total, targets = 0.0, 0
+    training = module.training
+    module.eval()
     size = args.per_device_eval_batch_size
     for first in range(0, len(rows), size):
         batch = collator(rows[first : first + size])
         output = module(**{name: tensor.to(args.device) for name, tensor in batch.items()})
         total += float(output["loss"])
         targets += int(output["targets"])
+    module.train(training)
     return total / targets
 
 
