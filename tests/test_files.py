@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from foreword.errors import StoreError
-from foreword.files import refused, sync_folder, write_whole
+from foreword.files import refused, sync_folder, write_folder, write_whole
 
 OLD, NEW = b"old" * 1000, b"new" * 2000
 
@@ -150,3 +150,70 @@ def test_writers_at_once_leave_one_whole_file(place: Path) -> None:
 
 def test_errors_without_words_are_still_said() -> None:
     assert str(refused(Path("x"), OSError("strange"))) == "cannot write x: strange"
+
+
+# -- folders -------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_written_with_nothing_beside(tmp_path: Path) -> None:
+    path = write_folder(tmp_path / "made", {"a": OLD, "b": NEW})
+    assert {p.name: p.read_bytes() for p in path.iterdir()} == {"a": OLD, "b": NEW}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    write_folder(tmp_path / "made", {"a": NEW})
+    assert (tmp_path / "made/a").read_bytes() == NEW
+
+
+def test_a_folder_in_use_is_replaced_only_where_all_of_it_may_be(tmp_path: Path) -> None:
+    path = write_folder(tmp_path / "made", {"a": OLD, "old": OLD})
+    with pytest.raises(StoreError, match="is not empty, choose another, or overwrite it"):
+        write_folder(path, {"a": NEW})
+    with pytest.raises(StoreError, match="'old' in it would be lost"):
+        write_folder(path, {"a": NEW}, replaceable={"a"})
+    assert {p.name: p.read_bytes() for p in path.iterdir()} == {"a": OLD, "old": OLD}
+    write_folder(path, {"a": NEW}, replaceable={"a", "old"})
+    assert {p.name: p.read_bytes() for p in path.iterdir()} == {"a": NEW}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("kind", ["file", "link to a folder", "dead link"])
+def test_what_is_no_folder_is_left_alone(kind: str, tmp_path: Path) -> None:
+    path, other = tmp_path / "made", tmp_path / "other"
+    if kind == "file":
+        path.write_bytes(OLD)
+    else:
+        path.symlink_to(other)
+    if kind == "link to a folder":
+        other.mkdir()
+    with pytest.raises(StoreError, match="something else is there"):
+        write_folder(path, {"a": NEW}, replaceable={"a"})
+    assert path.is_symlink() == (kind != "file")
+
+
+@pytest.mark.parametrize("broken", [1, 2])
+def test_a_folder_is_whole_or_as_it_was(
+    broken: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system refuses the first or the second renaming: the old folder is there again."""
+    path = write_folder(tmp_path / "made", {"a": OLD})
+    rename, calls = os.rename, []
+
+    def failing(old: Path, new: Path) -> None:
+        calls.append(new)
+        if len(calls) == broken:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(StoreError, match="the disk is full"):
+        write_folder(path, {"a": NEW}, replaceable={"a"})
+    assert (path / "a").read_bytes() == OLD
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be_named_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="cannot write"):
+        write_folder(tmp_path / "nul\0nul", {"a": NEW})
