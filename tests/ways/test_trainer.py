@@ -33,9 +33,7 @@ CASES: list[tuple[str, WindowPolicy, str]] = [
 
 def trainer(case: Way, folder: Path, **how: Any) -> Trainer:
     rows = [{"input_ids": row.tolist()} for row in case.rows]
-    return Trainer(
-        case.model, arguments(folder, **how), train_dataset=rows, data_collator=collated
-    )
+    return Trainer(case.model, arguments(folder, **how), train_dataset=rows, data_collator=collated)
 
 
 @pytest.mark.parametrize(("family", "windows", "how"), CASES)
