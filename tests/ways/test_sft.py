@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-pytest.importorskip("trl")
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # trl's own experimental parts, when it is imported
-    from trl import SFTConfig, SFTTrainer
-
 from datasets import Dataset
+from trl import SFTConfig, SFTTrainer
 
 import foreword
 from foreword.prefix import WindowPolicy
