@@ -24,9 +24,6 @@ _TINY = {
     "eos_token_id": 2,
 }
 CONFIGS = {
-    "bloom": _TINY,
-    "falcon": _TINY,
-    "mpt": {**_TINY, "d_model": 32, "n_layers": 2, "n_heads": 4},
     "gpt_neo": {**_TINY, "num_layers": 2, "num_heads": 4, "attention_types": [[["global"], 2]]},
     "gptj": {**_TINY, "n_embd": 32, "rotary_dim": 8},
     "codegen": {**_TINY, "n_embd": 32, "rotary_dim": 8},
@@ -38,7 +35,7 @@ CONFIGS = {
 }
 _OWN = "calls an attention of its own, not through transformers' AttentionInterface (planned)"
 REASONS = {
-    **dict.fromkeys(["bloom", "falcon", "mpt", "gpt_neo", "gptj", "codegen", "xglm"], _OWN),
+    **dict.fromkeys(["gpt_neo", "gptj", "codegen", "xglm"], _OWN),
     "mamba": "has no attention",
     "rwkv": "has no attention",
     "deepseek_v32": "its sparse attention mask is skipped under any implementation but its own",

@@ -35,13 +35,15 @@ def as_model_takes_it(family: Family, model: PreTrainedModel, seen: Tensor) -> T
 
 def masks(
     family: Family, model: PreTrainedModel, length: int, row: int, *, visible: bool, rows: int
-) -> Tensor | dict[str, Tensor]:
+) -> Tensor | dict[str, Tensor] | None:
     """The last `rows` queries' masks in the form in which this family takes ready-made ones."""
 
     def make(window: int | None) -> Tensor:
         seen = full_mask(length, row, window, visible)[:, :, -rows:]
         return as_model_takes_it(family, model, seen)
 
+    if family.masks == "none":
+        return None
     if family.masks == "single":
         return make(family.window)
     return {"full_attention": make(None), "sliding_attention": make(family.window)}
