@@ -148,7 +148,7 @@ FAMILIES = (*STANDARD, *OWN)
 """Every family of the oracle, in the order of the documentation's table."""
 
 BY_NAME = {family.title: family for family in FAMILIES}
-EAGER_ONLY = {"gpt_oss", "bloom", "mpt"}
+EAGER_ONLY = {"gpt_oss", "bloom", "mpt", "gpt_neo", "gptj", "codegen", "xglm"}
 """Families whose eager kernel does what SDPA cannot (attention sinks)."""
 EAGER_TOO = {"gemma2"}
 """Families whose eager kernel differs from SDPA (soft-capping): run with it."""

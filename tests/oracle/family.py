@@ -41,6 +41,7 @@ class Family:
         name: Model type.
         config: Fields of its config.
         masks: ``none``: it takes no ready-made masks, and makes the right one by itself.
+            ``own``: the same, with the window in a buffer of its modules.
         window: Window of its windowed layers.
         dtype: Of the weights.
         alibi: Whether its positions are a bias by distance (ALiBi).
@@ -49,7 +50,7 @@ class Family:
 
     name: str
     config: dict[str, Any] = field(repr=False)
-    masks: Literal["single", "by layer type", "none"] = "single"
+    masks: Literal["single", "by layer type", "none", "own"] = "single"
     window: int | None = None
     dtype: torch.dtype = torch.float32
     alibi: bool = False

@@ -8,11 +8,18 @@ from torch import nn
 
 from foreword.backbone.adapters.alibi import Bloom, Falcon, Mpt
 from foreword.backbone.adapters.base import Adapter
+from foreword.backbone.adapters.local import GptNeo
+from foreword.backbone.adapters.table import RotaryTable
+from foreword.backbone.adapters.xglm import Xglm
 
 _ADAPTERS: dict[str, type[Adapter]] = {
     "BloomAttention": Bloom,
     "FalconAttention": Falcon,
     "MptAttention": Mpt,
+    "GPTNeoSelfAttention": GptNeo,
+    "GPTJAttention": RotaryTable,
+    "CodeGenAttention": RotaryTable,
+    "XGLMAttention": Xglm,
 }
 """By the name of the attention module's class."""
 
