@@ -100,28 +100,62 @@ class Frame:
     called: set[str] = field(default_factory=set)
     observer: Callable[[AttentionCall], None] | None = None
     mask_windows: MaskWindows = field(default_factory=dict)
-    _widened: dict[tuple[int, int | None, tuple[int, ...]], tuple[Tensor, Tensor]] = field(
-        default_factory=dict
-    )
+    _made: dict[tuple[int, object], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def site(self, name: str) -> SiteTensors | None:
+        """The prefix at the named site, if one is bound there."""
+        return None if self.bound is None else self.bound.sites.get(name)
+
+    def own(self, name: str) -> SiteTensors | None:
+        """The prefix with a softmax of its own at the named site, if one is bound there."""
+        return None if self.bound is None else self.bound.own.get(name)
+
+    def note(self, call: AttentionCall) -> None:
+        """Count a site as called, and show the call to who observes."""
+        self.called.add(call.name)
+        if self.observer is not None:
+            self.observer(call)
+
+    def once(self, source: Tensor, tag: object, make: Callable[[], Tensor]) -> Tensor:
+        """What `make` gives for a tensor that all layers share, made once a frame and tag."""
+        if torch.compiler.is_compiling():  # which shares what is computed twice by itself
+            return make()
+        known = self._made.get((id(source), tag))
+        if known is None or known[0] is not source:
+            known = self._made[(id(source), tag)] = (source, make())
+        return known[1]
 
     def widened(self, mask: Tensor, site: SiteTensors) -> Tensor:
         """The mask (B or 1, any, Q, K) with P columns for the prefix in front, made once a frame."""
-        assert self.bound is not None
-        if torch.compiler.is_compiling():  # which shares what is computed twice by itself
+
+        def make() -> Tensor:
             return join_columns(self.columns(site, mask.device), mask)
-        window = site.window if any(self.bound.windowed_R) else None
-        key = (id(mask), window, site.length_R)
-        known = self._widened.get(key)
-        if known is None or known[0] is not mask:
-            known = (mask, join_columns(self.columns(site, mask.device), mask))
-            self._widened[key] = known
-        return known[1]
+
+        return self.once(mask, (self._window(site), site.length_R), make)
+
+    def _window(self, site: SiteTensors) -> int | None:
+        """The window that drops virtual tokens at the site, if one does."""
+        assert self.bound is not None
+        return site.window if any(self.bound.windowed_R) else None
+
+    def places(self, site: SiteTensors, device: torch.device) -> Tensor:
+        """Where virtual tokens stand before the text's position 0: int64 (B or 1, P).
+
+        Virtual token j of a row of length L stands at j - L; at and after 0 there are columns that
+        nobody sees.
+        """
+        assert self.bound is not None
+        column_P = torch.arange(site.key_RHPD.shape[2], device=device)
+        if self.bound.rows is None:
+            return (column_P - site.key_RHPD.shape[2])[None]
+        length_R = torch.tensor(site.length_R, device=device)
+        return self._per_row(column_P - length_R[:, None])
 
     def columns(self, site: SiteTensors, device: torch.device) -> Tensor:
-        """Which virtual tokens each query sees: boolean (R, 1, Q or 1, P)."""
+        """Which virtual tokens each query sees: boolean (B or 1, 1, Q or 1, P)."""
         bound = self.bound
         assert bound is not None
-        window = site.window if any(bound.windowed_R) else None
+        window = self._window(site)
         column_P = torch.arange(site.key_RHPD.shape[2], device=device)
         if window is None and bound.rows is None and bound.kept_P is None:
             return torch.ones_like(column_P, dtype=torch.bool)[None, None, None, :]
@@ -336,8 +370,7 @@ def _attend(
     if frame.observer is not None:
         window = window_of(frame, attention_mask, kwargs)
         frame.observer(AttentionCall(name, key, value, window))
-    site = frame.bound.sites.get(name) if frame.bound is not None else None
-    own = frame.bound.own.get(name) if frame.bound is not None else None
+    site, own = frame.site(name), frame.own(name)
     apart = None
     if own is not None:
         _refuse_what_cannot_be_apart(module, kwargs)

@@ -8,10 +8,10 @@ import pytest
 
 from foreword.prefix import WindowPolicy
 from tests.oracle import checks
-from tests.oracle.families import BY_NAME, FAMILIES, WINDOW, Family, attention_of
+from tests.oracle.families import BY_NAME, FAMILIES, STANDARD, WINDOW, Family, attention_of
 from tests.oracle.table import JSON, PAGE, Result, measure, policies, verdicts
 
-CASES = [(family.name, windows) for family in FAMILIES for windows in policies(family)]
+CASES = [(family.title, windows) for family in FAMILIES for windows in policies(family)]
 
 
 @pytest.fixture(params=CASES, ids=lambda case: "-".join(case))
@@ -73,7 +73,7 @@ def test_absolute_positions_are_not_exact_under_the_free_policy() -> None:
     assert checks.difference(found, case.references()) > checks.MOVED
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize("family", STANDARD, ids=lambda family: family.title)
 def test_weights_are_scaled_and_heads_grouped_where_possible(family: Family) -> None:
     config = family.build(attention_of(family)).config
     heads = config.num_attention_heads
@@ -84,8 +84,11 @@ def test_weights_are_scaled_and_heads_grouped_where_possible(family: Family) -> 
 def test_the_published_table_is_what_the_oracle_finds() -> None:
     assert json.loads(JSON.read_text())["families"] == verdicts()
     page = PAGE.read_text()
-    for verdict in verdicts():
-        rows = [line for line in page.splitlines() if line.startswith(f"| {verdict['family']} |")]
-        assert len(rows) == len(policies(BY_NAME[verdict["family"]]))
-        assert all(row.endswith(f"| {verdict['verdict']} |") for row in rows)
-        assert all(f"| {verdict['positions']} |" in row for row in rows)
+    for family in FAMILIES:
+        found = [measure(family.title, windows) for windows in policies(family)]
+        rows = [line for line in page.splitlines() if line.startswith(f"| {family.title} | ")]
+        assert len(rows) == len(found)
+        for row, result in zip(rows, found, strict=True):
+            assert row.startswith(f"| {family.title} | {result.sites} | ")
+            assert f"| {result.positions} |" in row
+            assert row.endswith(f"| {result.verdict} |")

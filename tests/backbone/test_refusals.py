@@ -24,21 +24,12 @@ _TINY = {
     "eos_token_id": 2,
 }
 CONFIGS = {
-    "bloom": _TINY,
-    "falcon": _TINY,
-    "mpt": {**_TINY, "d_model": 32, "n_layers": 2, "n_heads": 4},
-    "gpt_neo": {**_TINY, "num_layers": 2, "num_heads": 4, "attention_types": [[["global"], 2]]},
-    "gptj": {**_TINY, "n_embd": 32, "rotary_dim": 8},
-    "codegen": {**_TINY, "n_embd": 32, "rotary_dim": 8},
-    "xglm": {**_TINY, "d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 48},
     "mamba": {**_TINY, "state_size": 4},
     "rwkv": {**_TINY, "attention_hidden_size": 32},
     "bert": _TINY,
     "t5": {**_TINY, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4},
 }
-_OWN = "calls an attention of its own, not through transformers' AttentionInterface (planned)"
 REASONS = {
-    **dict.fromkeys(["bloom", "falcon", "mpt", "gpt_neo", "gptj", "codegen", "xglm"], _OWN),
     "mamba": "has no attention",
     "rwkv": "has no attention",
     "deepseek_v32": "its sparse attention mask is skipped under any implementation but its own",

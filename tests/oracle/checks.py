@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
+from unittest import mock
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from foreword.attention import Frame, SiteTensors
 from foreword.backbone import Backbone
 from foreword.backbone.bind import bind
 from foreword.prefix import Positions, Prefix, WindowPolicy
@@ -85,8 +88,11 @@ def difference(found: list[Tensor], expected: list[Tensor]) -> float:
     return max(float((f - e).abs().max()) for f, e in pairs) / largest
 
 
-def forward(case: Case, prefix: Prefix | None, side: str, shift: int = 0) -> list[Tensor]:
-    """Per row the logits (T, V) of one padded batch under the prefix."""
+Prefixes = Prefix | Sequence[Prefix | None] | None
+
+
+def forward(case: Case, prefix: Prefixes, side: str, shift: int = 0) -> list[Tensor]:
+    """Per row the logits (T, V) of one padded batch under the prefix, or each row's own."""
     ids, mask = padded(case.rows, side)
     inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
     if shift:
@@ -99,6 +105,20 @@ def forward(case: Case, prefix: Prefix | None, side: str, shift: int = 0) -> lis
 def forward_error(case: Case, side: str, positions: Positions | None = None) -> float:
     """The prefixed batch against each row alone with the text in context."""
     return difference(forward(case, case.prefix(positions), side), case.references())
+
+
+def rows_error(case: Case) -> float:
+    """A batch with a prefix, none, and a shorter prefix against each row alone in its own context."""
+    texts = (case.text, case.text[:0], case.text[:-2])
+    own = [
+        case.backbone.capture(text.tolist()).with_meta(windows=case.windows) if len(text) else None
+        for text in texts
+    ]
+    expected = [
+        in_context(case.family, case.model, text, row, visible=case.visible)
+        for text, row in zip(texts, case.rows, strict=True)
+    ]
+    return difference(forward(case, own, "left"), expected)
 
 
 def generation_error(case: Case, *, use_cache: bool) -> float:
@@ -181,7 +201,7 @@ def negative_controls(case: Case) -> dict[str, float]:
     )
     shift = {"offset": 1, "free": 0}[right.meta.positions]
     mistakes = {
-        "position off by one": forward(case, right, "left", shift=1),
+        "position off by one": _shifted(case, right),
         "layers swapped": forward(
             case, Prefix(right.sites, swapped_keys, swapped_values, right.meta), "left"
         ),
@@ -192,3 +212,16 @@ def negative_controls(case: Case) -> dict[str, float]:
         name: max(float((f - e).abs().max()) for f, e in zip(found, expected, strict=True))
         for name, found in mistakes.items()
     }
+
+
+def _shifted(case: Case, prefix: Prefix) -> list[Tensor]:
+    """Logits under a prefix that stands one position off."""
+    if not case.family.alibi:
+        return forward(case, prefix, "left", shift=1)
+    places = Frame.places
+
+    def nearer(frame: Frame, site: SiteTensors, device: torch.device) -> Tensor:
+        return places(frame, site, device) + 1
+
+    with mock.patch.object(Frame, "places", nearer):
+        return forward(case, prefix, "left")

@@ -5,6 +5,9 @@ Nothing here goes through Foreword's attention. Shapes: P text (prefix) tokens, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
@@ -35,16 +38,39 @@ def as_model_takes_it(family: Family, model: PreTrainedModel, seen: Tensor) -> T
 
 def masks(
     family: Family, model: PreTrainedModel, length: int, row: int, *, visible: bool, rows: int
-) -> Tensor | dict[str, Tensor]:
+) -> Tensor | dict[str, Tensor] | None:
     """The last `rows` queries' masks in the form in which this family takes ready-made ones."""
 
     def make(window: int | None) -> Tensor:
         seen = full_mask(length, row, window, visible)[:, :, -rows:]
         return as_model_takes_it(family, model, seen)
 
+    if family.masks in ("none", "own"):
+        return None
     if family.masks == "single":
         return make(family.window)
     return {"full_attention": make(None), "sliding_attention": make(family.window)}
+
+
+@contextmanager
+def windows(
+    family: Family, model: PreTrainedModel, length: int, *, visible: bool
+) -> Iterator[None]:
+    """With `visible`, keep the windows in a model's own buffers from dropping the first columns."""
+    if family.masks != "own" or not visible:
+        yield
+        return
+    local = [m for m in model.modules() if "bias" in m._buffers and m.attention_type == "local"]
+    before = [module.bias for module in local]
+    for module in local:
+        size = module.bias.shape[-1]
+        first = (torch.arange(size) < length) & torch.ones(size, size, dtype=torch.bool).tril()
+        module.bias = module.bias | first
+    try:
+        yield
+    finally:
+        for module, own in zip(local, before, strict=True):
+            module.bias = own
 
 
 def in_context(
@@ -54,7 +80,7 @@ def in_context(
     ids = torch.cat([text, row])[None]
     mask = masks(family, model, len(text), len(row), visible=visible, rows=ids.shape[1])
     positions = torch.arange(ids.shape[1])[None]
-    with torch.no_grad():
+    with torch.no_grad(), windows(family, model, len(text), visible=visible):
         output = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
     return output.logits[0, len(text) :].float()
 
@@ -78,13 +104,14 @@ def gradients_through_cache(
         cache.update(leaves[layer][None], leaves[half + layer][None], layer)
     mask = masks(family, model, length, len(row), visible=visible, rows=len(row))
     positions = torch.arange(first_position, first_position + len(row))[None]
-    logits = model(
-        input_ids=row[None],
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-    ).logits
+    with windows(family, model, length, visible=visible):
+        logits = model(
+            input_ids=row[None],
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).logits
     loss = nll(logits[0], row)
     return loss.detach(), list(torch.autograd.grad(loss, leaves))
 

@@ -14,7 +14,8 @@ import transformers
 
 from foreword.prefix import WindowPolicy
 from tests.oracle import checks
-from tests.oracle.families import FAMILIES, Family, attention_of
+from tests.oracle.families import BY_NAME, FAMILIES, Family, attention_of
+from tests.oracle.own import OWN
 
 ROOT = Path(__file__).parents[2]
 JSON = ROOT / "src/foreword/backbone/verified.json"
@@ -34,10 +35,11 @@ class Result:
     controls: dict[str, float]
 
     @property
-    def exact(self) -> bool:
-        """Whether every error is small, and every deliberate mistake is seen."""
+    def verdict(self) -> str:
+        """``exact`` if every error is small and every deliberate mistake is seen."""
         small = all(error <= checks.EXACT for error in self.errors.values())
-        return small and all(moved > checks.MOVED for moved in self.controls.values())
+        seen = all(moved > checks.MOVED for moved in self.controls.values())
+        return "exact" if small and seen else "NOT EXACT"
 
 
 def policies(family: Family) -> tuple[WindowPolicy, ...]:
@@ -46,9 +48,9 @@ def policies(family: Family) -> tuple[WindowPolicy, ...]:
 
 
 @cache
-def measure(name: str, windows: WindowPolicy) -> Result:
+def measure(title: str, windows: WindowPolicy) -> Result:
     """Run the whole oracle on one family."""
-    family = next(f for f in FAMILIES if f.name == name)
+    family = BY_NAME[title]
     case = checks.case(family, windows)
     sites = case.backbone.sites
     return Result(
@@ -60,6 +62,7 @@ def measure(name: str, windows: WindowPolicy) -> Result:
         errors={
             "forward, left padding": checks.forward_error(case, "left"),
             "forward, right padding": checks.forward_error(case, "right"),
+            "rows with prefixes of their own": checks.rows_error(case),
             "generation, cached": checks.generation_error(case, use_cache=True),
             "generation, uncached": checks.generation_error(case, use_cache=False),
             "gradients": checks.gradient_error(case),
@@ -69,21 +72,28 @@ def measure(name: str, windows: WindowPolicy) -> Result:
     )
 
 
+def kernel_of(family: Family) -> str:
+    """The attention that the prefix joins: SDPA, the file's eager kernel, or one of its own."""
+    return "own" if family in OWN else attention_of(family)
+
+
 def verdicts() -> list[dict[str, str]]:
     """What is published about each family, without figures that vary between machines."""
-    found = []
-    for family in FAMILIES:
-        results = [measure(family.name, windows) for windows in policies(family)]
-        found.append(
-            {
-                "family": family.name,
-                "positions": results[0].positions,
-                "kernel": attention_of(family),
-                "windows": ", ".join(r.windows for r in results) if family.window else "no window",
-                "verdict": "exact" if all(r.exact for r in results) else "NOT EXACT",
-            }
-        )
-    return found
+    return [_verdict(name) for name in dict.fromkeys(family.name for family in FAMILIES)]
+
+
+def _verdict(name: str) -> dict[str, str]:
+    """One model type, all its variants together."""
+    variants = [family for family in FAMILIES if family.name == name]
+    found = [measure(family.title, windows) for family in variants for windows in policies(family)]
+    windows = ", ".join(dict.fromkeys(result.windows for result in found))
+    return {
+        "family": name,
+        "positions": ", ".join(dict.fromkeys(result.positions for result in found)),
+        "kernel": ", ".join(dict.fromkeys(kernel_of(family) for family in variants)),
+        "windows": windows if any(family.window for family in variants) else "no window",
+        "verdict": ", ".join(dict.fromkeys(result.verdict for result in found)),
+    }
 
 
 def page() -> str:
@@ -113,16 +123,16 @@ def page() -> str:
         "",
         f"Measured with transformers {transformers.__version__}.",
         "",
-        "| family | kernel | positions | windows | error | smallest control | verdict |",
-        "|---|---|---|---|---|---|---|",
+        "| family | sites | kernel | positions | windows | error | smallest control | verdict |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for family in FAMILIES:
         for windows in policies(family):
-            result = measure(family.name, windows)
+            result = measure(family.title, windows)
             lines.append(
-                f"| {family.name} | {attention_of(family)} | {result.positions} | "
+                f"| {family.title} | {result.sites} | {kernel_of(family)} | {result.positions} | "
                 f"{windows if family.window else '-'} | {max(result.errors.values()):.0e} | "
-                f"{min(result.controls.values()):.0e} | {'exact' if result.exact else 'NOT EXACT'} |"
+                f"{min(result.controls.values()):.0e} | {result.verdict} |"
             )
     lines += ["", "## Refused by name", "", *_refused(), ""]
     return "\n".join(lines)

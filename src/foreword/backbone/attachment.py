@@ -6,10 +6,8 @@ each config, the hooks, the instance's `generate` and the gradient checkpointing
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from typing import Any, Protocol, TypeVar, cast
 
 import torch
@@ -27,7 +25,9 @@ from foreword.attention import (
     noting_windows,
     set_place,
 )
+from foreword.backbone.adapters import adapt
 from foreword.backbone.positions import moved, text_positions
+from foreword.backbone.signature import parameters_of
 from foreword.errors import BypassError, CacheError, RowsError, UnsupportedModel
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -83,6 +83,7 @@ class Attachment:
     # -- putting in and taking out ---------------------------------------------------------------
 
     def _install(self) -> None:
+        self._adapters = adapt(self._names)
         for index, config in enumerate(self._configs):
             config._attn_implementation_internal = IMPLEMENTATIONS[self._base[index]]
         for module, name in self._names.items():
@@ -108,6 +109,8 @@ class Attachment:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        for adapter in self._adapters:
+            adapter.remove()
         self._running.frame = None
         self.model.__dict__.pop("generate", None)
         if self._own_generate is not None:
@@ -257,7 +260,7 @@ class Attachment:
             )
             self._check_context(past + queries + max(offsets))
             return frame, moved_ids
-        if any(offsets):
+        if any(offsets) and not any(adapter.relative for adapter in self._adapters):
             raise UnsupportedModel(
                 f"{type(module).__name__} takes no position_ids, so text cannot start at the offset "
                 f"{max(offsets)} that this prefix was made for; use position policy 'free'"
@@ -453,13 +456,3 @@ def _caches(output: Any) -> list[Cache]:
         return [part for part in output if isinstance(part, Cache)]
     cache = getattr(output, "past_key_values", None)
     return [cache] if isinstance(cache, Cache) else []
-
-
-def parameters_of(kind: type[nn.Module]) -> tuple[str, ...]:
-    """Names of the parameters of a module class's forward, in order, self aside."""
-    return _parameters(kind.forward)
-
-
-@cache
-def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
-    return tuple(inspect.signature(forward).parameters)[1:]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from foreword.backbone.attachment import parameters_of
+from foreword.backbone.signature import parameters_of
 from foreword.data.encode import IGNORED
 
 

@@ -1,0 +1,35 @@
+"""Which adapter serves which attention module of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from foreword.backbone.adapters.alibi import Bloom, Falcon, Mpt
+from foreword.backbone.adapters.base import Adapter
+from foreword.backbone.adapters.local import GptNeo
+from foreword.backbone.adapters.table import RotaryTable
+from foreword.backbone.adapters.xglm import Xglm
+
+_ADAPTERS: dict[str, type[Adapter]] = {
+    "BloomAttention": Bloom,
+    "FalconAttention": Falcon,
+    "MptAttention": Mpt,
+    "GPTNeoSelfAttention": GptNeo,
+    "GPTJAttention": RotaryTable,
+    "CodeGenAttention": RotaryTable,
+    "XGLMAttention": Xglm,
+}
+"""By the name of the attention module's class."""
+
+
+def adapt(modules: Iterable[nn.Module]) -> list[Adapter]:
+    """Adapters of the modules that need one. To be called before a config is changed."""
+    found = []
+    for module in modules:
+        kind = type(module)
+        # A model's remote code may have the name but not the attention.
+        if kind.__name__ in _ADAPTERS and kind.__module__.startswith("transformers.models."):
+            found.append(_ADAPTERS[kind.__name__](module))
+    return found
