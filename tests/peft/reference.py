@@ -20,6 +20,13 @@ from tests.oracle.families import BY_NAME, VOCABULARY, attention_of
 
 LENGTH = 5
 NEW_TOKENS = 6
+FAMILIES = (
+    *("gpt2", "opt", "gpt_neox", "gpt_bigcode", "llama", "mistral", "mixtral", "qwen2", "qwen3"),
+    *("qwen3_moe", "phi", "phi3", "gemma", "gemma2", "gemma3_text", "olmo2", "cohere", "cohere2"),
+    *("starcoder2", "stablelm", "granite", "gpt_oss", "smollm3", "glm4", "biogpt"),
+)
+"""Families of the oracle in which PEFT's prefix reaches attention."""
+
 PEFTS_OWN = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 """PEFT 0.21 asks the model by a name that transformers 5.23 has changed."""
 

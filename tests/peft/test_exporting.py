@@ -12,13 +12,15 @@ from safetensors.torch import load_file, save_file
 
 import foreword
 from foreword.backbone import Backbone
-from foreword.errors import MismatchError, PrefixError, StoreError
+from foreword.errors import MismatchError, PrefixError, StoreError, UnsupportedModel
 from foreword.peft.refusals import check_softmax
 from foreword.prefix import Prefix
 from tests.conftest import byte_tokenizer, tiny_model
-from tests.oracle.families import FAMILIES, WINDOW
+from tests.latent import latent_model
+from tests.oracle.families import WINDOW
 from tests.peft.reference import (
     CONFIG,
+    FAMILIES,
     LENGTH,
     PEFTS_OWN,
     TENSORS,
@@ -45,7 +47,7 @@ def noise(backbone: Backbone, **meta: object) -> Prefix:
     return Prefix(backbone.sites, keys, values, backbone.meta(**fields))
 
 
-@pytest.mark.parametrize("name", [family.name for family in FAMILIES])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_peft_gives_our_logits(name: str, tmp_path: Path) -> None:
     """Under policy free where the model has no absolute positions, so that keys are moved."""
     backbone = backbone_of(name)
@@ -221,6 +223,16 @@ def test_geometry_that_peft_has_no_words_for(tmp_path: Path) -> None:
     refused(latent, backbone, tmp_path, "multi-head latent attention")
     uneven = with_sites(whole, kv_heads=1)
     refused(uneven, backbone, tmp_path, "decoder.2 has 1 key/value heads of dimension 12")
+
+
+def test_a_cache_of_latents(tmp_path: Path) -> None:
+    """Where keys and values happen to have one dimension, the cache still gives it away."""
+    uneven = Backbone(latent_model(6))
+    refused(noise(uneven), uneven, tmp_path, "multi-head latent attention")
+    even = Backbone(latent_model(12))
+    with pytest.raises(UnsupportedModel, match="'deepseek_v3' does not keep the keys and values"):
+        foreword.export_peft(noise(even), even, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_backbone(tmp_path: Path) -> None:

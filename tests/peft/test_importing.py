@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 import foreword
 from foreword.backbone import Backbone
 from foreword.errors import FormatError, MismatchError, UnsupportedModel
-from tests.oracle.families import FAMILIES, WINDOW
+from tests.oracle.families import WINDOW
 from tests.peft.reference import (
     CONFIG,
+    FAMILIES,
     LENGTH,
     PEFTS_OWN,
     TENSORS,
@@ -34,7 +35,7 @@ EXACT = 1e-4
 GENERATED = ("llama", "gpt2", "gpt_neox", "qwen2", "mistral", "gemma3_text")
 
 
-@pytest.mark.parametrize("name", [family.name for family in FAMILIES])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_it_gives_pefts_logits(name: str, tmp_path: Path) -> None:
     """The text is more than twice as long as the windows."""
     folder = checkpoint(model_of(name), tmp_path / "peft")
