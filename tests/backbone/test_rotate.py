@@ -127,6 +127,15 @@ def test_absolute_positions_are_refused(name: str) -> None:
         backbone.moved(prefix, "free")
 
 
+def test_a_model_that_takes_no_positions_is_refused(
+    tiny: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = tiny.capture([5, 6, 7])
+    monkeypatch.setattr("foreword.backbone.backbone.parameters_of", lambda kind: ("input_ids",))
+    with pytest.raises(UnsupportedModel, match="'llama' takes no position_ids"):
+        tiny.moved(prefix, "offset")
+
+
 @pytest.mark.parametrize(
     "scaling",
     [

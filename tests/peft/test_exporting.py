@@ -157,6 +157,18 @@ def test_a_config_that_no_longer_fits_is_not_used(tmp_path: Path) -> None:
         assert torch.equal(tensor, load_file(folder / TENSORS)["prompt_embeddings"])
 
 
+def test_a_header_of_another_dtype_is_not_used(tmp_path: Path) -> None:
+    """The same number of bytes, read as other numbers."""
+    folder = checkpoint(model_of("llama"), tmp_path / "in")
+    tensors = {name: t.half() for name, t in load_file(folder / TENSORS).items()}
+    save_file(tensors, folder / TENSORS)
+    backbone = backbone_of("llama")
+    prefix = foreword.import_peft(folder, backbone).to(torch.bfloat16)
+    made = foreword.export_peft(prefix, backbone, tmp_path / "out")
+    expected = tensors["prompt_embeddings"].bfloat16()
+    assert torch.equal(load_file(made / TENSORS)["prompt_embeddings"], expected)
+
+
 def test_a_trained_prefix_is_exported_in_float32(tmp_path: Path) -> None:
     backbone = backbone_of("llama")
     prefix = noise(backbone).to(torch.bfloat16)
