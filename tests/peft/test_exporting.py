@@ -15,7 +15,7 @@ from foreword.backbone import Backbone
 from foreword.errors import MismatchError, PrefixError, StoreError, UnsupportedModel
 from foreword.peft.refusals import check_softmax
 from foreword.prefix import Prefix
-from tests.conftest import byte_tokenizer, tiny_model
+from tests.conftest import tiny_model
 from tests.latent import latent_model
 from tests.oracle.families import WINDOW
 from tests.peft.reference import (
@@ -26,6 +26,7 @@ from tests.peft.reference import (
     TENSORS,
     apart,
     backbone_of,
+    bos_backbone,
     checkpoint,
     greedy,
     model_of,
@@ -262,8 +263,9 @@ def test_numbers_that_are_not_finite(tmp_path: Path) -> None:
 
 def test_a_bos_in_the_prefix_is_told(tmp_path: Path) -> None:
     """PEFT's files cannot say that inputs must leave it out; with it twice the logits move."""
-    backbone = Backbone(tiny_model(), byte_tokenizer(), name="tiny")
-    prefix = backbone.capture([0, 40, 41, 42, 43]).with_meta(bos="prefix")
+    backbone = bos_backbone()
+    prefix = backbone.capture("Zizzi")
+    assert prefix.meta.bos == "prefix"
     with pytest.warns(foreword.NotInPeft, match="add_special_tokens=False"):
         folder = foreword.export_peft(prefix, backbone, tmp_path / "out")
     ids = torch.tensor([[50, 51, 52]])
