@@ -14,6 +14,7 @@ from foreword.backbone import Backbone
 from foreword.backbone.rotate import fitted, layouts, measured
 from foreword.errors import MismatchError, UnsupportedModel
 from tests.conftest import tiny_model
+from tests.latent import latent_model
 from tests.oracle.families import BY_NAME, LENGTH, attention_of
 
 ROTARY = ("llama", "gpt_neox", "phi", "glm4", "cohere", "cohere2", "gemma3_text", "smollm3")
@@ -126,6 +127,15 @@ def test_absolute_positions_are_refused(name: str) -> None:
         backbone.moved(prefix, "free")
 
 
+def test_a_model_that_takes_no_positions_is_refused(
+    tiny: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = tiny.capture([5, 6, 7])
+    monkeypatch.setattr("foreword.backbone.backbone.parameters_of", lambda kind: ("input_ids",))
+    with pytest.raises(UnsupportedModel, match="'llama' takes no position_ids"):
+        tiny.moved(prefix, "offset")
+
+
 @pytest.mark.parametrize(
     "scaling",
     [
@@ -158,6 +168,16 @@ def test_fixed_scalings_are_moved() -> None:
     backbone = Backbone(model)
     moved = backbone.moved(backbone.capture(text(30)), "offset")
     assert apart(moved.keys, backbone.capture(text(30), "offset").keys) <= 1e-5
+
+
+def test_only_the_rotary_part_of_a_latent_key_turns() -> None:
+    backbone = Backbone(latent_model(6))
+    free, offset = (backbone.capture(text(9), policy) for policy in ("free", "offset"))
+    moved = backbone.moved(free, "offset")
+    assert apart(moved.keys, offset.keys) <= 1e-5
+    for before, after in zip(free.keys, moved.keys, strict=True):
+        assert torch.equal(before[..., :8], after[..., :8])
+        assert not torch.equal(before[..., 8:], after[..., 8:])
 
 
 def test_another_geometry_is_refused(tiny: Backbone) -> None:

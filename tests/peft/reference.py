@@ -12,14 +12,23 @@ from typing import Any
 import pytest
 import torch
 from peft import CartridgeConfig, PeftModel, PrefixTuningConfig, get_peft_model
+from tokenizers import processors
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from foreword.backbone import Backbone
+from tests.conftest import byte_tokenizer, tiny_model
 from tests.oracle.families import BY_NAME, VOCABULARY, attention_of
 
 LENGTH = 5
 NEW_TOKENS = 6
+FAMILIES = (
+    *("gpt2", "opt", "gpt_neox", "gpt_bigcode", "llama", "mistral", "mixtral", "qwen2", "qwen3"),
+    *("qwen3_moe", "phi", "phi3", "gemma", "gemma2", "gemma3_text", "olmo2", "cohere", "cohere2"),
+    *("starcoder2", "stablelm", "granite", "gpt_oss", "smollm3", "glm4", "biogpt"),
+)
+"""Families of the oracle in which PEFT's prefix reaches attention."""
+
 PEFTS_OWN = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 """PEFT 0.21 asks the model by a name that transformers 5.23 has changed."""
 
@@ -35,6 +44,15 @@ def model_of(name: str) -> PreTrainedModel:
 
 def backbone_of(name: str) -> Backbone:
     return Backbone(model_of(name), name=name)
+
+
+def bos_backbone() -> Backbone:
+    """The tiny Llama with a tokenizer that puts <s> before every text."""
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    return Backbone(tiny_model(), tokenizer, name="tiny")
 
 
 def tokens(count: int, seed: int = 2, rows: int = 2) -> Tensor:

@@ -12,18 +12,21 @@ from safetensors.torch import load_file, save_file
 
 import foreword
 from foreword.backbone import Backbone
-from foreword.errors import MismatchError, PrefixError, StoreError
+from foreword.errors import MismatchError, PrefixError, StoreError, UnsupportedModel
 from foreword.peft.refusals import check_softmax
 from foreword.prefix import Prefix
-from tests.conftest import byte_tokenizer, tiny_model
-from tests.oracle.families import FAMILIES, WINDOW
+from tests.conftest import tiny_model
+from tests.latent import latent_model
+from tests.oracle.families import WINDOW
 from tests.peft.reference import (
     CONFIG,
+    FAMILIES,
     LENGTH,
     PEFTS_OWN,
     TENSORS,
     apart,
     backbone_of,
+    bos_backbone,
     checkpoint,
     greedy,
     model_of,
@@ -45,7 +48,7 @@ def noise(backbone: Backbone, **meta: object) -> Prefix:
     return Prefix(backbone.sites, keys, values, backbone.meta(**fields))
 
 
-@pytest.mark.parametrize("name", [family.name for family in FAMILIES])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_peft_gives_our_logits(name: str, tmp_path: Path) -> None:
     """Under policy free where the model has no absolute positions, so that keys are moved."""
     backbone = backbone_of(name)
@@ -155,6 +158,18 @@ def test_a_config_that_no_longer_fits_is_not_used(tmp_path: Path) -> None:
         assert torch.equal(tensor, load_file(folder / TENSORS)["prompt_embeddings"])
 
 
+def test_a_header_of_another_dtype_is_not_used(tmp_path: Path) -> None:
+    """The same number of bytes, read as other numbers."""
+    folder = checkpoint(model_of("llama"), tmp_path / "in")
+    tensors = {name: t.half() for name, t in load_file(folder / TENSORS).items()}
+    save_file(tensors, folder / TENSORS)
+    backbone = backbone_of("llama")
+    prefix = foreword.import_peft(folder, backbone).to(torch.bfloat16)
+    made = foreword.export_peft(prefix, backbone, tmp_path / "out")
+    expected = tensors["prompt_embeddings"].bfloat16()
+    assert torch.equal(load_file(made / TENSORS)["prompt_embeddings"], expected)
+
+
 def test_a_trained_prefix_is_exported_in_float32(tmp_path: Path) -> None:
     backbone = backbone_of("llama")
     prefix = noise(backbone).to(torch.bfloat16)
@@ -223,6 +238,16 @@ def test_geometry_that_peft_has_no_words_for(tmp_path: Path) -> None:
     refused(uneven, backbone, tmp_path, "decoder.2 has 1 key/value heads of dimension 12")
 
 
+def test_a_cache_of_latents(tmp_path: Path) -> None:
+    """Where keys and values happen to have one dimension, the cache still gives it away."""
+    uneven = Backbone(latent_model(6))
+    refused(noise(uneven), uneven, tmp_path, "multi-head latent attention")
+    even = Backbone(latent_model(12))
+    with pytest.raises(UnsupportedModel, match="'deepseek_v3' does not keep the keys and values"):
+        foreword.export_peft(noise(even), even, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_another_backbone(tmp_path: Path) -> None:
     other = Backbone(tiny_model(head_dim=8))
     with pytest.raises(MismatchError, match="key dimension"):
@@ -238,8 +263,9 @@ def test_numbers_that_are_not_finite(tmp_path: Path) -> None:
 
 def test_a_bos_in_the_prefix_is_told(tmp_path: Path) -> None:
     """PEFT's files cannot say that inputs must leave it out; with it twice the logits move."""
-    backbone = Backbone(tiny_model(), byte_tokenizer(), name="tiny")
-    prefix = backbone.capture([0, 40, 41, 42, 43]).with_meta(bos="prefix")
+    backbone = bos_backbone()
+    prefix = backbone.capture("Zizzi")
+    assert prefix.meta.bos == "prefix"
     with pytest.warns(foreword.NotInPeft, match="add_special_tokens=False"):
         folder = foreword.export_peft(prefix, backbone, tmp_path / "out")
     ids = torch.tensor([[50, 51, 52]])

@@ -12,14 +12,17 @@ from safetensors.torch import load_file, save_file
 import foreword
 from foreword.backbone import Backbone
 from foreword.errors import FormatError, MismatchError, UnsupportedModel
-from tests.oracle.families import FAMILIES, WINDOW
+from tests.oracle.families import WINDOW
 from tests.peft.reference import (
     CONFIG,
+    FAMILIES,
     LENGTH,
+    NEW_TOKENS,
     PEFTS_OWN,
     TENSORS,
     apart,
     backbone_of,
+    bos_backbone,
     change,
     checkpoint,
     greedy,
@@ -34,7 +37,7 @@ EXACT = 1e-4
 GENERATED = ("llama", "gpt2", "gpt_neox", "qwen2", "mistral", "gemma3_text")
 
 
-@pytest.mark.parametrize("name", [family.name for family in FAMILIES])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_it_gives_pefts_logits(name: str, tmp_path: Path) -> None:
     """The text is more than twice as long as the windows."""
     folder = checkpoint(model_of(name), tmp_path / "peft")
@@ -107,12 +110,18 @@ def test_what_an_imported_prefix_says_of_itself(tmp_path: Path) -> None:
     assert foreword.import_peft(windowed, backbone_of("mistral")).meta.windows == "windowed"
 
 
-def test_inputs_add_their_own_bos(tmp_path: Path, tiny: Backbone) -> None:
-    """As PEFT's do: the tokenizer's own way."""
-    tiny.tokenizer.add_bos_token = True
-    folder = checkpoint(tiny.model, tmp_path / "a")
-    bos = foreword.import_peft(folder, tiny).meta.bos
-    assert bos == tiny.bos
+def test_inputs_add_their_own_bos(tmp_path: Path) -> None:
+    """As PEFT's do."""
+    backbone = bos_backbone()
+    folder = checkpoint(backbone.model, tmp_path / "a")
+    prefix = foreword.import_peft(folder, backbone)
+    assert prefix.meta.bos == "input"
+    ids = backbone.tokenizer(["Zizzi serves"], return_tensors="pt")["input_ids"]
+    assert ids[0, 0] == backbone.tokenizer.bos_token_id
+    expected = peft_greedy(backbone.model, folder, ids)[0, ids.shape[1] :]
+    options = foreword.GenerateOptions(max_new_tokens=NEW_TOKENS)
+    found = foreword.generate(backbone, ["Zizzi serves"], prefix, options)
+    assert found == [[backbone.tokenizer.decode(expected, skip_special_tokens=True)]]
 
 
 def test_an_imported_prefix_survives_its_own_file(tmp_path: Path) -> None:

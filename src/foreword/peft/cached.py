@@ -33,7 +33,7 @@ def check_cached(backbone: Backbone) -> None:
         torch.no_grad(),
     ):
         output = backbone.model(
-            input_ids, attention_mask=torch.ones_like(input_ids), use_cache=True
+            input_ids, attention_mask=torch.ones_like(input_ids), use_cache=True, return_dict=True
         )
     held = _held(output.past_key_values)
     seen = [(call.key_BHKD, call.value_BHKE) for call in calls]

@@ -68,13 +68,14 @@ def export_peft(
     backbone.check(prefix)
     check_cached(backbone)
     moved = backbone.moved(prefix, "offset")
-    files = {config_file.NAME: b"", tensor_file.NAME: b""}
     embeddings_PW = tensor_file.packed(moved.keys, moved.values)
     config = _own_config(prefix)
     if config is None:
         config, embeddings_PW = config_file.fresh(moved), embeddings_PW.float()
-    files[config_file.NAME] = config.encode()
-    files[tensor_file.NAME] = _encoded(embeddings_PW, config, prefix)
+    files = {
+        config_file.NAME: config.encode(),
+        tensor_file.NAME: _encoded(embeddings_PW, config, prefix),
+    }
     made = write_folder(Path(folder), files, replaceable=REPLACEABLE if overwrite else set())
     if prefix.meta.bos == "prefix":
         warnings.warn(
@@ -108,7 +109,8 @@ def _encoded(embeddings_PW: Tensor, config: PeftConfig, prefix: Prefix) -> bytes
     if isinstance(header, str):
         content = tensor_file.encode(embeddings_PW, header)
         try:
-            if torch.equal(tensor_file.decode(content, config)[0], embeddings_PW):
+            again_PW = tensor_file.decode(content, config)[0]
+            if again_PW.dtype == embeddings_PW.dtype and torch.equal(again_PW, embeddings_PW):
                 return content
         except FormatError:
             pass  # the prefix is no longer what it was imported as
