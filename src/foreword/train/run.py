@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, set_seed
-from transformers.integrations import TensorBoardCallback
 
 from foreword import format as prefix_file
 from foreword.backbone import Backbone
@@ -29,6 +28,7 @@ from foreword.train import checkpoint
 from foreword.train.dropout import PrefixDropout
 from foreword.train.initialisation import start
 from foreword.train.parameterise import parameterise
+from foreword.train.report import LOGS, reporters
 from foreword.train.settings import LENGTH, TrainSettings
 from foreword.train.trainer import (
     ASIDE,
@@ -80,7 +80,7 @@ def train(
     evaluation: Rows | None = None,
     folder: Path | None = None,
     resume: bool = False,
-    logs: Path = Path("runs"),
+    logs: Path = LOGS,
     callbacks: Sequence[TrainerCallback] = (),
     store: PrefixStore | None = None,
 ) -> TrainResult:
@@ -93,7 +93,8 @@ def train(
         evaluation: Rows to choose the best prefix by, never trained on.
         folder: Where checkpoints go, so that a killed run can be resumed; a temporary one by default.
         resume: Go on from the folder's newest whole checkpoint, or start if there is none.
-        logs: Where TensorBoard's files go, if the settings ask for them.
+        logs: Where TensorBoard's files go, if the settings ask for them; the last part names the run
+            on Weights & Biases.
         callbacks: Callbacks of transformers' Trainer.
         store: Where a prefix that ``settings.init`` names is looked up; by default the user's store.
 
@@ -111,8 +112,8 @@ def train(
     """
     if settings.early_stop is not None and evaluation is None:
         raise TrainingError("early_stop needs evaluation data (--eval)")
-    callbacks = [*callbacks, *_reporters(settings, logs)]
     with ExitStack() as stack:
+        callbacks = [*callbacks, *reporters(settings, logs, stack)]
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="foreword-")))
         set_seed(settings.seed)
@@ -233,20 +234,6 @@ def _clear(folder: Path) -> None:
     checkpoint.keep_newest(folder, 0)
     shutil.rmtree(folder / ASIDE, ignore_errors=True)
     (folder / BEST_FILE).unlink(missing_ok=True)
-
-
-def _reporters(settings: TrainSettings, logs: Path) -> list[TrainerCallback]:
-    """What logs the loss elsewhere than to the terminal."""
-    if settings.report_to == "none":
-        return []
-    try:
-        reporter = TensorBoardCallback()
-    except (ImportError, RuntimeError) as error:
-        raise TrainingError(
-            "report_to='tensorboard' needs the package tensorboard; run: pip install tensorboard"
-        ) from error
-    reporter.logging_dir = reporter.logging_dir or str(logs)
-    return [reporter]
 
 
 def _refuse_other_run(earlier: Any, run: Mapping[str, Any]) -> None:

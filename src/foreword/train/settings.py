@@ -114,9 +114,9 @@ class TrainSettings:
     seed: int = 0
     """Seed of the order of rows, of noise and of vocabulary samples."""
 
-    report_to: Literal["none", "tensorboard"] = "none"
+    report_to: Literal["none", "tensorboard", "wandb"] = "none"
     """Where the loss is logged, beside the terminal: tensorboard writes to runs/ in the working
-    directory, or to TENSORBOARD_LOGGING_DIR."""
+    directory, or to TENSORBOARD_LOGGING_DIR; wandb to the project foreword, or to WANDB_PROJECT."""
 
     def __post_init__(self) -> None:
         _ = self.task
