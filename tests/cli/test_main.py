@@ -124,6 +124,31 @@ def test_the_whole_way_from_rows_to_text(place: Path, call) -> None:
     assert "food" not in PrefixStore()
 
 
+def test_one_prefix_starts_from_another_and_what_it_is_stands_in_its_recipe(
+    place: Path, call
+) -> None:
+    flags = ("--frozen", "1", "--layers", "0,last:1", "--sites", "decoder", "--dropout", "0.2")
+    assert call(*train(*flags, parameterization="gated", name="first"))[0] == 0
+    first = PrefixStore().load("first")
+    assert [site.label for site in first.sites] == ["decoder.0", "decoder.2"]
+    recipe = {name: first.meta.recipe[name] for name in ("parameterization", "frozen", "layers")}
+    assert recipe == {"parameterization": "gated", "frozen": 1, "layers": "0,last:1"}
+    code, out, _ = call("inspect", "first")
+    assert "own: the prefix has a softmax of its own" in out
+    assert "480 = 5 x 2 sites x 2" in out
+    code, out, _ = call("generate", "first", *F32, "name[Zizzi]", "--max-new-tokens", "3")
+    assert code == 0
+
+    words = train("--init", "first")
+    at = words.index("--length")
+    assert call(*words[:at], *words[at + 2 :])[0] == 0
+    second = PrefixStore().load("food")
+    assert second.meta.parents == (first.digest,)
+    assert (second.length, second.sites) == (5, first.sites)
+    code, _, err = call(*train("--init", "absent", "--overwrite"))
+    assert (code, "init 'absent' is neither one of text" in err) == (1, True)
+
+
 def test_standard_input_is_read_line_by_line(
     place: Path, call, monkeypatch: pytest.MonkeyPatch
 ) -> None:

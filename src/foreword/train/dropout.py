@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import Tensor, nn
 
@@ -31,7 +33,9 @@ class PrefixDropout(nn.Module):
         """Which of P tokens are seen; None, all of them, in evaluation and at rate 0."""
         if not self.training or self.rate == 0:
             return None
-        generator = torch.Generator().manual_seed(self.seed * 2**32 + int(self.passes))
+        # Torch's generator on the CPU looks at 32 bits of a seed only, so both numbers are mixed in.
+        mixed = hashlib.sha256(f"{self.seed} {int(self.passes)}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(mixed[:4], "little"))
         self.passes += 1
         drawn = torch.rand(length, generator=generator) >= self.rate
         drawn[: self.frozen] = True
