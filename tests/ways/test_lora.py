@@ -71,9 +71,10 @@ def test_a_lora_beside_the_weights_leaves_them_the_same_weights() -> None:
     """No warning either way; a merged one changes them and is told."""
     case = way()
     prefix = case.shared
-    wanted = case.backbone.fingerprint
+    wanted, count = case.backbone.fingerprint, sum(p.numel() for p in case.model.parameters())
     model = with_lora(case, modules_to_save=["lm_head"])
     assert foreword.Backbone(model).fingerprint == wanted
+    assert foreword.Backbone(model).parameters == count
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         foreword.attach(model, prefix, strict=True)

@@ -16,7 +16,7 @@ from foreword.attention import Bound
 from foreword.backbone.attachment import Attachment, attachment_of
 from foreword.backbone.bind import bind, bind_rows
 from foreword.backbone.fingerprint import adds_bos, tokenizer_digest, weights_fingerprint
-from foreword.backbone.own import unwrapped
+from foreword.backbone.own import own_modules, unwrapped
 from foreword.backbone.placement import input_device
 from foreword.backbone.probe import Measured, attach_proven, evaluating, family_of
 from foreword.backbone.rotate import EXACT, ROUNDED, Rotation, measured, refuse_stretched
@@ -109,8 +109,9 @@ class Backbone:
 
     @property
     def parameters(self) -> int:
-        """Number of parameters of the frozen model, shared ones counted once."""
-        return sum(p.numel() for p in self.model.parameters())
+        """Number of parameters of the frozen model, shared ones counted once, adapters' not at all."""
+        own = (p for _, module in own_modules(self.model) for p in module._parameters.values())
+        return sum({id(p): p.numel() for p in own if p is not None}.values())
 
     @property
     def context(self) -> int:
