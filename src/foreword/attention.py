@@ -167,7 +167,8 @@ class Frame:
             )
         # Virtual token j of a row of length P stands j - P before the text's position 0.
         place_R11P = (column_P - length_R[:, None])[:, None, None, :]
-        query_B1Q1 = self.text_positions_BQ[:, None, :, None].to(device)
+        # Layers that reuse the keys of others may be asked for the last queries only (gemma4).
+        query_B1Q1 = self.text_positions_BQ[:, None, -queries:, None].to(device)
         near_B1QP = query_B1Q1 - self._per_row(place_R11P) < window
         free_R111 = ~torch.tensor(bound.windowed_R, device=device)[:, None, None, None]
         return self._per_row(seen_R1QP) & (near_B1QP | self._per_row(free_R111))

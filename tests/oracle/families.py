@@ -17,7 +17,16 @@ from tests.oracle.family import (
 )
 from tests.oracle.own import OWN
 
-__all__ = ["BY_NAME", "FAMILIES", "LENGTH", "STANDARD", "VOCABULARY", "WINDOW", "Family", "attention_of"]
+__all__ = [
+    "BY_NAME",
+    "FAMILIES",
+    "LENGTH",
+    "STANDARD",
+    "VOCABULARY",
+    "WINDOW",
+    "Family",
+    "attention_of",
+]
 
 STANDARD = (
     Family(
@@ -131,6 +140,62 @@ STANDARD = (
         window=WINDOW,
     ),
     Family("glm4", LLAMA),
+    Family(
+        "gemma4_text",
+        {
+            **LLAMA,
+            "num_hidden_layers": 5,
+            "global_head_dim": 20,
+            "num_global_key_value_heads": 1,
+            "attention_k_eq_v": True,
+            "num_kv_shared_layers": 2,
+            "sliding_window": WINDOW,
+            "layer_types": ["full_attention", *MIXED, "full_attention"],
+            "vocab_size_per_layer_input": VOCABULARY,
+            "hidden_size_per_layer_input": 8,
+        },
+        masks="by layer type",
+        window=WINDOW,
+        gradients="explicit",
+        query_norm=0.3,
+    ),
+    Family(
+        "llama4_text",
+        {
+            **LLAMA,
+            "intermediate_size_mlp": 48,
+            "num_local_experts": 4,
+            "moe_layers": [1],
+            "no_rope_layers": [1, 0, 1],
+            "attention_chunk_size": WINDOW,
+        },
+        masks="by layer type",
+        window=WINDOW,
+        chunked=True,
+        gradients="explicit",
+    ),
+    Family(
+        "deepseek_v3",
+        {
+            **COMMON,
+            **SIZES,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "q_lora_rank": 16,
+            "kv_lora_rank": 12,
+            "qk_nope_head_dim": 8,
+            "qk_rope_head_dim": 4,
+            "v_head_dim": 6,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_group": 2,
+            "topk_group": 1,
+            "moe_intermediate_size": 24,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 1,
+        },
+        gradients="explicit",
+    ),
     Family(
         "biogpt",
         {

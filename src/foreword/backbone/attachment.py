@@ -6,10 +6,8 @@ each config, the hooks, the instance's `generate` and the gradient checkpointing
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from typing import Any, TypeVar, cast
 
 import torch
@@ -64,6 +62,7 @@ class Attachment:
         self._mask_windows: MaskWindows = {}
         self._names = {module: name for name, module in model.named_modules()}
         self._configs = _configs(model)
+        self._chunked = any(_is_chunked(config) for config in self._configs)
         self._base = kernels_of(model)
         self._running = Running()
         self._generating = False
@@ -120,6 +119,12 @@ class Attachment:
 
     @bound.setter
     def bound(self, bound: Bound | None) -> None:
+        if self._chunked and bound is not None and any(bound.windowed_R):
+            raise UnsupportedModel(
+                f"{type(self.model).__name__} cuts its attention into chunks. With window policy "
+                "'windowed' a prefix would move the borders between them, as text does, and no longer "
+                "be one for every text; use window policy 'visible'"
+            )
         self._bound = bound
         self._running.frame = None  # one that Ctrl-C cut off: torch runs no hook on its way out
 
@@ -367,6 +372,10 @@ def _configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
         if isinstance(config, PreTrainedConfig):
             found.setdefault(id(config), config)
     return list(found.values())
+
+
+def _is_chunked(config: PreTrainedConfig) -> bool:
+    return "chunked_attention" in (getattr(config, "layer_types", None) or ())
 
 
 def _kernel(model: PreTrainedModel, config: PreTrainedConfig) -> str:

@@ -41,9 +41,7 @@ class Bloom(Adapter):
         heads: Any = self.module.num_heads
         return int(heads)
 
-    def _joined_bias(
-        self, alibi: Tensor, heads: int, frame: Frame, site: SiteTensors
-    ) -> Tensor:
+    def _joined_bias(self, alibi: Tensor, heads: int, frame: Frame, site: SiteTensors) -> Tensor:
         own_BH1K = alibi.view(-1, heads, 1, alibi.shape[-1])
         prefix_BH1P = self.bias(frame.places(site, alibi.device), heads, alibi.dtype)
         prefix_BH1P = prefix_BH1P.expand(own_BH1K.shape[0], -1, -1, -1)
@@ -92,9 +90,7 @@ class Falcon(Bloom):
             mask, "biased mask", lambda: self._biased(mask, queries, frame, site)
         )
 
-    def _biased(
-        self, mask_BHQK: Tensor, queries: int, frame: Frame, site: SiteTensors
-    ) -> Tensor:
+    def _biased(self, mask_BHQK: Tensor, queries: int, frame: Frame, site: SiteTensors) -> Tensor:
         """A mask that has the scaled bias where a column is seen, as the model makes it."""
         seen_BHQP = frame.columns(site, queries, mask_BHQK.device)
         batch, heads = mask_BHQK.shape[:2]

@@ -88,9 +88,7 @@ class Adapter:
 class _Joining:
     """The cache that a module is handed for one call."""
 
-    def __init__(
-        self, adapter: Adapter, inner: Any, frame: Frame, name: str, mask: Tensor
-    ) -> None:
+    def __init__(self, adapter: Adapter, inner: Any, frame: Frame, name: str, mask: Tensor) -> None:
         self.adapter = adapter
         self.inner = inner
         self.frame = frame
