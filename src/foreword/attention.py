@@ -129,7 +129,7 @@ class Frame:
         """The mask (B or 1, any, Q, K) with P columns for the prefix in front, made once a frame."""
 
         def make() -> Tensor:
-            return join_columns(self.columns(site, mask.device), mask)
+            return join_columns(self.columns(site, mask.shape[2], mask.device), mask)
 
         return self.once(mask, (self._window(site), site.length_R), make)
 
@@ -151,7 +151,7 @@ class Frame:
         length_R = torch.tensor(site.length_R, device=device)
         return self._per_row(column_P - length_R[:, None])
 
-    def columns(self, site: SiteTensors, device: torch.device) -> Tensor:
+    def columns(self, site: SiteTensors, queries: int, device: torch.device) -> Tensor:
         """Which virtual tokens each query sees: boolean (B or 1, 1, Q or 1, P)."""
         bound = self.bound
         assert bound is not None
@@ -172,7 +172,8 @@ class Frame:
             )
         # Virtual token j of a row of length P stands j - P before the text's position 0.
         place_R11P = (column_P - length_R[:, None])[:, None, None, :]
-        query_B1Q1 = self.text_positions_BQ[:, None, :, None].to(device)
+        # Layers that reuse the keys of others may be asked for the last queries only (gemma4).
+        query_B1Q1 = self.text_positions_BQ[:, None, -queries:, None].to(device)
         near_B1QP = query_B1Q1 - self._per_row(place_R11P) < window
         free_R111 = ~torch.tensor(bound.windowed_R, device=device)[:, None, None, None]
         return self._per_row(seen_R1QP) & (near_B1QP | self._per_row(free_R111))
@@ -414,7 +415,7 @@ def _apart(
     kwargs: Mapping[str, Any],
 ) -> tuple[Tensor, Tensor | None]:
     """What the prefix gives under a softmax of its own; exactly zero where a query sees none of it."""
-    seen_B1QP = frame.columns(site, query.device)
+    seen_B1QP = frame.columns(site, query.shape[2], query.device)
     some_B1Q1 = seen_B1QP.any(dim=-1, keepdim=True)
     # A softmax over nothing is not a number: where nothing is seen, all is, and then taken out.
     shown_B1QP = (seen_B1QP | ~some_B1Q1).expand(query.shape[0], 1, query.shape[2], -1)

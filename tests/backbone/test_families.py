@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from transformers import AutoConfig
 
 from foreword.prefix import WindowPolicy
 from tests.oracle import checks
@@ -30,12 +31,14 @@ def test_every_deliberate_mistake_is_seen(result: Result) -> None:
 
 def test_windows_are_measured_at_their_sites(result: Result) -> None:
     assert max(checks.ROWS) > 2 * WINDOW
-    if result.family.window is None:
-        assert set(result.site_windows) == {None}
-    elif result.family.masks == "single":
-        assert set(result.site_windows) == {WINDOW}
-    else:
-        assert result.site_windows == (WINDOW, None, WINDOW)
+    family = result.family
+    if family.window is None or family.masks == "single":
+        assert set(result.site_windows) == {family.window}
+        return
+    config = AutoConfig.for_model(family.name, **family.config)
+    kinds = config.attention_layers if family.masks == "own" else config.layer_types
+    whole = {"full_attention", "global"}
+    assert result.site_windows == tuple(None if kind in whole else WINDOW for kind in kinds)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "qwen3", "gpt2", "gpt_oss"])

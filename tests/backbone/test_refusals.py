@@ -10,6 +10,8 @@ import foreword
 from foreword.backbone.attachment import Attachment
 from foreword.errors import UnsupportedModel
 from tests.conftest import tiny_model
+from tests.oracle import checks
+from tests.oracle.families import BY_NAME
 
 _TINY = {
     "vocab_size": 97,
@@ -34,7 +36,8 @@ REASONS = {
     "rwkv": "has no attention",
     "deepseek_v32": "its sparse attention mask is skipped under any implementation but its own",
     "glm_moe_dsa": "its sparse attention mask is skipped under any implementation but its own",
-    "llama4": "its chunked attention is not supported yet (planned)",
+    "llama4": "it has a vision tower (planned); its language model alone is served (llama4_text)",
+    "llama4_text, window policy `windowed`": "the borders between its chunks would move",
     "bert": "an encoder: tokens see later ones (planned)",
     "t5": "an encoder-decoder (planned)",
 }
@@ -93,3 +96,13 @@ def test_a_config_shared_with_an_attached_model_is_refused() -> None:
     foreword.attach(first, foreword.Backbone(first).capture([5, 6, 7]))
     with pytest.raises(UnsupportedModel, match="shared"):
         foreword.attach(second, foreword.Backbone(first).capture([5, 6, 7]))
+
+
+def test_windowed_prefixes_are_refused_where_attention_is_chunked() -> None:
+    case = checks.case(BY_NAME["llama4_text"])
+    prefix = case.prefix().with_meta(windows="windowed")
+    with pytest.raises(UnsupportedModel, match="chunks"), case.backbone.attached(prefix):
+        pass
+    with pytest.raises(UnsupportedModel, match="visible"):
+        foreword.attach(case.model, prefix)
+    assert case.model.config._attn_implementation == "sdpa"

@@ -15,6 +15,7 @@ from foreword.attention import Frame, SiteTensors
 from foreword.backbone import Backbone
 from foreword.backbone.bind import bind
 from foreword.prefix import Positions, Prefix, WindowPolicy
+from tests.oracle.explicit import explicit_gradients
 from tests.oracle.families import LENGTH, VOCABULARY, Family, attention_of
 from tests.oracle.reference import gradients_through_cache, in_context, nll
 
@@ -160,9 +161,14 @@ def gradient_error(case: Case, *, checkpointing: bool = False) -> float:
     prefix, row = case.prefix(), case.rows[0]
     keys, values = list(prefix.keys), list(prefix.values)
     first = prefix.length if prefix.meta.positions == "offset" else 0
-    loss, expected = gradients_through_cache(
-        case.family, case.model, keys, values, row, first_position=first, visible=case.visible
-    )
+    if case.family.gradients == "explicit":
+        loss, expected = explicit_gradients(
+            case.model, case.backbone.sites, keys, values, row, visible=case.visible
+        )
+    else:
+        loss, expected = gradients_through_cache(
+            case.family, case.model, keys, values, row, first_position=first, visible=case.visible
+        )
     leaves = [tensor.detach().clone().requires_grad_() for tensor in (*keys, *values)]
     half = len(keys)
     live = Prefix(prefix.sites, tuple(leaves[:half]), tuple(leaves[half:]), prefix.meta)
@@ -191,8 +197,7 @@ def negative_controls(case: Case) -> dict[str, float]:
     """How far each deliberate mistake moves the logits: every one must be seen by the oracle."""
     right, expected = case.prefix(), case.references()
     keys, values = list(right.keys), list(right.values)
-    swapped_keys = (keys[1], keys[0], *keys[2:])
-    swapped_values = (values[1], values[0], *values[2:])
+    swapped_keys, swapped_values = _swapped(keys), _swapped(values)
     shorter = Prefix(
         right.sites,
         tuple(k[:, 1:] for k in keys),
@@ -212,6 +217,17 @@ def negative_controls(case: Case) -> dict[str, float]:
         name: max(float((f - e).abs().max()) for f, e in zip(found, expected, strict=True))
         for name, found in mistakes.items()
     }
+
+
+def _swapped(tensors: list[Tensor]) -> tuple[Tensor, ...]:
+    """Tensors by site, those of the first two sites of one geometry exchanged."""
+    shapes = [tensor.shape for tensor in tensors]
+    first, second = next(
+        (i, j) for j in range(len(shapes)) for i in range(j) if shapes[i] == shapes[j]
+    )
+    swapped = list(tensors)
+    swapped[first], swapped[second] = tensors[second], tensors[first]
+    return tuple(swapped)
 
 
 def _shifted(case: Case, prefix: Prefix) -> list[Tensor]:

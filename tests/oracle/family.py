@@ -45,6 +45,11 @@ class Family:
         window: Window of its windowed layers.
         dtype: Of the weights.
         alibi: Whether its positions are a bias by distance (ALiBi).
+        chunked: Whether its window is a chunk: text begins to be cut anew at its multiples.
+        gradients: What their reference is: ``cache`` takes the same tensors as `past_key_values`,
+            ``explicit`` writes them into attention.
+        query_norm: Weight of the norms of queries, where scores are scaled by nothing else.
+        recurrent: Whether some layers are not attention, so that no prefix can stand for a text.
         variant: What sets it apart from others of the same model type.
     """
 
@@ -54,6 +59,10 @@ class Family:
     window: int | None = None
     dtype: torch.dtype = torch.float32
     alibi: bool = False
+    chunked: bool = False
+    gradients: Literal["cache", "explicit"] = "cache"
+    query_norm: float | None = None
+    recurrent: bool = False
     variant: str = ""
 
     @property
@@ -69,7 +78,9 @@ class Family:
         model = model.float().eval()
         model.generation_config.eos_token_id = None
         with torch.no_grad():
-            for parameter in model.parameters():
+            for name, parameter in model.named_parameters():
                 if parameter.dim() > 1:
                     parameter.mul_(3)
+                elif self.query_norm is not None and name.endswith("q_norm.weight"):
+                    parameter.fill_(self.query_norm)
         return model

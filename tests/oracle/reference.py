@@ -15,15 +15,23 @@ from transformers import DynamicCache, PreTrainedModel
 from tests.oracle.families import Family
 
 
-def full_mask(length: int, row: int, window: int | None, visible: bool) -> Tensor:
+def full_mask(
+    length: int, row: int, window: int | None, visible: bool, *, chunked: bool = False
+) -> Tensor:
     """Which of P + T columns each of P + T positions sees: boolean (1, 1, P + T, P + T).
 
-    With `visible` the first P columns are never dropped by the window.
+    With `visible` the first P columns are never dropped by the window. A chunked window cuts the row
+    at its own multiples, wherever the row starts, and the text likewise.
     """
     total = length + row
     query, key = torch.arange(total)[:, None], torch.arange(total)[None, :]
     seen = key <= query
-    if window is not None:
+    if window is not None and chunked:
+        chunk = torch.cat([torch.arange(length), torch.arange(row)]) // window
+        near = chunk[:, None] == chunk[None, :]
+        seen = seen & near
+        seen[length:, :length] = True
+    elif window is not None:
         near = query - key < window
         seen = seen & (near | (key < length) if visible else near)
     return seen[None, None]
@@ -42,14 +50,15 @@ def masks(
     """The last `rows` queries' masks in the form in which this family takes ready-made ones."""
 
     def make(window: int | None) -> Tensor:
-        seen = full_mask(length, row, window, visible)[:, :, -rows:]
+        seen = full_mask(length, row, window, visible, chunked=family.chunked)[:, :, -rows:]
         return as_model_takes_it(family, model, seen)
 
     if family.masks in ("none", "own"):
         return None
     if family.masks == "single":
         return make(family.window)
-    return {"full_attention": make(None), "sliding_attention": make(family.window)}
+    windowed = "chunked_attention" if family.chunked else "sliding_attention"
+    return {"full_attention": make(None), windowed: make(family.window)}
 
 
 @contextmanager

@@ -44,7 +44,7 @@ class Result:
 
 def policies(family: Family) -> tuple[WindowPolicy, ...]:
     """Window policies that differ for the family."""
-    return ("visible", "windowed") if family.window else ("visible",)
+    return ("visible", "windowed") if family.window and not family.chunked else ("visible",)
 
 
 @cache

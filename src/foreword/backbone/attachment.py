@@ -73,6 +73,7 @@ class Attachment:
         self._mask_windows: MaskWindows = {}
         self._names = {module: name for name, module in model.named_modules()}
         self._configs = _configs(model)
+        self._chunked = any(_is_chunked(config) for config in self._configs)
         self._base = kernels_of(model)
         self._running = Running()
         self._generating = False
@@ -130,6 +131,7 @@ class Attachment:
 
     @bound.setter
     def bound(self, bound: Bound | None) -> None:
+        self._check_windows(bound)
         self._bind(bound, None)
 
     def follow(self, source: Source) -> None:
@@ -236,6 +238,7 @@ class Attachment:
                 "only language models carry a prefix for now"
             )
         bound = self.bound
+        self._check_windows(bound)
         batch, queries = source.shape[:2]
         self._check_rows(batch, bound)
         self._check_output_attentions(call)
@@ -266,6 +269,14 @@ class Attachment:
                 f"{max(offsets)} that this prefix was made for; use position policy 'free'"
             )
         return frame, None
+
+    def _check_windows(self, bound: Bound | None) -> None:
+        if self._chunked and bound is not None and any(bound.windowed_R):
+            raise UnsupportedModel(
+                f"{type(self.model).__name__} cuts its attention into chunks. With window policy "
+                "'windowed' a prefix would move the borders between them, as text does, and no longer "
+                "be one for every text; use window policy 'visible'"
+            )
 
     def _check_implementation(self) -> None:
         for index, config in enumerate(self._configs):
@@ -411,6 +422,10 @@ def _configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
         if isinstance(config, PreTrainedConfig):
             found.setdefault(id(config), config)
     return list(found.values())
+
+
+def _is_chunked(config: PreTrainedConfig) -> bool:
+    return "chunked_attention" in (getattr(config, "layer_types", None) or ())
 
 
 def _kernel(model: PreTrainedModel, config: PreTrainedConfig) -> str:

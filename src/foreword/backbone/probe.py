@@ -32,8 +32,7 @@ EXACT = 1e-5
 REFUSED = {
     "deepseek_v32": "its sparse attention mask is skipped under any implementation but its own",
     "glm_moe_dsa": "its sparse attention mask is skipped under any implementation but its own",
-    "llama4": "its chunked attention is not supported yet",
-    "llama4_text": "its chunked attention is not supported yet",
+    "llama4": "it has a vision tower; load its language model alone, with AutoModelForCausalLM",
     "mamba": "it has no attention",
     "mamba2": "it has no attention",
     "rwkv": "it has no attention",

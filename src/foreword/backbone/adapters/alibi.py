@@ -92,7 +92,7 @@ class Falcon(Bloom):
 
     def _biased(self, mask_BHQK: Tensor, frame: Frame, site: SiteTensors) -> Tensor:
         """A mask that has the scaled bias where a column is seen, as the model makes it."""
-        seen_BHQP = frame.columns(site, mask_BHQK.device)
+        seen_BHQP = frame.columns(site, mask_BHQK.shape[2], mask_BHQK.device)
         batch, heads, queries = mask_BHQK.shape[:3]
         bias_BH1P = self.bias(frame.places(site, mask_BHQK.device), heads, mask_BHQK.dtype)
         dim: Any = self.module.head_dim
@@ -117,7 +117,7 @@ class Mpt(Adapter):
         mask, bias = call["attention_mask"], call["position_bias"]
 
         def hidden() -> Tensor:
-            joined = join_columns(frame.columns(site, mask.device), ~mask)
+            joined = join_columns(frame.columns(site, mask.shape[2], mask.device), ~mask)
             order_BJ = self._order(frame, site, mask)
             return ~torch.take_along_dim(joined, order_BJ[:, None, None], dim=-1)
 
