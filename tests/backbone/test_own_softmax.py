@@ -178,3 +178,12 @@ def test_attention_sinks_are_refused_by_name() -> None:
         pytest.raises(UnsupportedModel, match="GptOssAttention has attention sinks"),
     ):
         logits(backbone.model, ids(9)[0] % 97)
+
+
+def test_a_position_bias_is_refused_by_name(tiny: foreword.Backbone) -> None:
+    """As it is for a prefix that shares the softmax: what the bias of its columns is, is not known."""
+    from foreword.attention import _refuse_what_cannot_be_apart
+
+    module = tiny.model.model.layers[0].self_attn
+    with pytest.raises(UnsupportedModel, match="LlamaAttention passes a position_bias"):
+        _refuse_what_cannot_be_apart(module, {"position_bias": torch.zeros(1)})
