@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import transformers
 from transformers import AutoConfig
 
 from foreword.prefix import WindowPolicy
@@ -17,7 +18,10 @@ CASES = [(family.title, windows) for family in FAMILIES for windows in policies(
 
 @pytest.fixture(params=CASES, ids=lambda case: "-".join(case))
 def result(request: pytest.FixtureRequest) -> Result:
-    return measure(*request.param)
+    title, windows = request.param
+    if not BY_NAME[title].available:
+        pytest.skip(f"transformers {transformers.__version__} has no {title}")
+    return measure(title, windows)
 
 
 def test_prefix_gives_the_logits_and_gradients_of_text_in_context(result: Result) -> None:
@@ -25,7 +29,7 @@ def test_prefix_gives_the_logits_and_gradients_of_text_in_context(result: Result
 
 
 def test_every_deliberate_mistake_is_seen(result: Result) -> None:
-    assert len(result.controls) == 4
+    assert len(result.controls) == (3 if result.family.positionless else 4)
     assert {k: m for k, m in result.controls.items() if not m > checks.MOVED} == {}
 
 

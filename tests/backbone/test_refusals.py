@@ -27,12 +27,14 @@ _TINY = {
 }
 CONFIGS = {
     "mamba": {**_TINY, "state_size": 4},
+    "mamba2": {**_TINY, "state_size": 8, "num_heads": 4, "head_dim": 16, "n_groups": 1},
     "rwkv": {**_TINY, "attention_hidden_size": 32},
     "bert": _TINY,
     "t5": {**_TINY, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4},
 }
 REASONS = {
     "mamba": "has no attention",
+    "mamba2": "has no attention",
     "rwkv": "has no attention",
     "deepseek_v32": "its sparse attention mask is skipped under any implementation but its own",
     "glm_moe_dsa": "its sparse attention mask is skipped under any implementation but its own",

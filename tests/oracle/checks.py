@@ -161,7 +161,7 @@ def gradient_error(case: Case, *, checkpointing: bool = False) -> float:
     prefix, row = case.prefix(), case.rows[0]
     keys, values = list(prefix.keys), list(prefix.values)
     first = prefix.length if prefix.meta.positions == "offset" else 0
-    if case.family.gradients == "explicit":
+    if case.family.gradients == "explicit" or case.family.recurrent:
         loss, expected = explicit_gradients(
             case.model, case.backbone.sites, keys, values, row, visible=case.visible
         )
@@ -197,7 +197,7 @@ def negative_controls(case: Case) -> dict[str, float]:
     """How far each deliberate mistake moves the logits: every one must be seen by the oracle."""
     right, expected = case.prefix(), case.references()
     keys, values = list(right.keys), list(right.values)
-    swapped_keys, swapped_values = _swapped(keys), _swapped(values)
+    swapped_keys, swapped_values = swapped(keys), swapped(values)
     shorter = Prefix(
         right.sites,
         tuple(k[:, 1:] for k in keys),
@@ -219,7 +219,7 @@ def negative_controls(case: Case) -> dict[str, float]:
     }
 
 
-def _swapped(tensors: list[Tensor]) -> tuple[Tensor, ...]:
+def swapped(tensors: list[Tensor]) -> tuple[Tensor, ...]:
     """Tensors by site, those of the first two sites of one geometry exchanged."""
     shapes = [tensor.shape for tensor in tensors]
     first, second = next(

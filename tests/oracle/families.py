@@ -15,6 +15,7 @@ from tests.oracle.family import (
     WINDOW,
     Family,
 )
+from tests.oracle.hybrids import HYBRIDS
 from tests.oracle.own import OWN
 
 __all__ = [
@@ -209,7 +210,7 @@ STANDARD = (
 )
 """Families that call attention through transformers' AttentionInterface."""
 
-FAMILIES = (*STANDARD, *OWN)
+FAMILIES = (*STANDARD, *OWN, *HYBRIDS)
 """Every family of the oracle, in the order of the documentation's table."""
 
 BY_NAME = {family.title: family for family in FAMILIES}

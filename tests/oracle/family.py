@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 VOCABULARY = 97
 WINDOW = 9
@@ -48,6 +48,7 @@ class Family:
         chunked: Whether its window is a chunk: text begins to be cut anew at its multiples.
         gradients: What their reference is: ``cache`` takes the same tensors as `past_key_values`,
             ``explicit`` writes them into attention.
+        positionless: Whether its attention has no positions at all.
         query_norm: Weight of the norms of queries, where scores are scaled by nothing else.
         recurrent: Whether some layers are not attention, so that no prefix can stand for a text.
         variant: What sets it apart from others of the same model type.
@@ -61,6 +62,7 @@ class Family:
     alibi: bool = False
     chunked: bool = False
     gradients: Literal["cache", "explicit"] = "cache"
+    positionless: bool = False
     query_norm: float | None = None
     recurrent: bool = False
     variant: str = ""
@@ -69,6 +71,11 @@ class Family:
     def title(self) -> str:
         """Model type and variant, by which tests and the table know it."""
         return f"{self.name} ({self.variant})" if self.variant else self.name
+
+    @property
+    def available(self) -> bool:
+        """Whether the installed transformers has the family."""
+        return self.name in CONFIG_MAPPING
 
     def build(self, attention: str = "sdpa", seed: int = 0) -> PreTrainedModel:
         """A random model in float32 and evaluation mode, every weight matrix scaled by 3."""

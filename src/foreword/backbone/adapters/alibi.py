@@ -56,7 +56,7 @@ class Bloom(Adapter):
         build = inspect.unwrap(type(self.module).forward).__globals__["build_alibi_tensor"]
         distance_BP = (-place_BP).clamp(min=0)
         ones = torch.ones(1, place_BP.shape[1] + 1, dtype=torch.long, device=place_BP.device)
-        table_HP = build(ones, heads, dtype)[:, 0]
+        table_HP: Tensor = build(ones, heads, dtype)[:, 0]
         return -table_HP[:, distance_BP].transpose(0, 1)[:, :, None]
 
 
@@ -69,9 +69,10 @@ class Falcon(Bloom):
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._config: Any = module.config
-        self.relative = bool(self._config.alibi)
-        module.config = copy.copy(self._config)
+        config: Any = module.config
+        self._config = config
+        self.relative = bool(config.alibi)
+        module.config = copy.copy(config)
         super().__init__(module)
 
     def remove(self) -> None:
@@ -125,7 +126,8 @@ class Mpt(Adapter):
             # Made anew: the model's own ends at max_seq_len columns, which need not hold the prefix.
             slope_H11 = -bias[:, :, -2:-1]
             joined = mask.shape[-1] + site.key_RHPD.shape[2]
-            return slope_H11 * torch.arange(1 - joined, 1, device=bias.device)
+            biased: Tensor = slope_H11 * torch.arange(1 - joined, 1, device=bias.device)
+            return biased
 
         call["attention_mask"] = frame.once(mask, ("hidden", site.length_R), hidden)
         call["position_bias"] = frame.once(bias, ("joined", site.length_R), joined_bias)

@@ -38,7 +38,8 @@ class GptNeo(Adapter):
 
             def windowed() -> Tensor:
                 near_11QK = own[:, :, end - queries : end, :end]
-                return mask.masked_fill(~near_11QK.to(mask.device), hidden)
+                masked: Tensor = mask.masked_fill(~near_11QK.to(mask.device), hidden)
+                return masked
 
             call["attention_mask"] = frame.once(mask, "near", windowed)
         super().widen(call, frame, site)
