@@ -163,6 +163,15 @@ def test_tables_of_rotary_positions_go_on_before_zero(title: str) -> None:
         assert torch.allclose(row, torch.cat([angle.sin(), angle.cos()]), atol=1e-5)
 
 
+@pytest.mark.parametrize("title", ["gptj", "codegen"])
+def test_texts_longer_than_the_table_of_positions_are_refused(title: str) -> None:
+    """Positions would wrap around, in silence."""
+    case = checks.case(BY_NAME[title])
+    with pytest.raises(UnsupportedModel, match="at most 95 tokens"):
+        case.backbone.capture([5] * 96)
+    assert case.backbone.capture([5] * 95).length == 95
+
+
 def test_remote_code_of_the_same_name_gets_no_adapter() -> None:
     class BloomAttention(nn.Module):
         pass
