@@ -52,6 +52,10 @@ class Adapter:
         """The module's window in tokens."""
         return None
 
+    def real_cache(self, call: Call) -> Any:
+        """The cache that the module would ask for its own keys, or None."""
+        return call.get(self.cache)
+
     def prepare(self, call: Call, frame: Frame) -> None:
         """Change a call, with or without a prefix."""
 
@@ -75,7 +79,9 @@ class Adapter:
             return None
         frame, name = frame_of(module)
         site = frame.site(name)
-        call[self.cache] = _Joining(self, call.get(self.cache), frame, name, call["attention_mask"])
+        call[self.cache] = _Joining(
+            self, self.real_cache(call), frame, name, call["attention_mask"]
+        )
         self.prepare(call, frame)
         if site is not None:
             self.widen(call, frame, site)
