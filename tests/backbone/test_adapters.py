@@ -163,6 +163,36 @@ def test_tables_of_rotary_positions_go_on_before_zero(title: str) -> None:
         assert torch.allclose(row, torch.cat([angle.sin(), angle.cos()]), atol=1e-5)
 
 
+@pytest.mark.parametrize("title", ["gptj", "codegen"])
+def test_texts_longer_than_the_table_of_positions_are_refused(title: str) -> None:
+    """Positions would wrap around, in silence."""
+    case = checks.case(BY_NAME[title])
+    with pytest.raises(UnsupportedModel, match="at most 95 tokens"):
+        case.backbone.capture([5] * 96)
+    assert case.backbone.capture([5] * 95).length == 95
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_xglms_cross_attention_stays_its_own(use_cache: bool) -> None:
+    """A prefix joins its self-attention only: it is what lies before the text, for any encoder."""
+    family = BY_NAME["xglm"]
+    case = checks.case(replace(family, config={**family.config, "add_cross_attention": True}))
+    ids = case.rows[0][None]
+    told = {"encoder_hidden_states": torch.ones(1, 4, 32), "use_cache": use_cache}
+    with torch.no_grad():
+        plain = case.model(input_ids=ids, **told).logits
+        with case.backbone.attached(None):
+            unbound = case.model(input_ids=ids, **told).logits
+        with case.backbone.attached(case.prefix()):
+            prefixed = case.model(input_ids=ids, **told)
+    assert torch.equal(unbound, plain)
+    assert len(case.backbone.sites) == 3
+    assert float((prefixed.logits - plain).abs().max()) > checks.MOVED
+    if use_cache:
+        assert prefixed.past_key_values.self_attention_cache.get_seq_length() == ids.shape[1]
+        assert prefixed.past_key_values.cross_attention_cache.get_seq_length() == 4
+
+
 def test_remote_code_of_the_same_name_gets_no_adapter() -> None:
     class BloomAttention(nn.Module):
         pass

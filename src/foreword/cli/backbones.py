@@ -15,9 +15,10 @@ def backbones() -> None:
     made = table("Embedded", "name", "what", "state")
     made.add_row(embedded.NAME, embedded.NOTE, state)
     out.print(made)
-    families = table("Families that the oracle verifies", "family", "kind", "positions", "kernel")
+    columns = ("family", "kind", "positions", "kernel", "verdict")
+    families = table("Families that the oracle verifies", *columns)
     for row in verified_families():
-        families.add_row(row["family"], "decoder", row["positions"], row["kernel"])
+        families.add_row(row["family"], "decoder", row["positions"], row["kernel"], row["verdict"])
     out.print(families)
     out.print(
         "Any model of these families works: a local folder, or a name on the Hub.", markup=False

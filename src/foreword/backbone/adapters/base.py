@@ -53,6 +53,10 @@ class Adapter:
         """The module's window in tokens."""
         return None
 
+    def real_cache(self, call: Call) -> Any:
+        """The cache that the module would ask for its own keys, or None."""
+        return call.get(self.cache)
+
     def prepare(self, call: Call, frame: Frame) -> None:
         """Change a call, with or without a prefix."""
 
@@ -81,7 +85,9 @@ class Adapter:
                 f"{type(module).__name__} computes its attention itself, so a prefix cannot have a "
                 "softmax of its own there; train one with parameterization='direct' or 'mlp'"
             )
-        call[self.cache] = _Joining(self, call.get(self.cache), frame, name, call["attention_mask"])
+        call[self.cache] = _Joining(
+            self, self.real_cache(call), frame, name, call["attention_mask"]
+        )
         self.prepare(call, frame)
         if site is not None:
             self.widen(call, frame, site)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from foreword.attention import Frame
 from foreword.backbone.adapters.base import Adapter, Call
+from foreword.errors import UnsupportedModel
 
 
 class RotaryTable(Adapter):
@@ -26,10 +27,16 @@ class RotaryTable(Adapter):
     def prepare(self, call: Call, frame: Frame) -> None:
         """Let an observed call have positions before 0."""
         self.restore()
-        if frame.observer is None:
+        if frame.observer is None or int(call["position_ids"].min()) >= 0:
             return
         own = self.module.embed_positions
         assert isinstance(own, Tensor)
+        if int(call["position_ids"].min()) <= -len(own):
+            raise UnsupportedModel(
+                f"{type(self.module).__name__} has a table of {len(own)} rotary positions, so a text "
+                f"of at most {len(own) - 1} tokens can stand before position 0; found "
+                f"{-int(call['position_ids'].min())}. Shorten the text"
+            )
         self._own = own
         self.module._buffers["embed_positions"] = table = both_ways(own)
         call["position_ids"] = call["position_ids"] % len(table)
