@@ -127,9 +127,9 @@ def test_an_unsupported_family_in_a_folder_is_refused_by_name(tmp_path: Path) ->
     from tests.backbone.test_refusals import build
     from tests.conftest import byte_tokenizer
 
-    build("bloom").save_pretrained(tmp_path)
+    build("mamba").save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedModel, match="bloom"):
+    with pytest.raises(UnsupportedModel, match="mamba"):
         load(str(tmp_path))
 
 
