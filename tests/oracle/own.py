@@ -45,6 +45,7 @@ OWN = (
             "n_layers": 3,
             "n_heads": 4,
             "max_seq_len": 96,
+            "use_cache": True,
         },
         masks="none",
         alibi=True,

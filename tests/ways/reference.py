@@ -34,8 +34,16 @@ CASES: list[tuple[str, WindowPolicy]] = [
     ("gemma2", "visible"),
     ("gemma2", "windowed"),
     ("qwen3", "visible"),
+    ("bloom", "visible"),
+    ("mpt", "visible"),
+    ("gpt_neo", "windowed"),
+    ("gptj", "visible"),
 ]
-"""Rotary, absolute positions, a window in each layer or some, soft-capping in eager attention."""
+"""Rotary, absolute positions, a window in each layer or some, soft-capping in eager attention; then
+attention of their own: ALiBi by position and by column, a mask in a buffer, a table of positions."""
+
+PACKED = [(family, windows) for family, windows in CASES if not BY_NAME[family].alibi]
+"""ALiBi models take no position_ids, which alone tell where a packed sequence begins."""
 
 
 @dataclass(frozen=True)

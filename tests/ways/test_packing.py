@@ -10,7 +10,7 @@ from foreword.backbone.bind import bind
 from foreword.prefix import Prefix, WindowPolicy
 from tests.oracle.checks import EXACT, difference
 from tests.oracle.reference import gradients_through_cache, nll
-from tests.ways.reference import CASES, Way, way
+from tests.ways.reference import PACKED, Way, way
 
 
 def packed(rows: tuple[Tensor, ...]) -> dict[str, Tensor]:
@@ -34,7 +34,7 @@ def parts(logits: Tensor, rows: tuple[Tensor, ...]) -> list[Tensor]:
     return list(logits[0].split([len(row) for row in rows]))
 
 
-@pytest.mark.parametrize(("family", "windows"), CASES)
+@pytest.mark.parametrize(("family", "windows"), PACKED)
 def test_each_packed_sequence_sees_the_prefix_and_nothing_of_the_others(
     family: str, windows: WindowPolicy
 ) -> None:
@@ -69,7 +69,7 @@ def by_layer_type(case: Way, mask: Tensor) -> dict[str, Tensor]:
     return {"full_attention": mask, "sliding_attention": mask & near}
 
 
-@pytest.mark.parametrize(("family", "windows"), CASES)
+@pytest.mark.parametrize(("family", "windows"), PACKED)
 def test_gradients_are_the_sum_of_the_sequences(family: str, windows: WindowPolicy) -> None:
     case = way(family, windows)
     prefix = case.shared
