@@ -22,6 +22,7 @@ LAYERS = (
     "describe",
     "format",
     "store",
+    "frame",
     "kernels",
     "attention",
     "backbone",

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import foreword
-from foreword.attention import Frame
 from foreword.backbone.adapters import adapt
 from foreword.backbone.adapters.table import both_ways
 from foreword.errors import BypassError, UnsupportedModel
+from foreword.frame import Frame
 from tests.oracle import checks
 from tests.oracle.families import BY_NAME
 from tests.oracle.own import OWN

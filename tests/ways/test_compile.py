@@ -60,10 +60,11 @@ def difference(found: Tensor, expected: Tensor) -> float:
 
 
 @pytest.mark.parametrize(
-    ("name", "windows"), [("llama", "visible"), ("gpt2", "visible"), ("gemma2", "windowed")]
+    ("name", "windows"),
+    [("llama", "visible"), ("gpt2", "visible"), ("gemma2", "windowed"), ("mpt", "visible")],
 )
 def test_compiled_logits_are_those_of_text_in_context(name: str, windows: WindowPolicy) -> None:
-    """The oracle of the families, compiled: rotary, absolute positions, an eager kernel, windows."""
+    """Compiled: rotary, absolute positions, an eager kernel with windows, ALiBi."""
     case = checks.case(BY_NAME[name], windows)
     prefix, expected = case.prefix(), case.references()
     case.model.forward = torch.compile(case.model.forward, backend="aot_eager")  # type: ignore[method-assign]

@@ -14,8 +14,12 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
-from foreword.attention import (
-    IMPLEMENTATIONS,
+from foreword.attention import IMPLEMENTATIONS
+from foreword.backbone.adapters import adapt
+from foreword.backbone.positions import moved, text_positions
+from foreword.backbone.signature import parameters_of
+from foreword.errors import BypassError, CacheError, RowsError, UnsupportedModel
+from foreword.frame import (
     AttentionCall,
     Bound,
     Frame,
@@ -25,10 +29,6 @@ from foreword.attention import (
     noting_windows,
     set_place,
 )
-from foreword.backbone.adapters import adapt
-from foreword.backbone.positions import moved, text_positions
-from foreword.backbone.signature import parameters_of
-from foreword.errors import BypassError, CacheError, RowsError, UnsupportedModel
 
 F = TypeVar("F", bound=Callable[..., Any])
 

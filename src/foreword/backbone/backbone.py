@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from foreword.attention import Bound
 from foreword.backbone.attachment import Attachment, attachment_of
 from foreword.backbone.bind import bind, bind_rows
 from foreword.backbone.fingerprint import adds_bos, tokenizer_digest, weights_fingerprint
@@ -22,6 +21,7 @@ from foreword.backbone.probe import Measured, attach_proven, evaluating, family_
 from foreword.backbone.rotate import EXACT, ROUNDED, Rotation, measured, refuse_stretched
 from foreword.backbone.signature import parameters_of
 from foreword.errors import MismatchError, PrefixError, UnsupportedModel
+from foreword.frame import Bound
 from foreword.prefix import Bos, Positions, Prefix, PrefixMeta, Site
 
 _MEASURED = "_foreword_measured"

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from foreword.attention import Bound, SiteTensors
 from foreword.errors import MismatchError, RowsError
+from foreword.frame import Bound, SiteTensors
 from foreword.prefix import Prefix, Site, Softmax
 
 _live = itertools.count()

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from foreword.attention import AttentionCall
 from foreword.backbone.attachment import Attachment, kernels_of
 from foreword.backbone.placement import input_device
 from foreword.backbone.signature import parameters_of
 from foreword.errors import UnsupportedModel
+from foreword.frame import AttentionCall
 from foreword.prefix import Positions, Site
 
 TOKENS = 8

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from foreword.attention import AttentionCall
 from foreword.backbone import Backbone
 from foreword.backbone.probe import evaluating
 from foreword.errors import UnsupportedModel
+from foreword.frame import AttentionCall
 
 TOKENS = 2
 """Length of the text that is run: within every window."""

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from foreword.attention import Bound
 from foreword.backbone import Backbone
 from foreword.backbone.attachment import Attachment
 from foreword.backbone.backbone import attaching, check_fit, measure
@@ -21,6 +20,7 @@ from foreword.backbone.own import TRAINED
 from foreword.backbone.placement import input_device
 from foreword.backbone.probe import evaluating
 from foreword.errors import TrainingError
+from foreword.frame import Bound
 from foreword.prefix import Prefix, Site, rms
 from foreword.train.parameterization import DirectParameterization, Parameterization
 from foreword.train.trainer import detached

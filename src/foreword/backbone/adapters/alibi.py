@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foreword.attention import Frame, SiteTensors, join_columns
 from foreword.backbone.adapters.base import Adapter, Call
+from foreword.frame import Frame, SiteTensors, join_columns
 
 
 class Bloom(Adapter):

@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from foreword.attention import AttentionCall, Frame, SiteTensors, frame_of
 from foreword.backbone.signature import parameters_of
 from foreword.errors import UnsupportedModel
+from foreword.frame import AttentionCall, Frame, SiteTensors, frame_of
 
 Call = dict[str, Any]
 """Arguments of an attention module's forward, by name."""
@@ -38,6 +38,7 @@ class Adapter:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+        self._parameters = parameters_of(type(module))
         self._handles = [
             module.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True),
             module.register_forward_hook(self._after, always_call=True),
@@ -75,7 +76,7 @@ class Adapter:
     def _before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Call
     ) -> tuple[tuple[Any, ...], Call] | None:
-        call = {**dict(zip(parameters_of(type(module)), args, strict=False)), **kwargs}
+        call = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
         if call.get("key_value_states") is not None:  # cross-attention, which is no site
             return None
         frame, name = frame_of(module)

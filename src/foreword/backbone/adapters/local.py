@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foreword.attention import Frame, SiteTensors
 from foreword.backbone.adapters.base import Adapter, Call, queries_of
+from foreword.frame import Frame, SiteTensors
 
 
 class GptNeo(Adapter):

@@ -12,9 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from foreword.attention import Frame
 from foreword.backbone.adapters.base import Adapter, Call
 from foreword.errors import UnsupportedModel
+from foreword.frame import Frame
 
 
 class RotaryTable(Adapter):

@@ -1,0 +1,308 @@
+"""One forward pass of an attached model: the prefix that it is bound to, and how its modules find it.
+
+Shapes: B batch, R rows of prefixes (1 or a divisor of B), H key/value heads, P prefix length,
+Q queries, K keys of the call, D key dimension, E value dimension.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from foreword.errors import BypassError, UnsupportedModel
+
+
+@dataclass(frozen=True)
+class SiteTensors:
+    """One site's prefix, ready for the call.
+
+    Attributes:
+        key_RHPD: Keys, in any floating dtype; cast to the call's.
+        value_RHPE: Values.
+        length_R: True prefix length per row, 0 for a row without a prefix here; shorter rows are
+            padded on the right with columns that nobody sees.
+        window: The site's window in tokens, for prefixes that it may drop.
+    """
+
+    key_RHPD: Tensor
+    value_RHPE: Tensor
+    length_R: tuple[int, ...]
+    window: int | None = None
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What one forward pass attends to: one prefix for all rows, or one (or none) per row.
+
+    Attributes:
+        sites: Tensors by module name, of prefixes that share the text's softmax.
+        rows: Number of rows R, or None where one prefix serves every row.
+        offset_R: Positions that text is moved up by, one per row (or one for all).
+        windowed_R: Whether the row's prefix is dropped by windows as text would be.
+        identity: Digest of the prefixes, or a name for one still in training. Caches carry it.
+        own: Tensors by module name, of prefixes with a softmax of their own.
+        kept_P: Which virtual tokens this pass sees (prefix dropout); None: all of them.
+    """
+
+    sites: Mapping[str, SiteTensors]
+    rows: int | None
+    offset_R: tuple[int, ...]
+    windowed_R: tuple[bool, ...]
+    identity: str
+    own: Mapping[str, SiteTensors] = field(default_factory=dict)
+    kept_P: tuple[bool, ...] | None = None
+
+    @property
+    def names(self) -> set[str]:
+        """Modules that the prefixes join."""
+        return {*self.sites, *self.own}
+
+
+@dataclass
+class Frame:
+    """One forward pass of an attached model, from its outermost call to its return.
+
+    Recomputation under gradient checkpointing re-enters the frame of its forward, so that it sees
+    the prefix that the forward saw, whatever is bound by then.
+    """
+
+    module: nn.Module
+    bound: Bound | None
+    batch: int
+    text_positions_BQ: Tensor | None
+    called: set[str] = field(default_factory=set)
+    observer: Callable[[AttentionCall], None] | None = None
+    mask_windows: MaskWindows = field(default_factory=dict)
+    _made: dict[tuple[int, object], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def site(self, name: str) -> SiteTensors | None:
+        """The prefix at the named site, if one is bound there."""
+        return None if self.bound is None else self.bound.sites.get(name)
+
+    def own(self, name: str) -> SiteTensors | None:
+        """The prefix with a softmax of its own at the named site, if one is bound there."""
+        return None if self.bound is None else self.bound.own.get(name)
+
+    def note(self, call: AttentionCall) -> None:
+        """Count a site as called, and show the call to who observes."""
+        self.called.add(call.name)
+        if self.observer is not None:
+            self.observer(call)
+
+    def once(self, source: Tensor, tag: object, make: Callable[[], Tensor]) -> Tensor:
+        """What `make` gives for a tensor that all layers share, made once a frame and tag."""
+        if torch.compiler.is_compiling():  # which shares what is computed twice by itself
+            return make()
+        known = self._made.get((id(source), tag))
+        if known is None or known[0] is not source:
+            known = self._made[(id(source), tag)] = (source, make())
+        return known[1]
+
+    def widened(self, mask: Tensor, site: SiteTensors) -> Tensor:
+        """The mask (B or 1, any, Q, K) with P columns for the prefix in front, made once a frame."""
+
+        def make() -> Tensor:
+            return join_columns(self.columns(site, mask.shape[2], mask.device), mask)
+
+        return self.once(mask, (self._window(site), site.length_R), make)
+
+    def _window(self, site: SiteTensors) -> int | None:
+        """The window that drops virtual tokens at the site, if one does."""
+        assert self.bound is not None
+        return site.window if any(self.bound.windowed_R) else None
+
+    def places(self, site: SiteTensors, device: torch.device) -> Tensor:
+        """Where virtual tokens stand before the text's position 0: int64 (B or 1, P).
+
+        Virtual token j of a row of length L stands at j - L; at and after 0 there are columns that
+        nobody sees.
+        """
+        assert self.bound is not None
+        column_P = torch.arange(site.key_RHPD.shape[2], device=device)
+        if self.bound.rows is None:
+            return (column_P - site.key_RHPD.shape[2])[None]
+        length_R = torch.tensor(site.length_R, device=device)
+        return self._per_row(column_P - length_R[:, None])
+
+    def columns(self, site: SiteTensors, queries: int, device: torch.device) -> Tensor:
+        """Which virtual tokens each query sees: boolean (B or 1, 1, Q or 1, P)."""
+        bound = self.bound
+        assert bound is not None
+        window = self._window(site)
+        column_P = torch.arange(site.key_RHPD.shape[2], device=device)
+        if window is None and bound.rows is None and bound.kept_P is None:
+            return torch.ones_like(column_P, dtype=torch.bool)[None, None, None, :]
+        length_R = torch.tensor(site.length_R, device=device)
+        seen_R1QP = (column_P < length_R[:, None])[:, None, None, :]
+        if bound.kept_P is not None:
+            seen_R1QP = seen_R1QP & torch.tensor(bound.kept_P, device=device)
+        if window is None:
+            return self._per_row(seen_R1QP)
+        if self.text_positions_BQ is None:
+            raise UnsupportedModel(
+                "a windowed prefix needs the positions of the text; pass position_ids or a 2-D "
+                "attention_mask"
+            )
+        # Virtual token j of a row of length P stands j - P before the text's position 0.
+        place_R11P = (column_P - length_R[:, None])[:, None, None, :]
+        # Layers that reuse the keys of others may be asked for the last queries only (gemma4).
+        query_B1Q1 = self.text_positions_BQ[:, None, -queries:, None].to(device)
+        near_B1QP = query_B1Q1 - self._per_row(place_R11P) < window
+        free_R111 = ~torch.tensor(bound.windowed_R, device=device)[:, None, None, None]
+        return self._per_row(seen_R1QP) & (near_B1QP | self._per_row(free_R111))
+
+    def _per_row(self, tensor_R: Tensor) -> Tensor:
+        """Repeat each row's entry for the rows of the batch that it serves (i serves i // k)."""
+        rows = tensor_R.shape[0]
+        if rows == 1 or rows == self.batch:
+            return tensor_R
+        return tensor_R.repeat_interleave(self.batch // rows, dim=0)
+
+    def with_prefix(self, site: SiteTensors, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys (B, H, P + K, D) and values (B, H, P + K, E), the prefix's in front."""
+        key_BHPD, value_BHPE = self.alone(site, key, value)
+        return torch.cat([key_BHPD, key], dim=2), torch.cat([value_BHPE, value], dim=2)
+
+    def alone(self, site: SiteTensors, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The prefix's keys (B, H, P, D) and values (B, H, P, E), on the call's device, in its dtype."""
+        return self._rows_like(site.key_RHPD, key), self._rows_like(site.value_RHPE, value)
+
+    def _rows_like(self, prefix_RHPD: Tensor, own_BHKD: Tensor) -> Tensor:
+        rows_BHPD = self._per_row(prefix_RHPD).to(own_BHKD)
+        return rows_BHPD.expand(own_BHKD.shape[0], -1, -1, -1)
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """What an observer sees of one call, before any prefix joins."""
+
+    name: str
+    key_BHKD: Tensor
+    value_BHKE: Tensor
+    window: int | None
+
+
+_frames: dict[int, Frame] = {}
+"""The forward pass that each attached model is in, by the key of its `Running`.
+
+Not a context variable, which torch.compile cannot trace, and not an attribute of the model, whose
+tensors torch.compile takes to have one shape for ever: each length of a prefix would compile again.
+"""
+
+_keys = itertools.count()
+
+
+class Running:
+    """Which forward pass an attached model is in. One for the model, shared by all its modules.
+
+    Recomputation in another thread (backward passes on a GPU) finds it too; so an attached model runs
+    in one thread at a time.
+    """
+
+    def __init__(self) -> None:
+        self.key = next(_keys)
+
+    @property
+    def frame(self) -> Frame | None:
+        """The forward pass, or None outside one."""
+        return _frames.get(self.key)
+
+    @frame.setter
+    def frame(self, frame: Frame | None) -> None:
+        if frame is None:
+            _frames.pop(self.key, None)
+        else:
+            _frames[self.key] = frame
+
+    @contextmanager
+    def inside(self, frame: Frame | None) -> Iterator[None]:
+        """Run a block as part of `frame`."""
+        before, self.frame = self.frame, frame
+        try:
+            yield
+        finally:
+            self.frame = before
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a module of an attached model knows: its name, and the model's forward pass."""
+
+    name: str
+    running: Running
+
+
+_PLACE = "_foreword_place"
+"""Attribute of each module of an attached model: its `Place`."""
+
+MaskWindows = dict[int, tuple[Tensor, int | None]]
+"""By a mask's id: the mask, kept alive so that the id stays its own, and its window."""
+
+_noted: list[MaskWindows] = []
+"""Where the windows of masks are noted, while somebody wants to know them."""
+
+
+def set_place(module: nn.Module, place: Place | None) -> None:
+    """Tell a module its place in an attached model, or (None) that it has none any more."""
+    if place is None:
+        module.__dict__.pop(_PLACE, None)
+    else:
+        module.__dict__[_PLACE] = place
+
+
+def frame_of(module: nn.Module) -> tuple[Frame, str]:
+    """The forward pass that an attention module is called in, and the module's name.
+
+    Raises:
+        BypassError: The module is called outside a forward pass of an attached model.
+    """
+    place: Place | None = getattr(module, _PLACE, None)
+    frame = None if place is None else place.running.frame
+    if place is None or frame is None:
+        raise BypassError(
+            f"{type(module).__name__} was called outside a forward pass of the model that carries "
+            "the prefix. Call the whole model; for gradient checkpointing use "
+            "model.gradient_checkpointing_enable(); a config object shared by two models must be "
+            "copied first (copy.deepcopy)"
+        )
+    return frame, place.name
+
+
+@contextmanager
+def noting_windows() -> Iterator[MaskWindows]:
+    """Note the windows of the masks that a block makes."""
+    windows: MaskWindows = {}
+    _noted.append(windows)
+    try:
+        yield windows
+    finally:
+        _noted.remove(windows)
+
+
+def note_window(mask: Tensor, window: int | None) -> None:
+    """Say which window (in tokens) a mask was made with, to whoever wants to know."""
+    for windows in _noted:
+        windows[id(mask)] = (mask, window)
+
+
+def join_columns(columns: Tensor, mask: Tensor) -> Tensor:
+    """Put boolean columns (R, 1, Q or 1, P) in front of a mask (B or 1, heads or 1, Q, K).
+
+    The mask is boolean (True: seen) or additive (0: seen); its dtype is kept.
+    """
+    if mask.dtype != torch.bool:
+        columns = as_additive(columns, mask.dtype)
+    batch = max(columns.shape[0], mask.shape[0])
+    heads, queries = mask.shape[1], mask.shape[2]
+    columns = columns.expand(batch, heads, queries, -1)
+    return torch.cat([columns, mask.expand(batch, -1, -1, -1)], dim=-1)
+
+
+def as_additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """A boolean mask (True: seen) as one that is added to the scores."""
+    return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
