@@ -154,16 +154,16 @@ def page() -> str:
         "",
         f"Measured with transformers {transformers.__version__}.",
         "",
-        "| family | sites | kernel | positions | windows | error | smallest control | verdict |",
+        "| family | verdict | sites | positions | windows | kernel | error | smallest control |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for family in FAMILIES:
         for windows in policies(family):
             result = measure(family.title, windows)
             lines.append(
-                f"| {family.title} | {result.sites} | {kernel_of(family)} | {result.positions} | "
-                f"{windows if family.window else '-'} | {max(result.errors.values()):.0e} | "
-                f"{min(result.controls.values()):.0e} | {result.verdict} |"
+                f"| {family.title} | {result.verdict} | {result.sites} | {result.positions} | "
+                f"{windows if family.window else '-'} | {kernel_of(family)} | "
+                f"{max(result.errors.values()):.0e} | {min(result.controls.values()):.0e} |"
             )
     lines += ["", "## Refused by name", "", *_refused(), ""]
     return "\n".join(lines)
