@@ -14,7 +14,7 @@ import sys
 
 import foreword
 
-STEPS = 60
+STEPS = 40
 HELD_OUT = 160
 TEXT = "Turn the facts about a restaurant into one fluent sentence that names it and states every fact."
 RUNS: dict[str, dict[str, object]] = {
