@@ -81,6 +81,17 @@ def test_a_moved_prefix_gives_the_same_logits(name: str) -> None:
     assert float((mislabelled - expected).abs().max()) > 1e-3
 
 
+def test_a_prefix_on_some_sites_is_turned_as_those_sites_turn() -> None:
+    """smollm3's middle layer knows no positions: rotations taken in order would be others'."""
+    backbone = backbone_of("smollm3")
+    free = backbone.capture(text(LENGTH), "free")
+    there = backbone.moved(free, "offset")
+    some = backbone.moved(free.only(["decoder.1", "decoder.2"]), "offset")
+    assert [site.label for site in some.sites] == ["decoder.1", "decoder.2"]
+    for found, expected in zip(some.keys, there.keys[1:], strict=True):
+        assert torch.equal(found, expected)
+
+
 def test_the_same_policy_is_the_same_prefix(tiny: Backbone) -> None:
     prefix = tiny.capture([5, 6, 7])
     assert tiny.moved(prefix, "free") is prefix

@@ -178,10 +178,12 @@ def test_checkpointed_gradients_are_the_plain_ones(tiny: foreword.Backbone, star
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("softmax", ["joint", "own"])
 @pytest.mark.parametrize("options", [{}, {"use_reentrant": True}])
 def test_reentrant_checkpointing_is_refused_for_training_only(
-    tiny: foreword.Backbone, start: Prefix, options: dict[str, bool]
+    tiny: foreword.Backbone, start: Prefix, options: dict[str, bool], softmax: str
 ) -> None:
+    start = start.with_meta(softmax=softmax)
     model = tiny.model
     checkpoint_activations(model, enable=True)
     for layer in model.model.layers:

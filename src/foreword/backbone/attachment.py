@@ -391,7 +391,8 @@ def _refuse_reentrant(function: Any, bound: Bound | None) -> None:
     inner = function.inner if isinstance(function, _CheckpointInFrame) else function
     if getattr(inner, "keywords", {}).get("use_reentrant") is False or bound is None:
         return
-    if any(site.key_RHPD.requires_grad for site in bound.sites.values()):
+    sites = (*bound.sites.values(), *bound.own.values())
+    if any(site.key_RHPD.requires_grad or site.value_RHPE.requires_grad for site in sites):
         raise UnsupportedModel(
             "a prefix cannot be trained under reentrant gradient checkpointing, which would give it "
             "no gradient; use gradient_checkpointing_kwargs={'use_reentrant': False} (from "

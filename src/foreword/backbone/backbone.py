@@ -220,9 +220,11 @@ class Backbone:
         if prefix.meta.positions == positions:
             return prefix
         check_geometry(prefix, self.sites, self.name or self.family)
-        rotations = self._rotations(prefix.length)
+        every = zip(self.sites, self._rotations(prefix.length), strict=True)
+        rotations = {site.label: rotation for site, rotation in every}
         times = 1 if positions == "offset" else -1
-        keys = tuple(r.turned(k, times) for r, k in zip(rotations, prefix.keys, strict=True))
+        pairs = zip(prefix.sites, prefix.keys, strict=True)
+        keys = tuple(rotations[site.label].turned(key, times) for site, key in pairs)
         meta = dataclasses.replace(
             prefix.meta, positions=positions, parents=(*prefix.meta.parents, prefix.digest)
         )
