@@ -126,7 +126,7 @@ def _about(prefix: Prefix) -> str:
     )
     return (
         f"A prefix of {prefix.length} virtual tokens for {made_on}: keys and values that the frozen "
-        "model attends to in front of its input, in every layer. The model's weights stay as they "
+        "model attends to in front of its input, in its layers. The model's weights stay as they "
         "are. It was made with Foreword, a prefix-tuning system for transformers.\n"
     )
 

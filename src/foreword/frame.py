@@ -207,6 +207,11 @@ class Running:
     def __init__(self) -> None:
         self.key = next(_keys)
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Running:
+        """A copied model runs by itself."""
+        copied = memo[id(self)] = Running()
+        return copied
+
     @property
     def frame(self) -> Frame | None:
         """The forward pass, or None outside one."""

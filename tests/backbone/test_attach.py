@@ -152,6 +152,25 @@ def test_a_deep_copy_of_an_attached_model_has_the_prefix_and_a_life_of_its_own(
     assert torch.equal(generated, again)
 
 
+def test_a_deep_copy_may_run_inside_a_forward_pass_of_the_first(
+    tiny: foreword.Backbone, texts: list[Tensor]
+) -> None:
+    """Both had one frame between them: the inner pass ended the outer one's."""
+    (row,) = ids(10)
+    foreword.attach(tiny, tiny.capture(texts[0].tolist()))
+    wanted = logits(tiny.model, row)
+    twin = copy.deepcopy(tiny.model)
+    inner: list[Tensor] = []
+
+    def run_twin(*args: object) -> None:
+        inner.append(logits(twin, row))
+
+    handle = tiny.model.model.layers[0].register_forward_hook(run_twin)
+    assert torch.equal(logits(tiny.model, row), wanted)
+    handle.remove()
+    assert torch.equal(inner[0], wanted)
+
+
 # -- a prefix that is bypassed raises ----------------------------------------------------------------
 
 

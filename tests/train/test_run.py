@@ -416,6 +416,11 @@ def test_too_little_disk_is_refused_before_training(
         ({"steps": 0}, "steps must be at least 1"),
         ({"warmup": 1.0}, "warmup"),
         ({"init": "zeros", "init_text": "hi"}, "init_text is only used"),
+        # Python does not hold anyone to a Literal: "gatd" trained directly, without a word.
+        ({"parameterization": "gatd"}, "one of direct, mlp, gated; found 'gatd'"),
+        ({"report_to": "tensorbord"}, "one of none, tensorboard, wandb"),
+        ({"positions": "of"}, "one of free, offset"),
+        ({"windows": "all"}, "one of visible, windowed"),
     ],
 )
 def test_settings_out_of_range_are_refused(fields: dict[str, object], message: str) -> None:

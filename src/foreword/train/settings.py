@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from foreword.data import Task
 from foreword.errors import TrainingError
-from foreword.prefix import Positions, WindowPolicy
+from foreword.prefix import POSITIONS, WINDOWS, Positions, WindowPolicy
 from foreword.train.subset import check_layers
 
 INIT_WORDS = ("text", "demonstrations", "vocab", "noise", "zeros")
 """Starts that have a word of their own; any other is the name or the file of a prefix."""
+
+Parameterizing = Literal["direct", "mlp", "gated"]
+Reporting = Literal["none", "tensorboard", "wandb"]
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "parameterization": get_args(Parameterizing),
+    "report_to": get_args(Reporting),
+    "positions": POSITIONS,
+    "windows": WINDOWS,
+}
+"""What the words among the settings may be. The command line checks them too, Python does not."""
 
 LENGTH = 16
 """Prefix length where neither the settings nor the prefix to start from say one."""
@@ -44,7 +55,7 @@ class TrainSettings:
     """Prefix length P, in virtual tokens; default: that of the prefix to start from, else 16. Of
     demonstrations, as many as fit whole are taken, so that the prefix may be shorter."""
 
-    parameterization: Literal["direct", "mlp", "gated"] = "direct"
+    parameterization: Parameterizing = "direct"
     """What is trained: the keys and values; an MLP that makes them and is gone afterwards; keys and
     values under a softmax of their own with gates that start closed, so at the base model."""
 
@@ -114,7 +125,7 @@ class TrainSettings:
     seed: int = 0
     """Seed of the order of rows, of noise and of vocabulary samples."""
 
-    report_to: Literal["none", "tensorboard", "wandb"] = "none"
+    report_to: Reporting = "none"
     """Where the loss is logged, beside the terminal: tensorboard writes to runs/ in the working
     directory, or to TENSORBOARD_LOGGING_DIR; wandb to the project foreword, or to WANDB_PROJECT."""
 
@@ -122,6 +133,8 @@ class TrainSettings:
         _ = self.task
         for name in ("batch_size", "accumulate", "checkpoint_every"):
             self._at_least(name, 1)
+        for name, choices in _CHOICES.items():
+            self._one_of(name, choices)
         self._at_least("frozen", 0)
         for name in ("length", "mlp_width", "steps", "early_stop", "max_length"):
             if getattr(self, name) is not None:
@@ -150,6 +163,11 @@ class TrainSettings:
                 "gated with init='zeros' cannot learn: gates and values of zero have no gradient; "
                 "choose another init"
             )
+
+    def _one_of(self, name: str, choices: tuple[str, ...]) -> None:
+        found = getattr(self, name)
+        if found is not None and found not in choices:
+            raise TrainingError(f"{name} must be one of {', '.join(choices)}; found {found!r}")
 
     def _at_least(self, name: str, least: int) -> None:
         if getattr(self, name) < least:
