@@ -214,6 +214,25 @@ def test_a_folder_is_whole_or_as_it_was(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_ctrl_c_between_the_renamings_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both the old folder and the new one were swept away."""
+    path = write_folder(tmp_path / "made", {"a": OLD})
+    rename = os.rename
+
+    def interrupted(old: Path, new: Path) -> None:
+        if new == path and not str(old).endswith(".old"):
+            raise KeyboardInterrupt
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(path, {"a": NEW}, replaceable={"a"})
+    assert (path / "a").read_bytes() == OLD
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_folder_that_cannot_be_named_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="cannot write"):
         write_folder(tmp_path / "nul\0nul", {"a": NEW})

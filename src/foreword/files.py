@@ -90,13 +90,19 @@ def write_folder(
         os.rename(aside, path)
         sync_folder(path.parent)
     except (OSError, ValueError) as error:
-        if old.exists() and not path.exists():
-            os.rename(old, path)
         raise refused(path, error) from error
     finally:
-        for left in (aside, old):
-            shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(OSError, ValueError):
+            _put_back(old, path)
+        shutil.rmtree(aside, ignore_errors=True)
     return path
+
+
+def _put_back(old: Path, path: Path) -> None:
+    """Give the old folder its name again if no new one has it, also after Ctrl-C; else remove it."""
+    if old.exists() and not path.exists():
+        os.rename(old, path)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _check_replaceable(path: Path, replaceable: Collection[str]) -> None:

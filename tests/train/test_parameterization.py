@@ -17,6 +17,7 @@ from foreword.train.gated import GatedParameterization
 from foreword.train.initialisation import scales, start
 from foreword.train.mlp import MLPParameterization
 from foreword.train.parameterise import parameterise
+from foreword.train.trainable import in_own_units
 from tests.backbone.test_attach import close, ids, logits
 from tests.conftest import byte_tokenizer, tiny_model
 from tests.oracle.families import BY_NAME
@@ -271,3 +272,8 @@ def test_a_zero_free_bfloat16_backbone_trains_gates_too(rows: Rows) -> None:
     losses = [entry["loss"] for entry in result.history]
     assert sum(losses[-5:]) < sum(losses[:5]) - 0.5
     assert result.prefix.dtype == torch.float32
+
+
+def test_gates_over_a_shared_softmax_are_refused(tiny: foreword.Backbone) -> None:
+    with pytest.raises(TrainingError, match="softmax of its own"):
+        GatedParameterization(in_own_units(tiny.capture([5, 6])))

@@ -256,6 +256,11 @@ def test_what_does_not_fit_leaves_the_model_as_it_was(
         foreword.attach_trainable(tiny, start)
     assert isinstance(tiny.model.foreword_prefix, nn.Identity)
     assert "_foreword_attachment" not in tiny.model.__dict__
+    foreword.attach(tiny, start)
+    before = logits(tiny.model)
+    with pytest.raises(TrainingError, match="rename"):
+        foreword.attach_trainable(tiny, start)
+    assert torch.equal(logits(tiny.model), before)  # what was attached stays
 
 
 def test_other_weights_warn_and_the_prefix_itself_is_no_weight(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from foreword.errors import TrainingError
 from foreword.prefix import Prefix
 from foreword.train.parameterization import DirectParameterization, Parameterization
 
@@ -21,11 +22,18 @@ class GatedParameterization(Parameterization):
 
     Args:
         inner: The keys and values; their meta says that the softmax is their own.
+
+    Raises:
+        TrainingError: It says that they share the text's.
     """
 
     def __init__(self, inner: DirectParameterization) -> None:
         super().__init__()
-        assert inner.meta.softmax == "own"
+        if inner.meta.softmax != "own":
+            raise TrainingError(
+                "gates need a prefix with a softmax of its own; found one that shares the text's. "
+                "Start from prefix.with_meta(softmax='own')"
+            )
         self.inner = inner
         self.gates = nn.ParameterList(
             nn.Parameter(torch.zeros(site.kv_heads)) for site in inner.sites

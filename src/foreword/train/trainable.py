@@ -136,13 +136,15 @@ def attach_trainable(
         with torch.no_grad():
             prefix = parameterization.materialise()
         check_fit(model, prefix)
-        attachment.release()
-        if hasattr(inner, TRAINED):
+        device = input_device(inner)
+        held = inner._modules.get(TRAINED)  # a prefix that was in training until now may be there
+        if hasattr(inner, TRAINED) and not isinstance(held, Parameterization):
             raise TrainingError(
                 f"{type(inner).__name__} has an attribute {TRAINED!r} of its own, where the prefix in "
                 "training would go; rename it"
             )
-        parameterization.to(input_device(inner))
+        attachment.release()
+        parameterization.to(device)
         trainable = Trainable(attachment, parameterization, sites, freeze=freeze)
         attachment.follow(trainable)
     return trainable
