@@ -8,7 +8,6 @@ import torch
 import foreword
 from foreword.errors import UnsupportedModel
 from foreword.evaluate.attention import attention_to, summarised
-from foreword.prefix import PrefixMeta
 from tests.conftest import byte_tokenizer, tiny_model
 from tests.oracle.families import FAMILIES, LENGTH, Family
 
@@ -112,11 +111,8 @@ def test_what_has_no_weights_is_refused(
     prefix = tiny.capture(TEXT)
     with pytest.raises(UnsupportedModel, match="needs eager attention"):
         attention_to(tiny, prefix, INPUT)
-    real = PrefixMeta.as_json
-    with monkeypatch.context() as patch:
-        patch.setattr(PrefixMeta, "as_json", lambda self: {**real(self), "softmax": "own"})
-        with pytest.raises(UnsupportedModel, match="a softmax of its own"):
-            attention_to(eager, prefix, INPUT)
+    with pytest.raises(UnsupportedModel, match="a softmax of its own"):
+        attention_to(eager, prefix.with_meta(softmax="own"), INPUT)
     with monkeypatch.context() as patch:
         patch.setattr(type(eager.model.model.layers[1].self_attn), "forward", without_weights())
         with pytest.raises(UnsupportedModel, match="'llama' gives the attention weights of 0 of"):

@@ -14,7 +14,7 @@ import foreword
 from foreword.backbone import Backbone
 from foreword.errors import MismatchError, PrefixError, StoreError, UnsupportedModel
 from foreword.peft.refusals import check_softmax
-from foreword.prefix import Prefix
+from foreword.prefix import Prefix, PrefixMeta
 from tests.conftest import tiny_model
 from tests.latent import latent_model
 from tests.oracle.families import WINDOW
@@ -203,10 +203,10 @@ def test_windows_that_never_drop_the_prefix(name: str, tmp_path: Path) -> None:
 
 
 def test_a_softmax_of_its_own() -> None:
-    check_softmax({"softmax": "joint"})
-    check_softmax({})
+    check_softmax(PrefixMeta(softmax="joint"))
+    check_softmax(PrefixMeta())
     with pytest.raises(PrefixError, match="softmax of its own"):
-        check_softmax({"softmax": "own"})
+        check_softmax(PrefixMeta(softmax="own"))
 
 
 def test_some_layers_only(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def summarised(
 
 def _refuse_own_softmax(prefix: Prefix) -> None:
     """A gated prefix's weights are no share of the tokens' softmax, so there is no such picture."""
-    if prefix.meta.as_json().get("softmax") == "own":
+    if prefix.meta.softmax == "own":
         raise UnsupportedModel(
             "this prefix has a softmax of its own beside that of the text, so attention is not shared "
             "between both; there is nothing to measure"

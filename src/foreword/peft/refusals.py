@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from foreword.backbone import Backbone
 from foreword.errors import PrefixError
-from foreword.prefix import Prefix
+from foreword.prefix import Prefix, PrefixMeta
 
 
 def check_expressible(prefix: Prefix, backbone: Backbone) -> None:
@@ -16,20 +13,19 @@ def check_expressible(prefix: Prefix, backbone: Backbone) -> None:
     Raises:
         PrefixError: It cannot.
     """
-    check_softmax(prefix.meta.as_json())
+    check_softmax(prefix.meta)
     _check_every_layer(prefix, backbone)
     _check_one_geometry(prefix)
     _check_positions(prefix, backbone)
     _check_windows(prefix)
 
 
-def check_softmax(meta: Mapping[str, Any]) -> None:
+def check_softmax(meta: PrefixMeta) -> None:
     """Refuse prefixes that have a softmax of their own (meta field `softmax`)."""
-    softmax = meta.get("softmax", "joint")
-    if softmax != "joint":
+    if meta.softmax != "joint":
         raise PrefixError(
-            f"this prefix has a softmax of its own ({softmax!r}); in PEFT prefix and text share one, "
-            "so it cannot be exported"
+            f"this prefix has a softmax of its own ({meta.softmax!r}); in PEFT prefix and text share "
+            "one, so it cannot be exported"
         )
 
 
