@@ -24,6 +24,7 @@ LAYERS = (
     "store",
     "frame",
     "kernels",
+    "cascade",
     "attention",
     "backbone",
     "peft",

@@ -29,6 +29,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from foreword.cascade import cascade_attention, merge_pays
 from foreword.errors import UnsupportedModel
 from foreword.frame import AttentionCall, Frame, SiteTensors, as_additive, frame_of, note_window
 from foreword.kernels import grouped_attention, pays
@@ -92,11 +93,45 @@ def _attend(
         apart = _apart(frame, own, kernel, module, query, key, value, additive, kwargs)
     if site is not None:
         _refuse_what_cannot_be_widened(module, attention_mask, query.shape[2], kwargs)
-        key, value = frame.with_prefix(site, key, value)
-        if attention_mask is not None:
-            attention_mask = frame.widened(attention_mask, site)
-    result = _call(kernel, module, query, key, value, attention_mask, kwargs)
+        result = _joint(frame, site, kernel, module, query, key, value, attention_mask, kwargs)
+    else:
+        result = _call(kernel, module, query, key, value, attention_mask, kwargs)
     return result if apart is None else _added(apart, result)
+
+
+def _joint(
+    frame: Frame,
+    site: SiteTensors,
+    kernel: Callable[..., Any],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    kwargs: Mapping[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    """Attention over the prefix and the call's own tokens: merged where that pays, else joined."""
+    can_merge = kernel is sdpa_attention_forward and not _asks_for_more(kwargs)
+    if (
+        can_merge
+        and frame.seen_by_all(site)
+        and merge_pays(query, key, value, site.key_RHPD, site.value_RHPE)
+    ):
+        filled = frame.filled(site, query.device)
+        prefix = site.like(key, value)
+        scaling = kwargs.get("scaling")
+        return cascade_attention(query, key, value, mask, *prefix, scaling, filled), None
+    key, value = frame.with_prefix(site, key, value)
+    if mask is not None:
+        mask = frame.widened(mask, site)
+    return _call(kernel, module, query, key, value, mask, kwargs)
+
+
+def _asks_for_more(kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call wants of SDPA what only transformers' own function knows how to do."""
+    return kwargs.get("dropout", 0.0) != 0.0 or any(
+        kwargs.get(name) is not None for name in ("cache", "softcap")
+    )
 
 
 def _call(

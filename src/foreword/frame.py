@@ -33,6 +33,25 @@ class SiteTensors:
     value_RHPE: Tensor
     length_R: tuple[int, ...]
     window: int | None = None
+    _cast: dict[object, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def like(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys (R, H, P, D) and values (R, H, P, E) on the call's device, in its dtype, contiguous.
+
+        What had to be cast is kept for the next call, unless it is in training.
+        """
+        return self._like("key", self.key_RHPD, key), self._like("value", self.value_RHPE, value)
+
+    def _like(self, name: str, prefix: Tensor, call: Tensor) -> Tensor:
+        if prefix.dtype == call.dtype and prefix.device == call.device:
+            return prefix.contiguous()
+        if prefix.requires_grad or torch.compiler.is_compiling():
+            return prefix.to(call).contiguous()
+        # A tensor made in inference mode must not meet a pass with gradients later.
+        tag = (name, call.dtype, call.device, torch.is_inference_mode_enabled())
+        if tag not in self._cast:
+            self._cast[tag] = prefix.to(call).contiguous()
+        return self._cast[tag]
 
 
 @dataclass(frozen=True)
@@ -170,11 +189,24 @@ class Frame:
 
     def alone(self, site: SiteTensors, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """The prefix's keys (B, H, P, D) and values (B, H, P, E), on the call's device, in its dtype."""
-        return self._rows_like(site.key_RHPD, key), self._rows_like(site.value_RHPE, value)
+        key_RHPD, value_RHPE = site.like(key, value)
+        batch = key.shape[0]
+        key_BHPD = self._per_row(key_RHPD).expand(batch, -1, -1, -1)
+        return key_BHPD, self._per_row(value_RHPE).expand(batch, -1, -1, -1)
 
-    def _rows_like(self, prefix_RHPD: Tensor, own_BHKD: Tensor) -> Tensor:
-        rows_BHPD = self._per_row(prefix_RHPD).to(own_BHKD)
-        return rows_BHPD.expand(own_BHKD.shape[0], -1, -1, -1)
+    def seen_by_all(self, site: SiteTensors) -> bool:
+        """Whether every query of a row sees the row's whole prefix."""
+        assert self.bound is not None
+        return self._window(site) is None and self.bound.kept_P is None
+
+    def filled(self, site: SiteTensors, device: torch.device) -> Tensor | None:
+        """Which columns hold a virtual token: boolean (R, 1, 1, P), or None where all do."""
+        assert self.bound is not None
+        width = site.key_RHPD.shape[2]
+        if self.bound.rows is None or all(length == width for length in site.length_R):
+            return None
+        length_R = torch.tensor(site.length_R, device=device)
+        return (torch.arange(width, device=device) < length_R[:, None])[:, None, None, :]
 
 
 @dataclass(frozen=True)
