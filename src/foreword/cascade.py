@@ -50,7 +50,8 @@ def merge_pays(
 
     It is faster where the plain form would copy much; one row alone has nothing to share. Figures are
     in benchmarks/LOG.md. Away from the CPU only decoding is merged, whose scores are small: there no
-    kernel gives the log-sum-exp on every device. Gradients would miss the log-sum-exp.
+    kernel gives the log-sum-exp on every device. Gradients would miss the log-sum-exp, and under
+    torch.compile each length of a prefix would be compiled anew.
 
     Args:
         query: (B, H * G, Q, D).
@@ -59,6 +60,8 @@ def merge_pays(
         prefix_key: (R, H, P, D), in any floating dtype.
         prefix_value: (R, H, P, E).
     """
+    if torch.compiler.is_compiling():
+        return False
     rows, prefixes, length = query.shape[0], prefix_key.shape[0], prefix_key.shape[2]
     tensors = (query, key, value, prefix_key, prefix_value)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
