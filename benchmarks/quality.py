@@ -271,26 +271,18 @@ def search(bench: Bench, task: Set, name: str) -> float:
 
 def report(bench: Bench, task: Set) -> None:
     """Print what is there of the final table, and the bar."""
-    lines = []
+    lines = list(bench.results)
+    final = {}
     for name in METHODS:
-        found = [
-            line for line in bench.results if line["run"].startswith(f"final/{task.name}/{name}/")
-        ]
-        if found:
-            lines.append({"method": name, "seeds": len(found), **_means(found)})
-    if lines:
-        print(table(lines))
-    runs = {
-        name: [
-            l["test_nll"]
-            for l in bench.results
-            if l["run"].startswith(f"final/{task.name}/{name}/")
-        ]
-        for name in ("prefix", "lora")
-    }
-    if all(len(found) > 1 for found in runs.values()):
-        ours, theirs = (statistics.mean(runs[name]) for name in ("prefix", "lora"))
-        error = sum(statistics.variance(found) / len(found) for found in runs.values()) ** 0.5
+        begins = f"final/{task.name}/{name}/"
+        final[name] = [line for line in lines if line["run"].startswith(begins)]
+    seen = {name: found for name, found in final.items() if found}
+    if seen:
+        print(table([{"method": n, "seeds": len(f), **_means(f)} for n, f in seen.items()]))
+    nll = {name: [line["test_nll"] for line in final[name]] for name in ("prefix", "lora")}
+    if all(len(found) > 1 for found in nll.values()):
+        ours, theirs = (statistics.mean(found) for found in nll.values())
+        error = sum(statistics.variance(found) / len(found) for found in nll.values()) ** 0.5
         print(
             f"prefix - lora: {ours - theirs:+.4f}, standard error {error:.4f}; bar (at most two): "
             f"{'met' if ours <= theirs + 2 * error else 'missed'}"
