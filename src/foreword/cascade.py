@@ -20,11 +20,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-SHORTEST = 1024
-"""Columns that the plain form would copy, over all rows, from which on the merge is the faster one."""
+COPIED = 640
+"""Columns that the plain form copies, over all rows, from which on the merge is the faster one."""
 
 FEW = 16
 """Queries up to which scores of every row and the whole prefix are small enough to be kept."""
+
+SHORTEST = {1: 1, FEW: 64}
+"""Shortest prefix that is merged, by the most queries that it holds for."""
+
+SHORTEST_OF_MANY = 512
+"""Shortest prefix that is merged for more queries, whose copies weigh less against their scores."""
 
 _FLASH = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 """What SDPA calls on a CPU. It gives the log-sum-exp, which SDPA keeps to itself."""
@@ -66,9 +72,11 @@ def merge_pays(
     tensors = (query, key, value, prefix_key, prefix_value)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return False
-    if query.shape[2] > FEW and not _has_flash(query, value):
+    queries, copied = query.shape[2], rows * (length + key.shape[2])
+    if queries > FEW and not _has_flash(query, value):
         return False
-    return bool(prefixes < rows == key.shape[0] and rows * length >= SHORTEST)
+    shortest = next((n for most, n in SHORTEST.items() if queries <= most), SHORTEST_OF_MANY)
+    return prefixes < rows == key.shape[0] and copied >= COPIED and length >= shortest
 
 
 def cascade_attention(
