@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from foreword.backbone.fingerprint import remember_unquantised, weights_fingerprint
+from foreword.backbone.stored import is_quantised
 from foreword.errors import BackboneError
 
 Quantization = Literal["int8"]
@@ -73,7 +74,15 @@ def _round(model: PreTrainedModel, config: Any) -> None:
         return isinstance(module, nn.Linear) and module is not output
 
     quantize_(model, config.quant_type, filter_fn=wanted)
+    _let_go_of_the_file(model)
     remember_unquantised(model, before)
     quantizer = AutoHfQuantizer.from_config(config, pre_quantized=False)
     model.hf_quantizer = quantizer  # save_pretrained asks it
     model.config.quantization_config = config
+
+
+def _let_go_of_the_file(model: nn.Module) -> None:
+    """Copy what was not rounded: it may be a view of a mapped file that holds all wide weights."""
+    for parameter in model.parameters():
+        if not is_quantised(parameter):
+            parameter.data = parameter.data.clone()
