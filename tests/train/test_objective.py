@@ -16,8 +16,8 @@ from foreword.train.objective import score
 TEXT = "Some text that a prefix is captured from."
 
 
-class Whole(nn.Module):
-    """A model whose forward has no `logits_to_keep`."""
+class Headless(nn.Module):
+    """A model that does not say which module its output layer is."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -28,25 +28,12 @@ class Whole(nn.Module):
         return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
 
 
-class Counted(nn.Module):
-    """A model that notes how many positions it is asked for."""
+class Sliced(Headless):
+    """A model whose output layer is given something else than one vector per position."""
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.kept = 0
-
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, use_cache: bool, logits_to_keep: Tensor
-    ) -> Any:
-        """Logits of the positions asked for."""
-        self.kept = len(logits_to_keep)
-        return self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            use_cache=use_cache,
-            logits_to_keep=logits_to_keep,
-        )
+    def get_output_embeddings(self) -> nn.Module:
+        """A module that is never called with the hidden states."""
+        return nn.Identity()
 
 
 @pytest.fixture
@@ -83,7 +70,7 @@ def reference(backbone: foreword.Backbone, prefix: Any, batch: dict[str, Tensor]
 
 
 @pytest.mark.parametrize("prefixed", [False, True])
-@pytest.mark.parametrize("wrap", [None, Whole, Counted])
+@pytest.mark.parametrize("wrap", [None, Headless, Sliced])
 def test_scores_equal_the_plain_reference(
     tiny: foreword.Backbone, batch: dict[str, Tensor], prefixed: bool, wrap: Any
 ) -> None:
@@ -117,14 +104,18 @@ def test_hits_are_seen(tiny: foreword.Backbone, batch: dict[str, Tensor]) -> Non
     assert scores.row_N[~scores.hit_N].tolist() == [2]
 
 
-def test_logits_are_computed_where_there_are_targets_only(
+def test_logits_are_computed_at_targets_only(
     tiny: foreword.Backbone, batch: dict[str, Tensor]
 ) -> None:
-    model = Counted(tiny.model)
+    head, seen = tiny.model.get_output_embeddings(), []
+    hook = head.register_forward_hook(lambda _, inputs, out: seen.append(tuple(out.shape)))
     with torch.no_grad():
-        score(model, **batch)
-    columns = int((batch["labels"][:, 1:] != IGNORED).any(0).sum())
-    assert model.kept == columns < batch["labels"].shape[1]
+        score(tiny.model, **batch)
+    hook.remove()
+    targets = int((batch["labels"][:, 1:] != IGNORED).sum())
+    assert seen == [(1, targets, 258)]
+    assert targets < batch["labels"].numel() / 2
+    assert not head._forward_pre_hooks
 
 
 def test_a_gradient_goes_to_the_model_as_from_the_plain_reference(

@@ -203,6 +203,27 @@ def _grouped(rows: Sequence[Mapping[str, Any]], task: Task, limit: int | None) -
     )
 
 
+def measured(
+    backbone: Backbone,
+    prefix: Prefix | None,
+    like: Prefix,
+    task: Task,
+    rows: Sequence[Mapping[str, Any]],
+    options: GenerateOptions,
+) -> Metrics:
+    """Figures of a backbone that carries `prefix`, or of one as it is, by another method changed.
+
+    Args:
+        backbone: The backbone.
+        prefix: The prefix, or None.
+        like: What inputs are encoded for: without a prefix, they begin as they would with this one.
+        task: Templates.
+        rows: Rows; those with the same prompt are references of one input.
+        options: How to generate.
+    """
+    return _measure(backbone, prefix, like, task, _grouped(rows, task, None), options)[1]
+
+
 def _measure(
     backbone: Backbone,
     prefix: Prefix | None,
@@ -214,7 +235,7 @@ def _measure(
     began = time.perf_counter()
     encoder = encoder_for(backbone, prefix, task, like)
     encoded, report = encoder.rows(grouped.rows)
-    nll, accuracy, targets = _scored(backbone, prefix, encoded, options.batch_size)
+    nll, accuracy, targets = scored(backbone, prefix, encoded, options.batch_size)
     texts = _generated(backbone, prefix, encoder, grouped.firsts, options)
     figures = Metrics(
         nll=nll,
@@ -230,7 +251,7 @@ def _measure(
 
 
 @torch.no_grad()
-def _scored(
+def scored(
     backbone: Backbone, prefix: Prefix | None, rows: Sequence[Encoded], size: int
 ) -> tuple[float, float, int]:
     """NLL per target token, token accuracy (0 to 100) and number of target tokens."""

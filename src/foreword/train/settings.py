@@ -100,6 +100,9 @@ class TrainSettings:
     accumulate: int = 1
     """Forward passes per optimiser step."""
 
+    group_by_length: bool = True
+    """Put rows of like length into the same step, so that less time goes into padding."""
+
     warmup: float = 0.1
     """Share of the steps over which the learning rate rises to its peak; then it falls to zero."""
 

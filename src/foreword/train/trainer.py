@@ -17,6 +17,7 @@ from foreword.backbone import Backbone
 from foreword.backbone.attachment import Attachment
 from foreword.backbone.bind import bind
 from foreword.data import Collator, Encoded
+from foreword.data.grouping import GroupedByLength
 from foreword.errors import TrainingError
 from foreword.files import refused
 from foreword.prefix import Prefix
@@ -118,6 +119,7 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
         self.folder = folder
         self.eval_rows = eval_rows
         self.patience = settings.early_stop
+        self.grouped = settings.group_by_length
         self.best_path = folder / BEST_FILE
         self.last_good = _copies(module)
         super().__init__(
@@ -130,6 +132,15 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
         )
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True  # our loss is divided by the whole batch's targets
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Rows of like length together, unless the settings say otherwise."""
+        if not self.grouped:
+            return super()._get_train_sampler(train_dataset)
+        args = self.args
+        rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        lengths = [len(row.input_ids) for row in self.train_dataset]
+        return GroupedByLength(lengths, rows, args.seed)
 
     def compute_loss(
         self,

@@ -1,0 +1,82 @@
+"""What the benchmarks share: the machine in words, tables, results that are kept line by line."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+"""Where data that is not shipped is looked for, unless a benchmark's option says another place."""
+
+
+def machine() -> dict[str, Any]:
+    """Date, processor, threads and versions, for the head of every report."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        **{name: version(name) for name in ("torch", "transformers", "peft")},
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    name = {key.strip(): value.strip() for key, value in fields.items()}
+    bf16 = " with AVX512-BF16" if "avx512_bf16" in name.get("flags", "") else ""
+    return name.get("model name", platform.machine()) + bf16
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with equal keys as a Markdown table."""
+    heads = list(rows[0])
+    lines = [heads, ["---"] * len(heads), *([_cell(row[head]) for head in heads] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else f"{value}"
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a .jsonl file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+class Results:
+    """Finished runs by name in a .jsonl file, so that a benchmark cut off goes on where it was."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._known = {line["run"]: line for line in read_rows(path)} if path.is_file() else {}
+
+    def __contains__(self, run: str) -> bool:
+        return run in self._known
+
+    def __getitem__(self, run: str) -> dict[str, Any]:
+        return self._known[run]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self._known.values())
+
+    def add(self, run: str, **figures: Any) -> dict[str, Any]:
+        """Keep a run's figures; they are on disk when this returns."""
+        line = self._known[run] = {"run": run, **figures}
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        return line

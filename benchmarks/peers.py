@@ -1,0 +1,141 @@
+"""What prefixes are compared with, from PEFT, trained by the same Trainer with the same settings.
+
+Each side is given a backbone, rows and settings, and yields a backbone that has learned the task: a
+pair of the (changed) backbone and the prefix to use with it, or None.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import (
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    TaskType,
+    get_peft_model,
+    initialize_kv_prefix_from_text,
+)
+from torch import Tensor, nn
+from transformers import TrainerCallback, set_seed
+
+import foreword
+from foreword.backbone import Backbone
+from foreword.data import Collator, Encoded
+from foreword.data.collate import padding_of
+from foreword.prefix import Prefix
+from foreword.train import TrainSettings, checkpoint
+from foreword.train.objective import score
+from foreword.train.trainer import PrefixTrainer
+
+Learned = tuple[Backbone, Prefix | None, int]
+"""The backbone after training, the prefix to use with it, and how many numbers were trained."""
+
+
+class Peer(nn.Module):
+    """The trained parameters of a PEFT model; the model itself stays beside, as in our own module."""
+
+    def __init__(self, model: PeftModel) -> None:
+        super().__init__()
+        self.trained = nn.ParameterList(p for p in model.parameters() if p.requires_grad)
+        self._beside = (model,)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """Summed NLL of the targets of a right-padded batch (B, T), and their number."""
+        scores = score(self._beside[0], input_ids, attention_mask, labels)
+        return {"loss": scores.nll_N.sum(), "targets": torch.tensor(len(scores.nll_N))}
+
+
+@contextmanager
+def lora(
+    backbone: Backbone,
+    rows: Sequence[Encoded],
+    settings: TrainSettings,
+    folder: Path,
+    callbacks: Sequence[TrainerCallback],
+    rank: int = 3,
+) -> Iterator[Learned]:
+    """LoRA on the query and value projections; scale 2 (alpha is twice the rank), no dropout."""
+    set_seed(settings.seed)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules=["q_proj", "v_proj"],
+        task_type=TaskType.CAUSAL_LM,
+    )
+    model = get_peft_model(backbone.model, config)
+    try:
+        # Attached without a prefix, for the faster attention kernel.
+        kernel = backbone.attached(None)
+        trained = _train(model, backbone, rows, settings, folder, callbacks, kernel)
+        yield backbone, None, trained
+    finally:
+        model.unload()
+        backbone.model.__dict__.pop("peft_config", None)
+
+
+@contextmanager
+def peft_prefix(
+    backbone: Backbone,
+    rows: Sequence[Encoded],
+    settings: TrainSettings,
+    folder: Path,
+    callbacks: Sequence[TrainerCallback],
+    text: str | None = None,
+    projection: bool = False,
+) -> Iterator[Learned]:
+    """PEFT's prefix tuning: from its default noise, or from a text, or through its MLP."""
+    set_seed(settings.seed)
+    config = PrefixTuningConfig(
+        num_virtual_tokens=settings.length or 16,
+        prefix_projection=projection,
+        encoder_hidden_size=512 if projection else None,
+        task_type=TaskType.CAUSAL_LM,
+    )
+    model = get_peft_model(backbone.model, config)
+    if text is not None:
+        initialize_kv_prefix_from_text(model, backbone.tokenizer, text=text)
+    trained = _train(model, backbone, rows, settings, folder, callbacks, nullcontext())
+    with tempfile.TemporaryDirectory() as place:
+        model.save_pretrained(place)
+        prefix = foreword.import_peft(place, backbone)
+    yield backbone, prefix, trained
+
+
+def _train(
+    model: PeftModel,
+    backbone: Backbone,
+    rows: Sequence[Encoded],
+    settings: TrainSettings,
+    folder: Path,
+    callbacks: Sequence[TrainerCallback],
+    kernel: AbstractContextManager[Any],
+) -> int:
+    """Train the model's trainable parameters in float32, resuming from the folder; their number."""
+    model.eval()  # no dropout, as for the prefix
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    module = Peer(model)
+    collator = Collator(padding_of(backbone.tokenizer))
+    with kernel:
+        trainer = PrefixTrainer(
+            module,  # type: ignore[arg-type]
+            settings,
+            folder,
+            rows,
+            [],
+            collator,
+            callbacks,
+            backbone.device,
+        )
+        begun: Any = checkpoint.newest(folder)
+        trainer.train(resume_from_checkpoint=str(begun) if begun else None)
+    return sum(parameter.numel() for parameter in module.parameters())
