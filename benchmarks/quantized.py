@@ -1,16 +1,17 @@
 """SmolLM2-135M with 8-bit weights beside bfloat16: quality, memory, time.
 
-    python benchmarks/quantized.py [quality] [memory] [speed]
+    python benchmarks/quantized.py [quality] [memory] [speed] [--steps N] [--held-out N] [--rounds N]
 
 quality: a prefix trained on each backbone for the same steps, and each evaluated on both, on rows of
 E2E that were held out; the frozen models beside them, and the 8-bit one with its embeddings rounded
 too. memory: one process per side; peaks are the kernel's own count, above what the process had after
-its imports. speed: both sides in one process, interleaved; medians. One JSON object and one table for
-each part.
+its imports. speed: both sides in one process, interleaved; medians of CPU time of all threads, so that
+other work on the machine counts little. One JSON object and one table for each part.
 """
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import statistics
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,8 +38,7 @@ from foreword.train.parameterization import DirectParameterization
 from foreword.train.run import encode
 
 SIDES: dict[str, str | None] = {"bfloat16": None, "int8": "int8"}
-STEPS, BATCH, HELD_OUT = 60, 8, 160
-ROUNDS, TOKENS, WIDTHS = 8, 24, (1, 8, 32)
+BATCH, TOKENS, WIDTHS = 8, 16, (1, 8, 32)
 SETTINGS = foreword.TrainSettings(
     prompt="{mr} ->",
     target=" {ref}",
@@ -45,8 +46,6 @@ SETTINGS = foreword.TrainSettings(
     init_text="Turn the facts about a restaurant into one fluent sentence that names it and states "
     "every fact.",
     batch_size=BATCH,
-    steps=STEPS,
-    checkpoint_every=STEPS,
 )
 
 
@@ -55,12 +54,13 @@ def load(side: str) -> foreword.Backbone:
     return foreword.load(dtype="bfloat16", quantize=SIDES[side])
 
 
-def quality() -> None:
+def quality(options: argparse.Namespace) -> None:
     """Two prefixes on three backbones."""
+    settings = replace(SETTINGS, steps=options.steps, checkpoint_every=options.steps)
     backbones = {side: load(side) for side in SIDES}
-    rows = foreword.read_rows("foreword/e2e:heldout")[::3][:HELD_OUT]
+    rows = foreword.read_rows("foreword/e2e:heldout")[::3][: options.held_out]
     trained = {
-        side: foreword.train(backbone, "foreword/e2e:train", SETTINGS)
+        side: foreword.train(backbone, "foreword/e2e:train", settings)
         for side, backbone in backbones.items()
     }
     made = []
@@ -71,7 +71,9 @@ def quality() -> None:
             line |= {"frozen": found["base"], f"prefix trained on {side}": found["prefix"]}
         made.append(line)
     losses = {side: result.history[-1]["loss"] for side, result in trained.items()}
-    show("quality", made, steps=STEPS, batch=BATCH, held_out_rows=len(rows), last_loss=losses)
+    show(
+        "quality", made, steps=options.steps, batch=BATCH, held_out_rows=len(rows), last_loss=losses
+    )
 
 
 def judges(backbones: dict[str, foreword.Backbone]) -> Iterator[tuple[str, foreword.Backbone]]:
@@ -101,7 +103,7 @@ def nll(
     return found
 
 
-def memory() -> None:
+def memory(options: argparse.Namespace) -> None:
     """One child per side, and one with torchao's own linear layers."""
     made = []
     for side in (*SIDES, "int8, torchao's own layers"):
@@ -162,33 +164,37 @@ class Step:
         """Forward and backward pass of the batch."""
         batch = self.collate(self.rows[index * BATCH : (index + 1) * BATCH])
         with self.backbone.attached(None) as attachment:
-            began = time.perf_counter()
+            began = time.process_time()
             with attachment.using(bind(self.module.materialise(), self.backbone.sites, live=True)):
                 loss = score(self.backbone.model, **batch).nll_N.mean()
             loss.backward()
-            seconds = time.perf_counter() - began
+            seconds = time.process_time() - began
         self.module.zero_grad()
         return seconds
 
 
-def speed() -> None:
+def speed(options: argparse.Namespace) -> None:
     """Steps and decoding, side after side in each round."""
     backbones = {side: load(side) for side in SIDES}
     steps = {side: Step(backbone) for side, backbone in backbones.items()}
     timed: dict[str, dict[str, list[float]]] = {side: {} for side in SIDES}
-    for index in range(ROUNDS + 1):
+    for index in range(options.rounds + 1):
         for side, step in steps.items():
-            keep(timed[side], f"step of {BATCH} rows s", step(index), index)
+            keep(timed[side], f"step of {BATCH} rows, CPU s", step(index), index)
     for width in WIDTHS:
-        for index in range(4):
+        for index in range(options.rounds // 2 + 1):
             for side, backbone in backbones.items():
-                name = f"decode {width} rows ms/token"
+                name = f"decode {width} rows, CPU ms/token"
                 keep(timed[side], name, 1e3 * decode(backbone, width), index)
     medians = {
         side: {name: statistics.median(every) for name, every in found.items()}
         for side, found in timed.items()
     }
-    show("speed", [{"backbone": side, **found} for side, found in medians.items()], rounds=ROUNDS)
+    show(
+        "speed",
+        [{"backbone": side, **found} for side, found in medians.items()],
+        rounds=options.rounds,
+    )
 
 
 def keep(found: dict[str, list[float]], name: str, value: float, index: int) -> None:
@@ -202,9 +208,9 @@ def decode(backbone: foreword.Backbone, width: int) -> float:
     ids = torch.tensor([backbone.tokens("name[The Eagle], food[French] ->")]).repeat(width, 1)
     with backbone.attached(prefix):
         counts = {"min_new_tokens": TOKENS, "max_new_tokens": TOKENS, "do_sample": False}
-        began = time.perf_counter()
+        began = time.process_time()
         backbone.model.generate(ids, **counts)
-        return (time.perf_counter() - began) / TOKENS
+        return (time.process_time() - began) / TOKENS
 
 
 def show(part: str, made: list[dict[str, Any]], **about: Any) -> None:
@@ -217,14 +223,20 @@ def show(part: str, made: list[dict[str, Any]], **about: Any) -> None:
 PARTS = {"quality": quality, "memory": memory, "speed": speed}
 
 
-def main(words: list[str]) -> None:
+def main() -> None:
     """Run the parts that were named, or all."""
-    if words[:1] == ["child"]:
-        child(words[1])
+    if sys.argv[1:2] == ["child"]:
+        child(sys.argv[2])
         return
-    for name in words or PARTS:
-        PARTS[name]()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []])
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--held-out", type=int, default=160)
+    parser.add_argument("--rounds", type=int, default=8)
+    options = parser.parse_args()
+    for name in options.parts or PARTS:
+        PARTS[name](options)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
