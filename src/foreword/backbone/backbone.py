@@ -18,8 +18,10 @@ from foreword.backbone.fingerprint import adds_bos, tokenizer_digest, weights_fi
 from foreword.backbone.own import own_modules, unwrapped
 from foreword.backbone.placement import input_device
 from foreword.backbone.probe import Measured, attach_proven, evaluating, family_of
+from foreword.backbone.quantise import quantization_of
 from foreword.backbone.rotate import EXACT, ROUNDED, Rotation, measured, refuse_stretched
 from foreword.backbone.signature import parameters_of
+from foreword.backbone.stored import resident_bytes
 from foreword.errors import MismatchError, PrefixError, UnsupportedModel
 from foreword.frame import Bound
 from foreword.prefix import Bos, Positions, Prefix, PrefixMeta, Site
@@ -110,8 +112,21 @@ class Backbone:
     @property
     def parameters(self) -> int:
         """Number of parameters of the frozen model, shared ones counted once, adapters' not at all."""
-        own = (p for _, module in own_modules(self.model) for p in module._parameters.values())
-        return sum({id(p): p.numel() for p in own if p is not None}.values())
+        return sum({id(p): p.numel() for p in self._own_parameters()}.values())
+
+    @property
+    def quantization(self) -> str | None:
+        """How the weights are quantised, such as ``int8``; None if they are not."""
+        return quantization_of(self.model)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the frozen model's weights as they are in memory, scales included."""
+        return resident_bytes(self._own_parameters())
+
+    def _own_parameters(self) -> Iterator[Tensor]:
+        for _, module in own_modules(self.model):
+            yield from (p for p in module._parameters.values() if p is not None)
 
     @property
     def context(self) -> int:

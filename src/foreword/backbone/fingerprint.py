@@ -6,11 +6,12 @@ import hashlib
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from foreword.backbone.own import own_modules
 from foreword.backbone.placement import contents
+from foreword.backbone.stored import parts
 
 SAMPLES = 64
 """Elements hashed per parameter, evenly spaced."""
@@ -18,25 +19,49 @@ SAMPLES = 64
 PHRASE = "Foreword 2024:  12.5% of naïve cafés — <b>日本</b>\n\tdon't_stop"
 """Text whose token ids tell tokenizers with one vocabulary apart (digits, runs of spaces, accents)."""
 
+_UNQUANTISED = "_foreword_unquantised"
+"""Where a model keeps the digests of its rounded weights and of those that they were rounded from."""
+
 
 def weights_fingerprint(model: nn.Module) -> str:
     """Digest of a sample of the weights, rounded to bfloat16.
 
-    Loading the same weights in another floating dtype leaves it equal; other weights of the same
-    geometry, quantised ones included, change it. Adapters beside the weights (LoRA) leave it equal;
-    those merged into them change it.
+    Loading the same weights in another floating dtype leaves it equal, and so does rounding them on
+    loading (``quantize``); other weights of the same geometry, those of a folder that was quantised
+    before included, change it. Adapters beside the weights (LoRA) leave it equal; those merged into
+    them change it.
     """
+    found = _digest(model)
+    rounded, before = model.__dict__.get(_UNQUANTISED, (None, ""))
+    return before if found == rounded else found
+
+
+def remember_unquantised(model: nn.Module, before: str) -> None:
+    """Let a model whose weights were just rounded keep the fingerprint that it had `before`.
+
+    It holds for these very weights only: any change to them shows.
+    """
+    model.__dict__[_UNQUANTISED] = (_digest(model), before)
+
+
+def _digest(model: nn.Module) -> str:
     total = hashlib.sha256()
     for name, module, own in sorted(_own_parameters(model), key=lambda found: found[0]):
         parameter = contents(module, own)
         total.update(f"{name}:{tuple(parameter.shape)}".encode())
         if parameter.is_meta:
             continue
-        flat = parameter.flatten()
-        step = max(1, flat.numel() // SAMPLES)
-        sample = flat[::step][:SAMPLES].to(torch.float32).to(torch.bfloat16).cpu().contiguous()
-        total.update(sample.view(torch.uint8).numpy().tobytes())
+        for part, tensor in parts(parameter).items():
+            total.update(part.encode())
+            total.update(_sample(tensor))
     return total.hexdigest()
+
+
+def _sample(tensor: Tensor) -> bytes:
+    flat = tensor.flatten()
+    step = max(1, flat.numel() // SAMPLES)
+    sample = flat[::step][:SAMPLES].to(torch.float32).to(torch.bfloat16).cpu().contiguous()
+    return sample.view(torch.uint8).numpy().tobytes()
 
 
 def _own_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import warnings
 from importlib import resources
@@ -13,6 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from foreword.backbone import embedded
 from foreword.backbone.backbone import Backbone
 from foreword.backbone.dtype import DTYPES, fast_dtype
+from foreword.backbone.int8_linear import save_memory
+from foreword.backbone.quantise import INSTALL, rounding
 from foreword.errors import BackboneError
 
 
@@ -24,6 +27,7 @@ def load(
     name: str = embedded.NAME,
     *,
     dtype: str | torch.dtype = "auto",
+    quantize: str | None = None,
     device: str | torch.device | None = None,
     attention: str | None = None,
     revision: str | None = None,
@@ -33,6 +37,9 @@ def load(
     Args:
         name: ``smollm2-135m-instruct`` (embedded), a local model folder, or a name on the Hub.
         dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``: what the machine does fast.
+        quantize: ``int8`` rounds the weights of linear layers to 8 bits after loading them, by
+            torchao; activations stay in `dtype`. By default weights are as the folder holds them,
+            quantised ones included.
         device: Where to put it; a GPU if there is one.
         attention: ``sdpa`` or ``eager``; by default what the family supports.
         revision: Revision on the Hub.
@@ -53,14 +60,18 @@ def load(
     place = torch.device(device) if device is not None else _default_device()
     chosen = _dtype(dtype, place)
     source = str(embedded.obtain()) if name == embedded.NAME else name
+    rounded = rounding(quantize) if quantize is not None else None
     options = {} if attention is None else {"attn_implementation": attention}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=chosen, revision=revision, **options
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise BackboneError(_not_loaded(name, error)) from error
+    if rounded is not None:
+        rounded(model)
+    save_memory(model)
     model.to(place).eval().requires_grad_(False)
     backbone = Backbone(model, tokenizer, name=name, revision=revision)
     if backbone.family not in {row["family"] for row in verified_families()}:
@@ -85,9 +96,11 @@ def describe_dtype(backbone: Backbone) -> str:
     chosen = str(backbone.dtype).removeprefix("torch.")
     fast, reason = fast_dtype(backbone.device)
     why = reason if fast == backbone.dtype else "as asked"
+    rounded = f", quantised ({backbone.quantization})" if backbone.quantization else ""
     return (
-        f"{backbone.name}: {backbone.parameters / 1e6:.1f} M parameters in {chosen} on "
-        f"{backbone.device.type} ({why}); the prefix trains in float32"
+        f"{backbone.name}: {backbone.parameters / 1e6:.1f} M parameters in {chosen}{rounded} on "
+        f"{backbone.device.type} ({why}), {backbone.weight_bytes / 1e6:,.0f} MB of weights; the "
+        "prefix trains in float32"
     )
 
 
@@ -108,6 +121,8 @@ def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
 def _not_loaded(name: str, error: Exception) -> str:
     kind = "folder" if Path(name).exists() else "local folder or Hub name"
     first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if "torchao" in first_line and importlib.util.find_spec("torchao") is None:
+        return f"backbone {name!r} is quantised by torchao, which is not installed; run: {INSTALL}"
     return (
         f"cannot load backbone {name!r} (no readable model in that {kind}): {first_line} "
         f"Expected {embedded.NAME!r} (embedded), a folder with config.json and safetensors, or a "

@@ -53,6 +53,9 @@ class PictureArguments:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What the backbone computes in; auto: what this machine does fast."""
 
+    quantize: Literal["int8"] | None = None
+    """Weights of linear layers rounded to 8 bits after loading, by torchao (the extra "quantize")."""
+
     device: str | None = None
     """Where it runs, such as cpu or cuda; default: a GPU if there is one."""
 
@@ -67,8 +70,8 @@ class PictureArguments:
         """
         if self.attention is None and self != PictureArguments():
             raise DataError(
-                "--output, --backbone, --revision, --dtype, --device and --strict are for the picture; "
-                'give --attention "input" too'
+                "--output, --backbone, --revision, --dtype, --quantize, --device and --strict are for "
+                'the picture; give --attention "input" too'
             )
 
     def options(self) -> BackboneOptions:
@@ -77,6 +80,7 @@ class PictureArguments:
             backbone=self.backbone,
             revision=self.revision,
             dtype=self.dtype,
+            quantize=self.quantize,
             device=self.device,
             attention="eager",
         )

@@ -41,6 +41,9 @@ class BackboneOptions:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What the backbone computes in; auto: what this machine does fast. Prefixes train in float32."""
 
+    quantize: Literal["int8"] | None = None
+    """Weights of linear layers rounded to 8 bits after loading, by torchao (the extra "quantize")."""
+
     device: str | None = None
     """Where it runs, such as cpu or cuda; default: a GPU if there is one."""
 
@@ -55,6 +58,7 @@ class BackboneOptions:
         return load(
             name,
             dtype=self.dtype,
+            quantize=self.quantize,
             device=self.device,
             attention=self.attention,
             revision=revision,

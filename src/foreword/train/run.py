@@ -147,6 +147,7 @@ def train(
             "rows": report.rows,
             "truncated_rows": report.truncated_rows,
             "backbone_parameters": backbone.parameters,
+            "quantization": backbone.quantization,
             "trained_parameters": trained,
         }
         return _run(trainer, settings, report, training, begun)
