@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from importlib import resources
 from pathlib import Path
@@ -92,7 +93,10 @@ def describe_dtype(backbone: Backbone) -> str:
 
 
 def _default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """A GPU if there is one; of several processes on a machine, each takes its own."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK") or 0))
 
 
 def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
