@@ -51,7 +51,7 @@ def load(
     Examples:
         >>> backbone = foreword.load("smollm2-135m-instruct")  # doctest: +SKIP
     """
-    place = torch.device(device) if device is not None else _default_device()
+    place = _own_device(torch.device(device) if device is not None else _default_device())
     chosen = _dtype(dtype, place)
     source = str(embedded.obtain()) if name == embedded.NAME else name
     options = {} if attention is None else {"attn_implementation": attention}
@@ -93,10 +93,15 @@ def describe_dtype(backbone: Backbone) -> str:
 
 
 def _default_device() -> torch.device:
-    """A GPU if there is one; of several processes on a machine, each takes its own."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK") or 0))
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _own_device(device: torch.device) -> torch.device:
+    """Of several processes on a machine (torchrun), each takes a GPU of its own."""
+    local = os.environ.get("LOCAL_RANK")
+    if device.type != "cuda" or device.index is not None or not local:
+        return device
+    return torch.device("cuda", int(local))
 
 
 def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:

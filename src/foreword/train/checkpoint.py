@@ -19,7 +19,7 @@ def publish(aside: Path, place: Path) -> None:
     """Make a checkpoint written to `aside` appear at `place`, complete and on disk.
 
     A manifest with each file's digest goes in last; `newest` believes nothing without it. What is at
-    `place` is moved away first, into the folder of `aside`, which the next checkpoint clears.
+    `place` is moved away first, into the folder of `aside`, which the caller clears.
     """
     digests = {}
     for file in sorted(aside.iterdir()):

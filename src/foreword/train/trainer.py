@@ -274,6 +274,7 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
                 "checkpoints must be in a folder that all nodes share"
             )
         publish(written, self.folder / written.name)
+        self._clear_aside()
         keep_newest(self.folder, KEPT_CHECKPOINTS)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
