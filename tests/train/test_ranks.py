@@ -97,6 +97,7 @@ def test_another_number_of_processes_does_not_resume(trained: Path) -> None:
     [
         ("other-rows", "process 1 of 2 read other training rows than process 0", None),
         ("nan", "at step 4", 3),
+        ("nan-evaluation", "the NLL of the evaluation rows became nan after step 3", 3),
         ("full", "the disk is full", 6),
     ],
 )

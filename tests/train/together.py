@@ -52,17 +52,17 @@ class Leave(TrainerCallback):
 
 
 class Fault:
-    """Something that goes wrong on one rank only: the fourth forward pass, the second checkpoint."""
+    """Something that goes wrong on one rank only: a forward pass, or the second checkpoint."""
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: int, call: int) -> None:
         self.here = index() == rank
-        self.calls = 0
+        self.calls, self.call = 0, call
         self.score, self.publish = trainer.score, trainer.publish
 
     def nan(self, *args: Any, **kwargs: Any) -> Any:
         scores = self.score(*args, **kwargs)
         self.calls += 1
-        if self.here and self.calls == 4:
+        if self.here and self.calls == self.call:
             scores.nll_N.data[0] = math.nan
         return scores
 
@@ -99,9 +99,9 @@ def main(out: Path) -> None:
     run("resumed", callbacks=[Leave()])
     run("resumed", resume=True)
     run("other-rows", rows=ROWS[index() :])
-    for name, rank in (("nan", 1), ("full", 0)):
-        fault = Fault(rank)
-        trainer.score = fault.nan if name == "nan" else fault.score
+    for name, call in (("nan", 5), ("nan-evaluation", 4), ("full", 0)):
+        fault = Fault(0 if name == "full" else 1, call)
+        trainer.score = fault.nan
         trainer.publish = fault.full if name == "full" else fault.publish
         run(name)
         trainer.score, trainer.publish = fault.score, fault.publish

@@ -51,7 +51,7 @@ def is_whole(checkpoint: Path) -> bool:
                     return False
     except (OSError, ValueError, AttributeError):
         return False
-    return True
+    return bool(digests)
 
 
 def drop_damaged(folder: Path) -> None:
