@@ -361,6 +361,7 @@ class Attachment:
             return type(self.model).generate(self.model, *args, **kwargs)
         finally:
             self._generating = False
+            self._running.frame = None  # Ctrl-C leaves it: torch runs no hook on its way out
 
 
 class _CheckpointInFrame:
