@@ -30,16 +30,27 @@ LONG = {"steps": "100000", "checkpoint_every": "3", "batch_size": "2"}
 Start = Callable[..., subprocess.Popen[str]]
 
 
+def environment() -> dict[str, str]:
+    """This package, wherever the process runs, and as many threads as here."""
+    threads = str(torch.get_num_threads())
+    return {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": str(ROOT / "src")}
+
+
+def python(code: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *words], env=environment(), capture_output=True, text=True
+    )
+
+
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Start the command in a process of its own, in the working directory; it ends with the test."""
     running: list[subprocess.Popen[str]] = []
 
     def run(words: list[str], launcher: Sequence[str] = ()) -> subprocess.Popen[str]:
-        threads = str(torch.get_num_threads())
         process = subprocess.Popen(
             [sys.executable, *launcher, "-m", "foreword", *words],
-            env={**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": str(ROOT / "src")},
+            env=environment(),
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -111,7 +122,7 @@ def test_sigterm_before_training_is_one_word(place: Path) -> None:  # noqa: F811
         "import os, signal, sys, foreword.cli.options as o; from foreword.cli.main import main; "
         "o.load = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM); sys.exit(main(sys.argv[1:]))"
     )
-    done = subprocess.run([sys.executable, "-c", code, *train()], capture_output=True, text=True)
+    done = python(code, *train())
     assert done.returncode == 143
     assert done.stderr.strip().endswith("interrupted")
     assert "Traceback" not in done.stderr
@@ -121,11 +132,7 @@ def test_a_disk_that_takes_no_checkpoint_takes_the_prefix(place: Path) -> None: 
     """Files may have 12,000 bytes, which the prefix has not and the optimiser's state has."""
     limit = "import resource as r, signal, sys; r.setrlimit(r.RLIMIT_FSIZE, (12000, 12000)); "
     code = limit + "from foreword.cli.main import run; run()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *train(steps="9", checkpoint_every="3")],
-        capture_output=True,
-        text=True,
-    )
+    done = python(code, *train(steps="9", checkpoint_every="3"))
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     words = " ".join(done.stderr.split())

@@ -51,7 +51,7 @@ def steps(model: Any, batches: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
         loss.backward()
         if step == 0:
             gradients = [_whole(p.grad).tolist() for p in model.foreword_prefix.parameters()]
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         optimizer.step()
         optimizer.zero_grad()
     return {"losses": losses, "gradients": gradients}
