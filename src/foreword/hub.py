@@ -117,11 +117,11 @@ def pull(
             )
         at = info.sha or revision
         path = api.hf_hub_download(repo_id, FILE, revision=at, local_dir=folder)
-        content = Path(path).read_bytes()
-    try:
-        return prefix_file.decode(content)
-    except FormatError as error:
-        raise type(error)(f"{FILE} of {repo_id}: {error}") from error
+        try:
+            return prefix_file.load(path)
+        except FormatError as error:
+            said = str(error).removeprefix(f"{path}: ")  # the copy is gone in a moment
+            raise type(error)(f"{FILE} of {repo_id}: {said}") from error
 
 
 def _api(token: str | None, endpoint: str | None) -> HfApi:

@@ -169,6 +169,12 @@ def test_another_backbone_is_refused(tmp_path: Path) -> None:
         foreword.import_peft(folder, backbone_of("llama"))
 
 
+def test_a_model_that_cuts_attention_into_chunks_is_refused(tmp_path: Path) -> None:
+    folder = checkpoint(model_of("llama4_text"), tmp_path / "peft")
+    with pytest.raises(UnsupportedModel, match="cuts its attention into chunks"):
+        foreword.import_peft(folder, backbone_of("llama4_text"))
+
+
 def test_a_cache_that_holds_something_else_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

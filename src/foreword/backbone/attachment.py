@@ -131,7 +131,7 @@ class Attachment:
 
     @bound.setter
     def bound(self, bound: Bound | None) -> None:
-        self._check_windows(bound)
+        self.check_windows(bound)
         self._bind(bound, None)
 
     def follow(self, source: Source) -> None:
@@ -238,7 +238,7 @@ class Attachment:
                 "only language models carry a prefix for now"
             )
         bound = self.bound
-        self._check_windows(bound)
+        self.check_windows(bound)
         batch, queries = source.shape[:2]
         self._check_rows(batch, bound)
         self._check_output_attentions(call)
@@ -270,7 +270,12 @@ class Attachment:
             )
         return frame, None
 
-    def _check_windows(self, bound: Bound | None) -> None:
+    def check_windows(self, bound: Bound | None) -> None:
+        """See whether the model's attention can drop a prefix as its windows drop text.
+
+        Raises:
+            UnsupportedModel: It is cut into chunks.
+        """
         if self._chunked and bound is not None and any(bound.windowed_R):
             raise UnsupportedModel(
                 f"{type(self.model).__name__} cuts its attention into chunks. With window policy "

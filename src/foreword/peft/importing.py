@@ -79,7 +79,10 @@ def import_peft(folder: str | os.PathLike[str], backbone: Backbone) -> Prefix:
         windows="windowed" if windowed else "visible",
         recipe={"peft": origin},
     )
-    return Prefix(backbone.sites, keys, values, meta)
+    prefix = Prefix(backbone.sites, keys, values, meta)
+    with backbone.attached(prefix) as attachment:
+        attachment.check_windows(attachment.bound)
+    return prefix
 
 
 def _read(path: Path, limit: int) -> bytes:
