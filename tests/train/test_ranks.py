@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import foreword
+from foreword.backbone.load import _own_device
 from foreword.data.encode import IGNORED, Encoded
 from foreword.errors import TrainingError
 from foreword.train.ranks import Ranks
@@ -125,3 +126,17 @@ def test_one_process_asks_nobody() -> None:
     assert (ranks.count, ranks.first, ranks.gathered(3), ranks.any(True)) == (1, True, [3], True)
     with ranks.stopping_together():
         assert ranks.first_does(lambda: 4) == ranks.all_do(lambda: 4) == 4
+
+
+def test_launches_that_would_shard_the_prefix_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(TrainingError, match="asks for FSDP.*fully_shard"):
+        foreword.train(backbone(), ROWS, settings(2))
+
+
+def test_each_process_of_a_machine_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    for given, taken in (("cuda", "cuda:3"), ("cuda:1", "cuda:1"), ("cpu", "cpu")):
+        assert _own_device(torch.device(given)) == torch.device(taken)
+    monkeypatch.delenv("LOCAL_RANK")
+    assert _own_device(torch.device("cuda")) == torch.device("cuda")

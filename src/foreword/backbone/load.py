@@ -99,9 +99,7 @@ def _default_device() -> torch.device:
 def _own_device(device: torch.device) -> torch.device:
     """Of several processes on a machine (torchrun), each takes a GPU of its own."""
     local = os.environ.get("LOCAL_RANK")
-    if device.type != "cuda" or device.index is not None or not local:
-        return device
-    return torch.device("cuda", int(local))
+    return torch.device("cuda", int(local)) if str(device) == "cuda" and local else device
 
 
 def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:

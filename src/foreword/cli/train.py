@@ -13,6 +13,7 @@ from foreword.backbone import Backbone, describe_dtype
 from foreword.cli.console import FIRST, TrainingBar, note, out, working
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.errors import FormatError, StoreError
+from foreword.interrupt import undisturbed
 from foreword.store import PrefixStore, taken
 from foreword.train import TrainingStopped, TrainResult, TrainSettings
 from foreword.train import train as run_training
@@ -121,7 +122,9 @@ def train_in_store(
     except TrainingStopped as stopped:
         if not FIRST:
             raise
-        raise _kept(store, arguments.name, settings.init, stopped) from stopped.__cause__
+        with undisturbed():
+            kept = _kept(store, arguments.name, settings.init, stopped)
+        raise kept from stopped.__cause__
     finally:
         bar.stop()
     if FIRST:

@@ -31,9 +31,23 @@ def index() -> int:
     return int(os.environ.get("RANK") or 0) if count() > 1 else 0
 
 
+def _refuse_other_launches() -> None:
+    """Accelerate would shard what is trained; the backbone beside it would stay whole."""
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true", "yes"):
+            raise TrainingError(
+                f"accelerate's configuration asks for {name}, which would shard the prefix and not "
+                "the backbone; launch without it, and shard the backbone with fully_shard if it is "
+                "too large for one device"
+            )
+
+
 @dataclass
 class Ranks:
     """What the processes of one run agree on. With one process, everything here is that process's.
+
+    Raises:
+        TrainingError: The launcher was told to shard what is trained.
 
     Attributes:
         device: Where training runs.
@@ -47,6 +61,7 @@ class Ranks:
     _asked: int = 0
 
     def __post_init__(self) -> None:
+        _refuse_other_launches()
         if self.count > 1:
             PartialState(cpu=self.device.type == "cpu")  # joins the group, unless that is done
 
