@@ -322,3 +322,31 @@ class _Break(TrainerCallback):
     def on_step_end(self, args: object, state: Any, control: object, **kwargs: Any) -> None:
         with torch.no_grad():
             next(kwargs["model"].parameters()).fill_(math.nan)
+
+
+@pytest.mark.parametrize(("free", "said"), [(100, "the disk is full"), (2**30, "iostream error")])
+def test_a_disk_that_torch_finds_full_is_named_and_room_is_made(
+    tiny: foreword.Backbone,
+    rows: Rows,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    free: int,
+    said: str,
+) -> None:
+    """On a full disk torch says "basic_ios::clear: iostream error", and two checkpoints filled it."""
+    real, saved = torch.save, []
+
+    def save(value: Any, place: Any) -> None:
+        saved.append(place)
+        if "checkpoint-3" in str(place):
+            usage = shutil.disk_usage(tmp_path)._replace(free=free)
+            monkeypatch.setattr(trainer.shutil, "disk_usage", lambda _: usage)
+            raise RuntimeError("basic_ios::clear: iostream error")
+        real(value, place)
+
+    monkeypatch.setattr(torch, "save", save)
+    settings = changed(steps=6, checkpoint_every=1)
+    with pytest.raises(foreword.TrainingStopped, match=said) as stopped:
+        foreword.train(tiny, rows, settings, folder=tmp_path)
+    assert stopped.value.result.prefix.meta.training["steps"] == 3
+    assert {path.name for path in tmp_path.iterdir()} == {RUN_FILE, "checkpoint-2"}

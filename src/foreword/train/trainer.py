@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import shutil
@@ -41,6 +42,8 @@ ASIDE = ".aside"
 """Folder that a checkpoint is written in before it appears."""
 
 
+NEXT_TO_NOTHING = 2**16
+"""Bytes left on a disk that is full: too few for what torch writes at once."""
 REMEDY = "train again with a lower learning rate (--lr) or in float32 (--dtype float32)"
 
 
@@ -260,8 +263,13 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
                 lambda: _refusing(lambda: self._publish(aside / name), self.folder / name)
             )
         except StoreError:
-            self.ranks.first_does(begin)  # so that there is room for the prefix itself
+            self.ranks.first_does(self._make_room)
             raise
+
+    def _make_room(self) -> None:
+        """Leave no more than resuming needs, so that the prefix itself can be kept."""
+        self._clear_aside()
+        keep_newest(self.folder, 1)
 
     def _clear_aside(self) -> None:
         shutil.rmtree(self.folder / ASIDE, ignore_errors=True)
@@ -295,8 +303,15 @@ def _refusing(action: Callable[[], None], place: Path) -> None:
     try:
         action()
     except (OSError, RuntimeError) as error:
-        cause = error if isinstance(error, OSError) else OSError(_first_line(error))
-        raise refused(place, cause) from error
+        raise refused(place, _cause(error, place.parent)) from error
+
+
+def _cause(error: OSError | RuntimeError, folder: Path) -> OSError:
+    """What the system said; torch's own writer does not say that a disk is full."""
+    if isinstance(error, OSError):
+        return error
+    full = shutil.disk_usage(folder).free < NEXT_TO_NOTHING
+    return OSError(errno.ENOSPC, "full") if full else OSError(_first_line(error))
 
 
 def _first_line(error: BaseException) -> str:
