@@ -17,6 +17,7 @@ SOURCE = ROOT / "src/foreword"
 LAYERS = (
     "errors",
     "version",
+    "interrupt",
     "files",
     "prefix",
     "describe",
@@ -35,6 +36,7 @@ LAYERS = (
     "card",
     "hub",
     "cli",
+    "__main__",
 )
 """Each may import those before it, and within itself."""
 MODULES = sorted(SOURCE.rglob("*.py"))

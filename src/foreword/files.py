@@ -5,12 +5,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from foreword.errors import StoreError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{16}")
+"""Names that files have while they are written."""
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -35,6 +40,13 @@ def write_whole(path: Path, content: bytes) -> None:
             os.unlink(aside)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Delete what writers that were killed left in a folder that nobody writes to now."""
+    for path in folder.iterdir():
+        if _LEFTOVER.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames in `folder` survive a power cut, where the system can."""
     try:
@@ -50,7 +62,7 @@ def sync_folder(folder: Path) -> None:
 
 def refused(path: Path, error: OSError | ValueError) -> StoreError:
     """What to say when the system refuses to write `path`."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in _FULL:
         return StoreError(
             f"cannot write {path}: the disk is full. Nothing was lost; free some space or choose "
             "another folder, then do it again"

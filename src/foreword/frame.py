@@ -7,6 +7,7 @@ Q queries, K keys of the call, D key dimension, E value dimension.
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -87,10 +88,11 @@ class Frame:
     """One forward pass of an attached model, from its outermost call to its return.
 
     Recomputation under gradient checkpointing re-enters the frame of its forward, so that it sees
-    the prefix that the forward saw, whatever is bound by then.
+    the prefix that the forward saw, whatever is bound by then. It knows the module that was called by
+    name only: a pass that Ctrl-C cut off stays until the next one, and must not keep the model alive.
     """
 
-    module: nn.Module
+    name: str
     bound: Bound | None
     batch: int
     text_positions_BQ: Tensor | None
@@ -238,6 +240,7 @@ class Running:
 
     def __init__(self) -> None:
         self.key = next(_keys)
+        weakref.finalize(self, _frames.pop, self.key, None).atexit = False
 
     def __deepcopy__(self, memo: dict[int, object]) -> Running:
         """A copied model runs by itself."""

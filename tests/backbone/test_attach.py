@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import warnings
+import weakref
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM
 
 import foreword
+from foreword import frame
 from foreword.backbone.attachment import attachment_of
 from foreword.backbone.bind import bind
 from foreword.errors import (
@@ -244,6 +247,34 @@ def test_ctrl_c_in_a_forward_pass_leaves_nothing_behind(
     attachment = attachment_of(tiny.model)
     assert attachment is not None
     assert attachment._running.frame is None
+
+
+def test_a_pass_that_ctrl_c_cut_off_does_not_outlive_generate_or_the_model(
+    tiny: foreword.Backbone, texts: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It once stayed until the next call, and kept a model alive that nobody else held."""
+    (row,) = ids(6)
+    foreword.attach(tiny, tiny.capture(texts[0].tolist()))
+    attachment = attachment_of(tiny.model)
+    assert attachment is not None
+    key = attachment._running.key
+
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tiny.model.lm_head, "forward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tiny.model.generate(row[None], max_new_tokens=2)
+    assert key not in frame._frames
+    with pytest.raises(KeyboardInterrupt):
+        tiny.model(row[None])
+    assert key in frame._frames
+    model = weakref.ref(tiny.model)
+    monkeypatch.undo()
+    del attachment, tiny.model
+    gc.collect()
+    assert model() is None
+    assert key not in frame._frames
 
 
 def test_calling_a_part_of_the_model_alone_raises(

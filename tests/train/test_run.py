@@ -13,7 +13,8 @@ from transformers import TrainerCallback
 
 import foreword
 from foreword.errors import DataError, StoreError, TrainingError
-from foreword.train import checkpoint, run, trainer
+from foreword.train import checkpoint, trainer
+from foreword.train import folder as run_folder
 from foreword.train.initialisation import scales, start
 from foreword.train.objective import score
 from foreword.train.parameterization import DirectParameterization
@@ -398,7 +399,7 @@ def test_too_little_disk_is_refused_before_training(
     tiny: foreword.Backbone, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(run.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(StoreError, match="1000 bytes free"):
         foreword.train(tiny, rows, SETTINGS, folder=tmp_path / "run")
 

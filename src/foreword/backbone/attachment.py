@@ -183,7 +183,7 @@ class Attachment:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         running = self._running.frame
-        if running is not None and self._is_inside(module, running.module):
+        if running is not None and self._is_inside(module, running.name):
             return None
         return self._begin(module, args, kwargs)
 
@@ -210,7 +210,7 @@ class Attachment:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
         running = self._running.frame
-        if running is not None and running.module is module:
+        if running is not None and running.name == self._names[module]:
             self._end(module, running, output)
 
     @_untraced
@@ -222,9 +222,9 @@ class Attachment:
         for kept in _caches(output):
             setattr(kept, _OWNER, _identity(frame.bound))
 
-    def _is_inside(self, module: nn.Module, outer: nn.Module) -> bool:
-        """Whether a module is a proper part of another."""
-        name, around = self._names[module], self._names[outer]
+    def _is_inside(self, module: nn.Module, around: str) -> bool:
+        """Whether a module is a proper part of the one of that name."""
+        name = self._names[module]
         return name != around and (not around or name.startswith(around + "."))
 
     def _frame(self, module: nn.Module, call: Mapping[str, Any]) -> tuple[Frame, Tensor | None]:
@@ -249,7 +249,7 @@ class Attachment:
             mask = call.get("attention_mask")
             positions = text_positions(mask, batch, queries, past, source.device)
         frame = Frame(
-            module,
+            self._names[module],
             bound,
             batch,
             positions,
@@ -366,6 +366,7 @@ class Attachment:
             return type(self.model).generate(self.model, *args, **kwargs)
         finally:
             self._generating = False
+            self._running.frame = None  # Ctrl-C leaves it: torch runs no hook on its way out
 
 
 class _CheckpointInFrame:

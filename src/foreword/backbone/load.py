@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import warnings
 from importlib import resources
 from pathlib import Path
@@ -57,7 +58,7 @@ def load(
     Examples:
         >>> backbone = foreword.load("smollm2-135m-instruct")  # doctest: +SKIP
     """
-    place = torch.device(device) if device is not None else _default_device()
+    place = _own_device(torch.device(device) if device is not None else _default_device())
     chosen = _dtype(dtype, place)
     source = str(embedded.obtain()) if name == embedded.NAME else name
     rounded = rounding(quantize) if quantize is not None else None
@@ -106,6 +107,12 @@ def describe_dtype(backbone: Backbone) -> str:
 
 def _default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _own_device(device: torch.device) -> torch.device:
+    """Of several processes on a machine (torchrun), each takes a GPU of its own."""
+    local = os.environ.get("LOCAL_RANK")
+    return torch.device("cuda", int(local)) if str(device) == "cuda" and local else device
 
 
 def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from foreword.errors import UnsupportedModel
 
@@ -36,7 +37,11 @@ def input_device(model: Any) -> torch.device:
 
 
 def contents(module: nn.Module, name: str) -> Tensor:
-    """A module's own parameter with its contents, on the meta device only if it has none."""
+    """A module's own parameter with its contents, on the meta device only if it has none.
+
+    What FSDP2 keeps in shards is gathered, for which all processes must ask.
+    """
     with align_module_device(module):
         parameter: Tensor = module._parameters[name]  # type: ignore[assignment]
-        return parameter.detach()
+        whole = parameter.detach()
+        return whole.full_tensor() if isinstance(whole, DTensor) else whole

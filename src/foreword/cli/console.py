@@ -11,13 +11,25 @@ from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.table import Table
 from transformers import TrainerCallback
 
+from foreword.train import ranks
+
+FIRST = ranks.index() == 0
+"""Whether this process speaks; of several that train together, one does."""
+
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 def note(text: str) -> None:
     """A line for people, on standard error."""
-    err.print(text, style="dim", markup=False)
+    if FIRST:
+        err.print(text, style="dim", markup=False)
+
+
+def complain(text: str) -> None:
+    """An error, on standard error; it says which of several processes has it, unless it is the first."""
+    who = "" if FIRST else f"process {ranks.index()}: "
+    err.print(f"{who}{text}", style="red", markup=False)
 
 
 @contextmanager
@@ -76,8 +88,8 @@ class TrainingBar(TrainerCallback):  # type: ignore[misc]
             return
         model = kwargs["model"]
         elapsed = self.bar.tasks[0].elapsed or 1e-9
-        rows = (model.seen_rows - self._rows_before) / elapsed
-        tokens = (model.seen_tokens - self._tokens_before) / elapsed
+        rows = args.world_size * (model.seen_rows - self._rows_before) / elapsed
+        tokens = args.world_size * (model.seen_tokens - self._tokens_before) / elapsed
         speed = f"loss {float(logs['loss']):.3f} {rows:.1f} examples/s {tokens:.0f} tokens/s"
         self.bar.update(self.task, completed=state.global_step, speed=speed)
         if not err.is_terminal and state.global_step % self._plain_every == 0:

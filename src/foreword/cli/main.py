@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from foreword.backbone import OtherWeights, UnverifiedFamily
 from foreword.cli.backbones import backbones
-from foreword.cli.console import err
+from foreword.cli.console import FIRST, complain, err
 from foreword.cli.demo import demo
 from foreword.cli.evaluate import evaluate
 from foreword.cli.export import export
@@ -27,11 +27,14 @@ from foreword.cli.remove import remove
 from foreword.cli.train import train
 from foreword.data.encode import Truncated
 from foreword.errors import ForewordError, StoreError
+from foreword.interrupt import Terminated, terminable
 from foreword.peft import NotInPeft
 from foreword.version import __version__
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells give it."""
+TERMINATED = 143
+"""Exit code after SIGTERM."""
 
 VERBS = (
     train,
@@ -63,11 +66,11 @@ for _verb in VERBS:
 def main(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code.
 
-    0: done; 1: refused, with one message; 2: the command line is wrong; 130: Ctrl-C.
+    0: done; 1: refused, with one message; 2: the command line is wrong; 130: Ctrl-C; 143: SIGTERM.
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), terminable():
         for shown in (OtherWeights, UnverifiedFamily, Truncated, NotInPeft):
             warnings.simplefilter("once", shown)
         warnings.showwarning = _show_warning
@@ -81,12 +84,18 @@ def _main(tokens: list[str]) -> int:
     except CycloptsError:
         return 2
     except ForewordError as error:
-        err.print(f"error: {error}", style="red", markup=False)
-        return INTERRUPTED if isinstance(error.__cause__, KeyboardInterrupt) else 1
-    except KeyboardInterrupt:
-        err.print("interrupted", style="red")
-        return INTERRUPTED
+        complain(f"error: {error}")
+        return _code(error.__cause__)
+    except KeyboardInterrupt as error:
+        complain("interrupted")
+        return _code(error)
     return 0
+
+
+def _code(cause: BaseException | None) -> int:
+    if isinstance(cause, Terminated):
+        return TERMINATED
+    return INTERRUPTED if isinstance(cause, KeyboardInterrupt) else 1
 
 
 def _config_of(tokens: Sequence[str]) -> tuple[Yaml, ...]:
@@ -106,7 +115,7 @@ def _show_warning(
     message: Warning | str, category: type[Warning], *rest: object, **more: object
 ) -> None:
     """Our own warnings as one line; those of libraries are theirs to fix."""
-    if category.__module__.startswith("foreword"):
+    if FIRST and category.__module__.startswith("foreword"):
         err.print(f"warning: {message}", style="yellow", markup=False)
 
 

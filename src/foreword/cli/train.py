@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -10,12 +10,14 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from foreword.backbone import Backbone, describe_dtype
-from foreword.cli.console import TrainingBar, note, out, working
+from foreword.cli.console import FIRST, TrainingBar, note, out, working
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.errors import FormatError, StoreError
+from foreword.interrupt import undisturbed
 from foreword.store import PrefixStore, taken
 from foreword.train import TrainingStopped, TrainResult, TrainSettings
 from foreword.train import train as run_training
+from foreword.train.folder import discard
 
 
 @Parameter(name="*")
@@ -62,6 +64,8 @@ def train(
         loaded = backbone.load()
     note(describe_dtype(loaded))
     result = train_in_store(place, loaded, data, settings, arguments)
+    if not FIRST:
+        return
     path = place.path(arguments.name)
     training = result.prefix.meta.training
     out.print(
@@ -96,6 +100,8 @@ def train_in_store(
 ) -> TrainResult:
     """Train under a progress bar and keep the prefix, also when training was stopped early.
 
+    Of several processes that train together, the first shows and keeps things.
+
     Raises:
         TrainingStopped: Training ended before its time; the best prefix so far is in the store.
     """
@@ -110,27 +116,45 @@ def train_in_store(
             folder=folder,
             resume=arguments.resume,
             logs=Path("runs") / arguments.name,
-            callbacks=[bar],
+            callbacks=[bar] if FIRST else [],
             store=store,
         )
     except TrainingStopped as stopped:
-        raise _kept(store, arguments.name, stopped) from stopped.__cause__
+        if not FIRST:
+            raise
+        with undisturbed():
+            kept = _kept(store, arguments.name, settings.init, stopped)
+        raise kept from stopped.__cause__
     finally:
         bar.stop()
-    store.save(arguments.name, result.prefix, overwrite=True)
-    shutil.rmtree(folder, ignore_errors=True)
+    if FIRST:
+        store.save(arguments.name, result.prefix, overwrite=True)
+        discard(folder)
     return result
 
 
-def _kept(store: PrefixStore, name: str, stopped: TrainingStopped) -> TrainingStopped:
-    """Keep the best prefix of a stopped run, beside a finished one of the same name if there is one."""
-    if name in store and not _is_unfinished(store, name):
-        name = f"{name}-stopped"
-    store.save(name, stopped.result.prefix, overwrite=True)
-    again = isinstance(stopped.__cause__, KeyboardInterrupt | StoreError)
+def _kept(store: PrefixStore, name: str, init: str, stopped: TrainingStopped) -> TrainingStopped:
+    """Keep the best prefix of a stopped run, never in the place of a finished one or of its start."""
+    free = _free_name(store, name, init)
+    again = isinstance(stopped.__cause__, KeyboardInterrupt | StoreError | RuntimeError)
     how = "; to go on, give the same command with --resume" if again else ""
-    message = f"{stopped}. The best prefix so far is kept as {name!r}{how}"
+    try:
+        store.save(free, stopped.result.prefix, overwrite=True)
+    except StoreError as error:
+        what = f"The best prefix so far could not be kept: {error}{how}"
+        return TrainingStopped(f"{stopped}. {what}", stopped.result)
+    message = f"{stopped}. The best prefix so far is kept as {free!r}{how}"
     return TrainingStopped(message, stopped.result)
+
+
+def _free_name(store: PrefixStore, name: str, init: str) -> str:
+    """The name itself, or one like it, that holds nothing but what a stopped run left."""
+    numbered = (f"{name}-stopped-{number}" for number in itertools.count(2))
+    for candidate in itertools.chain([name, f"{name}-stopped"], numbered):
+        is_start = init == candidate or Path(init).absolute() == store.path(candidate).absolute()
+        if not is_start and (candidate not in store or _is_unfinished(store, candidate)):
+            return candidate
+    raise AssertionError
 
 
 def _is_unfinished(store: PrefixStore, name: str) -> bool:

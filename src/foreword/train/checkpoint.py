@@ -18,7 +18,8 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 def publish(aside: Path, place: Path) -> None:
     """Make a checkpoint written to `aside` appear at `place`, complete and on disk.
 
-    A manifest with each file's digest goes in last; `newest` believes nothing without it.
+    A manifest with each file's digest goes in last; `newest` believes nothing without it. What is at
+    `place` is moved away first, into the folder of `aside`, which the caller clears.
     """
     digests = {}
     for file in sorted(aside.iterdir()):
@@ -27,7 +28,7 @@ def publish(aside: Path, place: Path) -> None:
             os.fsync(opened.fileno())
     write_whole(aside / MANIFEST, json.dumps(digests, indent=1).encode())
     if place.exists():
-        shutil.rmtree(place)
+        os.rename(place, aside.with_name(f"{place.name}.old"))
     os.replace(aside, place)
     sync_folder(place.parent)
 
@@ -50,7 +51,14 @@ def is_whole(checkpoint: Path) -> bool:
                     return False
     except (OSError, ValueError, AttributeError):
         return False
-    return True
+    return bool(digests)
+
+
+def drop_damaged(folder: Path) -> None:
+    """Delete the checkpoints that are not whole, lest they count among the newest."""
+    for _, place in _numbered(folder):
+        if not is_whole(place):
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def keep_newest(folder: Path, count: int) -> None:

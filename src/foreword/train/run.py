@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import shutil
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -14,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, set_seed
 
 from foreword import format as prefix_file
@@ -21,28 +19,20 @@ from foreword.backbone import Backbone
 from foreword.data import Collator, Encoded, Encoder, Report, rows_of
 from foreword.data.collate import padding_of
 from foreword.errors import DataError, ForewordError, StoreError, TrainingError
-from foreword.files import write_whole
-from foreword.prefix import Prefix, canonical_json
+from foreword.interrupt import Terminated
+from foreword.prefix import Prefix
 from foreword.store import PrefixStore
-from foreword.train import checkpoint
 from foreword.train.dropout import PrefixDropout
+from foreword.train.folder import prepare, temporary
 from foreword.train.initialisation import start
 from foreword.train.parameterise import parameterise
+from foreword.train.ranks import Ranks
 from foreword.train.report import LOGS, reporters
 from foreword.train.settings import LENGTH, TrainSettings
-from foreword.train.trainer import (
-    ASIDE,
-    BEST_FILE,
-    NotFinite,
-    PrefixModule,
-    PrefixTrainer,
-    detached,
-)
+from foreword.train.trainer import REMEDY, NotFinite, PrefixModule, PrefixTrainer, detached
 
 Rows = str | Sequence[Mapping[str, Any]]
 """A source as `read_rows` takes it, or the rows themselves."""
-
-RUN_FILE = "run.json"
 
 
 @dataclass(frozen=True)
@@ -86,6 +76,9 @@ def train(
 ) -> TrainResult:
     """Train a prefix on a task's rows; the backbone stays frozen.
 
+    Under torchrun or accelerate launch all processes train one prefix, each on its share of every
+    step's rows. The first writes all files; every one gets the result.
+
     Args:
         backbone: The backbone, left as it was found.
         data: Rows, or where to read them.
@@ -104,7 +97,8 @@ def train(
     Raises:
         DataError: Rows, columns, templates or lengths are wrong; before training starts.
         TrainingError: Nothing fits the settings, or the run to resume was another one.
-        TrainingStopped: The loss became NaN, the disk is full, or Ctrl-C; carries the best so far.
+        TrainingStopped: The loss became NaN, the disk is full, Ctrl-C, or another process was lost;
+            carries the best so far.
 
     Examples:
         >>> settings = TrainSettings(prompt="{mr} ->", target=" {ref}")
@@ -112,20 +106,28 @@ def train(
     """
     if settings.early_stop is not None and evaluation is None:
         raise TrainingError("early_stop needs evaluation data (--eval)")
+    ranks = Ranks(backbone.device)
     with ExitStack() as stack:
-        callbacks = [*callbacks, *reporters(settings, logs, stack)]
-        if folder is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="foreword-")))
+        callbacks = [*callbacks, *(reporters(settings, logs, stack) if ranks.first else [])]
+        folder = folder or stack.enter_context(temporary(ranks))
         set_seed(settings.seed)
         data = rows_of(data)
         first = start(backbone, settings, data, store)
         settings = _resolved(settings, first)
         train_rows, report = encode(backbone, data, settings, first)
         eval_rows = encode(backbone, evaluation, settings, first)[0] if evaluation else []
-        digest = rows_digest(train_rows)
+        digest = _common_digest(train_rows, ranks)
         parameterization = parameterise(backbone, first, settings)
         trained = sum(parameter.numel() for parameter in parameterization.parameters())
-        begun = _prepare(folder, first, settings, digest, trained, resume=resume)
+        run = {
+            "settings": settings.as_json(),
+            "data": digest,
+            "start": first.digest,
+            "evaluation": rows_digest(eval_rows),
+            "processes": ranks.count,
+        }
+        needed = max(first.parameters, trained)
+        begun = ranks.first_does(lambda: prepare(folder, run, needed, resume=resume))
         attachment = stack.enter_context(backbone.attached(None))
         dropout = PrefixDropout(settings.dropout, settings.frozen, settings.seed)
         module = PrefixModule(parameterization, backbone, attachment, dropout)
@@ -141,6 +143,7 @@ def train(
             Collator(padding_of(backbone.tokenizer)),
             callbacks,
             backbone.device,
+            ranks,
         )
         training = {
             "data": digest,
@@ -150,6 +153,7 @@ def train(
             "quantization": backbone.quantization,
             "trained_parameters": trained,
         }
+        stack.enter_context(ranks.stopping_together())
         return _run(trainer, settings, report, training, begun)
 
 
@@ -189,65 +193,16 @@ def _resolved(settings: TrainSettings, first: Prefix) -> TrainSettings:
     return replace(settings, length=settings.length or length)
 
 
-def _prepare(
-    folder: Path, first: Prefix, settings: TrainSettings, digest: str, trained: int, *, resume: bool
-) -> Path | None:
-    """Make the run's folder, and find the checkpoint to resume from.
-
-    What cannot be known later is refused now: no room on the disk, or another run's checkpoints.
-    """
-    run = {"settings": settings.as_json(), "data": digest, "start": first.digest}
-    file = folder / RUN_FILE
-    if resume and file.is_file():
-        try:
-            earlier = json.loads(file.read_text())
-        except (OSError, ValueError) as error:
-            raise TrainingError(
-                f"cannot read {file}: {error}; start anew without --resume"
-            ) from error
-        _refuse_other_run(earlier, run)
-    else:
-        _clear(folder)
-    write_whole(file, canonical_json(run))
-    needed = 12 * max(first.parameters, trained) * 4
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise StoreError(
-            f"{folder} has {free} bytes free; checkpoints of this prefix need {needed}. Free some "
-            "space or choose another folder"
-        )
-    return checkpoint.newest(folder) if resume else None
-
-
-def _clear(folder: Path) -> None:
-    """Remove what an earlier run left in its folder, and nothing else.
-
-    Raises:
-        TrainingError: The folder holds something, but no run of ours.
-    """
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return
-    file = folder / RUN_FILE
-    if not file.is_file():
+def _common_digest(rows: Sequence[Encoded], ranks: Ranks) -> str:
+    """The digest of the rows, which all processes must have read alike."""
+    digests = ranks.gathered(rows_digest(rows))
+    others = [index for index, digest in enumerate(digests) if digest != digests[0]]
+    if others:
         raise TrainingError(
-            f"{folder} is not empty and holds no earlier run; choose another folder for checkpoints"
+            f"process {others[0]} of {ranks.count} read other training rows than process 0; give all "
+            "the same data"
         )
-    checkpoint.keep_newest(folder, 0)
-    shutil.rmtree(folder / ASIDE, ignore_errors=True)
-    (folder / BEST_FILE).unlink(missing_ok=True)
-
-
-def _refuse_other_run(earlier: Any, run: Mapping[str, Any]) -> None:
-    before = earlier.get("settings", {}) if isinstance(earlier, dict) else {}
-    for name, value in run["settings"].items():
-        if before.get(name) != value:
-            raise TrainingError(
-                f"the run to resume had {name}={before.get(name)!r}, now it is {value!r}; give the "
-                "same settings, or start anew without --resume"
-            )
-    for name, what in (("data", "rows"), ("start", "start of the prefix (or another backbone)")):
-        if earlier.get(name) != run[name]:
-            raise TrainingError(f"the run to resume had other {what}; start anew without --resume")
+    return digests[0]
 
 
 def _run(
@@ -261,14 +216,20 @@ def _run(
     stopped: str | None = None
     cause: BaseException | None = None
     try:
-        trainer.train(resume_from_checkpoint=str(begun) if begun else None)
+        if begun is None or not trainer.is_complete(begun):
+            trainer.train(resume_from_checkpoint=str(begun) if begun else None)
+        _check_finite(trainer)
     except KeyboardInterrupt as error:
-        stopped, cause = "interrupted (Ctrl-C)", error
+        stopped, cause = _asked_by(error), error
     except NotFinite as error:
         stopped, cause = str(error), error
         trainer.restore_last_good()
     except StoreError as error:
         stopped, cause = str(error), error
+    except RuntimeError as error:
+        if trainer.ranks.count == 1:
+            raise
+        stopped, cause = f"a process failed or was lost ({_first_line(error)})", error
     seconds = time.perf_counter() - began
     history = [
         {name: float(entry[name]) for name in ("step", "loss", "eval_loss") if name in entry}
@@ -299,8 +260,29 @@ def _run(
     return result
 
 
+def _asked_by(error: KeyboardInterrupt) -> str:
+    how = "SIGTERM" if isinstance(error, Terminated) else "Ctrl-C"
+    return f"interrupted ({how})"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _check_finite(trainer: PrefixTrainer) -> None:
+    """No loss is computed after the last step, so what it left is looked at.
+
+    Raises:
+        NotFinite: A parameter is NaN or infinite.
+    """
+    if not all(bool(torch.isfinite(p).all()) for p in trainer.prefix_module.parameters()):
+        raise NotFinite(f"the prefix became nan or inf in the last step; {REMEDY}")
+
+
 def _best(trainer: PrefixTrainer) -> Prefix:
     """The best prefix that evaluation saw, else the one that the parameters stand for now."""
+    if trainer.best is not None:
+        return trainer.best
     if trainer.evaluated() and trainer.best_path.is_file():
         try:
             return prefix_file.load(trainer.best_path)

@@ -7,9 +7,12 @@ trains the model's parameters then trains the prefix.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from foreword.backbone import Backbone
@@ -63,9 +66,25 @@ class Trainable:
         return self.parameterization.materialise()
 
     def prefix(self) -> Prefix:
-        """The trained value: plain float32 tensors on the CPU, to be saved or attached."""
-        with torch.no_grad(), evaluating(self.parameterization):
+        """The trained value: plain float32 tensors on the CPU, to be saved or attached.
+
+        Of a model that FSDP2 shards (`fully_shard`), all processes must ask for it.
+        """
+        with torch.no_grad(), evaluating(self.parameterization), self._whole():
             return detached(self.materialise())
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Gather what FSDP keeps in shards: all processes must be here."""
+        model = self._attachment.model
+        if not isinstance(model, FSDPModule):
+            yield
+            return
+        model.unshard()
+        try:
+            yield
+        finally:
+            model.reshard()
 
     @property
     def identity(self) -> str:

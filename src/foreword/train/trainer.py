@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import math
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import SeedableRandomSampler
+from safetensors.torch import save as tensors_as_bytes
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from foreword import format as prefix_file
 from foreword.backbone import Backbone
@@ -18,20 +24,27 @@ from foreword.backbone.attachment import Attachment
 from foreword.backbone.bind import bind
 from foreword.data import Collator, Encoded
 from foreword.data.grouping import GroupedByLength
-from foreword.errors import TrainingError
+from foreword.errors import StoreError, TrainingError
 from foreword.files import refused
 from foreword.prefix import Prefix
 from foreword.train.checkpoint import keep_newest, publish
 from foreword.train.dropout import PrefixDropout
 from foreword.train.objective import score
 from foreword.train.parameterization import Parameterization
+from foreword.train.ranks import Ranks
 from foreword.train.settings import TrainSettings
+from foreword.train.shares import BLANK, FilledUp, batches
 
 KEPT_CHECKPOINTS = 2
 BEST_FILE = "best.safetensors"
 """The prefix with the lowest evaluation NLL, in the run's folder."""
 ASIDE = ".aside"
 """Folder that a checkpoint is written in before it appears."""
+
+
+NEXT_TO_NOTHING = 2**16
+"""Bytes left on a disk that is full: too few for what torch writes at once."""
+REMEDY = "train again with a lower learning rate (--lr) or in float32 (--dtype float32)"
 
 
 class NotFinite(TrainingError):
@@ -101,7 +114,10 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
         folder: Where checkpoints go.
         train_rows: Encoded rows.
         eval_rows: Encoded rows to evaluate on, or none.
+        collator: Makes a batch of rows.
         callbacks: More callbacks, such as a progress bar.
+        device: Where to train.
+        ranks: The processes that train together; by default those that a launcher started.
     """
 
     def __init__(
@@ -114,19 +130,23 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
         collator: Collator,
         callbacks: Sequence[TrainerCallback],
         device: torch.device,
+        ranks: Ranks | None = None,
     ) -> None:
         self.prefix_module = module
+        self.ranks = ranks or Ranks(device)
         self.folder = folder
         self.eval_rows = eval_rows
         self.patience = settings.early_stop
         self.grouped = settings.group_by_length
         self.best_path = folder / BEST_FILE
+        self.best: Prefix | None = None
+        self.rows = train_rows
         self.last_good = _copies(module)
         super().__init__(
             model=module,
             args=_arguments(settings, folder, device, evaluated=bool(eval_rows)),
             data_collator=collator,
-            train_dataset=train_rows,
+            train_dataset=train_rows if self.ranks.count == 1 else [*train_rows, BLANK],
             eval_dataset=eval_rows or None,
             callbacks=list(callbacks),
         )
@@ -134,13 +154,18 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs = True  # our loss is divided by the whole batch's targets
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """Rows of like length together, unless the settings say otherwise."""
-        if not self.grouped:
+        """Rows of like length together, unless the settings say otherwise; equal shares for all."""
+        args, count = self.args, self.ranks.count
+        at_once = args.train_batch_size * count
+        order: Any
+        if self.grouped:
+            lengths = [len(row.input_ids) for row in self.rows]
+            order = GroupedByLength(lengths, at_once * args.gradient_accumulation_steps, args.seed)
+        elif count == 1:
             return super()._get_train_sampler(train_dataset)
-        args = self.args
-        rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        lengths = [len(row.input_ids) for row in self.train_dataset]
-        return GroupedByLength(lengths, rows, args.seed)
+        else:
+            order = SeedableRandomSampler(self.rows, data_seed=args.data_seed)
+        return order if count == 1 else FilledUp(order, at_once, blank=len(self.rows))
 
     def compute_loss(
         self,
@@ -152,11 +177,10 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
         """Mean NLL per target token of the step, over all its accumulated batches."""
         output = model(**inputs)
         targets = output["targets"] if num_items_in_batch is None else num_items_in_batch
-        loss = output["loss"] / targets
-        if not bool(torch.isfinite(loss)):
+        loss = output["loss"] / targets * self.ranks.count  # which the mean of all gradients undoes
+        if self.ranks.any(not bool(torch.isfinite(loss))):
             raise NotFinite(
-                f"the loss became {float(loss.detach())} at step {self.state.global_step + 1}; "
-                "train again with a lower learning rate (--lr) or in float32 (--dtype float32)"
+                f"the loss became {_figure(loss)} at step {self.state.global_step + 1}; {REMEDY}"
             )
         if model.training:
             self.last_good = _copies(self.prefix_module)
@@ -164,21 +188,48 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """NLL per target token over the evaluation rows."""
-        nll = mean_nll(self.prefix_module, self.eval_rows, self.data_collator, self.args)
+        nll = mean_nll(
+            self.prefix_module, self.eval_rows, self.data_collator, self.args, self.ranks
+        )
+        if not math.isfinite(nll):
+            raise NotFinite(
+                f"the NLL of the evaluation rows became {nll} after step {self.state.global_step}; "
+                f"{REMEDY}"
+            )
         metrics = {"eval_loss": nll}
+        if nll < min(self.evaluated(), default=math.inf):
+            self.best = detached(self.prefix_module.parameterization.materialise())
         self.log(metrics)
         self.control: TrainerControl = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
-        losses = self.evaluated()
-        since_best = len(losses) - 1 - losses.index(min(losses))
-        if since_best == 0:
-            prefix_file.save(
-                detached(self.prefix_module.parameterization.materialise()), self.best_path
-            )
-        if self.patience is not None and since_best >= self.patience:
+        if self._since_best() == 0 and self.best is not None:
+            best = self.best
+            self.ranks.first_does(lambda: prefix_file.save(best, self.best_path))
+        if self._is_patience_over():
             self.control.should_training_stop = True
         return metrics
+
+    def _since_best(self) -> int:
+        """Evaluations since the best one."""
+        losses = self.evaluated()
+        return len(losses) - 1 - losses.index(min(losses))
+
+    def _is_patience_over(self) -> bool:
+        if self.patience is None or not self.evaluated():
+            return False
+        return self._since_best() >= self.patience
+
+    def is_complete(self, checkpoint: Path) -> bool:
+        """Whether training had ended when a checkpoint was written; if so, it is loaded.
+
+        The Trainer would go on from it: it looks whether it is done after each step only.
+        """
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if self.state.global_step < self.state.max_steps and not self._is_patience_over():
+            return False
+        self._load_from_checkpoint(str(checkpoint))
+        return True
 
     def evaluated(self) -> list[float]:
         """NLL of every evaluation so far, those before a resumption included."""
@@ -197,17 +248,79 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
         return str(self.folder / ASIDE)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write a checkpoint aside, then make it appear whole."""
+        """Write a checkpoint aside, then make it appear whole; all processes write their part.
+
+        Raises:
+            StoreError: The disk refused. What was written of it is gone again.
+        """
         name = f"checkpoint-{self.state.global_step}"
         aside = self.folder / ASIDE
-        shutil.rmtree(aside, ignore_errors=True)
+        begin, write = self._clear_aside, super()._save_checkpoint
         try:
-            super()._save_checkpoint(model, trial)
-            publish(aside / name, self.folder / name)
-        except (OSError, RuntimeError) as error:
-            cause = error if isinstance(error, OSError) else OSError(str(error))
-            raise refused(self.folder / name, cause) from error
+            self.ranks.first_does(begin)
+            self.ranks.all_do(lambda: _refusing(lambda: write(model, trial), self.folder / name))
+            self.ranks.first_does(
+                lambda: _refusing(lambda: self._publish(aside / name), self.folder / name)
+            )
+        except StoreError:
+            self.ranks.first_does(self._make_room)
+            raise
+
+    def _make_room(self) -> None:
+        """Leave no more than resuming needs, so that the prefix itself can be kept."""
+        self._clear_aside()
+        keep_newest(self.folder, 1)
+
+    def _clear_aside(self) -> None:
+        shutil.rmtree(self.folder / ASIDE, ignore_errors=True)
+
+    def _publish(self, written: Path) -> None:
+        states = len(list(written.glob("rng_state*.pth")))
+        if states != self.ranks.count:
+            raise TrainingError(
+                f"{written} has the random states of {states} of {self.ranks.count} processes; "
+                "checkpoints must be in a folder that all nodes share"
+            )
+        publish(written, self.folder / written.name)
+        self._clear_aside()
         keep_newest(self.folder, KEPT_CHECKPOINTS)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Write what is trained; Python's own writing says so when a disk is full."""
+        if not self.args.should_save:
+            return
+        assert output_dir is not None
+        os.makedirs(output_dir, exist_ok=True)
+        tensors = state_dict or self.prefix_module.state_dict()
+        content = tensors_as_bytes(
+            {name: tensor.contiguous() for name, tensor in tensors.items()}, {"format": "pt"}
+        )
+        Path(output_dir, SAFE_WEIGHTS_NAME).write_bytes(content)
+
+
+def _refusing(action: Callable[[], None], place: Path) -> None:
+    """Do what writes to a disk; torch says RuntimeError where others say OSError."""
+    try:
+        action()
+    except (OSError, RuntimeError) as error:
+        raise refused(place, _cause(error, place.parent)) from error
+
+
+def _cause(error: OSError | RuntimeError, folder: Path) -> OSError:
+    """What the system said; torch's own writer does not say that a disk is full."""
+    if isinstance(error, OSError):
+        return error
+    full = shutil.disk_usage(folder).free < NEXT_TO_NOTHING
+    return OSError(errno.ENOSPC, "full") if full else OSError(_first_line(error))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _figure(loss: Tensor) -> str:
+    """A loss that is not finite, in words; on a process where it is, another's is not."""
+    return f"{float(loss.detach())}" if not torch.isfinite(loss) else "nan or inf"
 
 
 def _copies(module: nn.Module) -> list[Tensor]:
@@ -217,20 +330,27 @@ def _copies(module: nn.Module) -> list[Tensor]:
 
 @torch.no_grad()
 def mean_nll(
-    module: PrefixModule, rows: Sequence[Encoded], collator: Any, args: TrainingArguments
+    module: PrefixModule,
+    rows: Sequence[Encoded],
+    collator: Any,
+    args: TrainingArguments,
+    ranks: Ranks,
 ) -> float:
-    """NLL per target token over rows, in nats; no virtual token is dropped."""
+    """NLL per target token over rows, in nats; no virtual token is dropped.
+
+    Each process takes its share, and all get the same result.
+    """
     total, targets = 0.0, 0
     training = module.training
     module.eval()
-    size = args.per_device_eval_batch_size
-    for first in range(0, len(rows), size):
-        batch = collator(rows[first : first + size])
+    for mine in batches(rows, args.per_device_eval_batch_size, ranks.index, ranks.count):
+        batch = collator(mine)
         output = module(**{name: tensor.to(args.device) for name, tensor in batch.items()})
         total += float(output["loss"])
         targets += int(output["targets"])
     module.train(training)
-    return total / targets
+    shares = ranks.gathered((total, targets))
+    return sum(nll for nll, _ in shares) / sum(number for _, number in shares)
 
 
 def detached(prefix: Prefix) -> Prefix:
@@ -247,7 +367,7 @@ def _arguments(
     settings: TrainSettings, folder: Path, device: torch.device, *, evaluated: bool
 ) -> TrainingArguments:
     every = settings.checkpoint_every
-    return TrainingArguments(
+    made = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=settings.batch_size,
@@ -272,7 +392,11 @@ def _arguments(
         dataloader_pin_memory=False,
         disable_tqdm=True,
         use_cpu=device.type == "cpu",
+        average_tokens_across_devices=True,
+        ddp_find_unused_parameters=False,
     )
+    made._n_gpu = min(1, made.n_gpu)  # not DataParallel: one process uses one device
+    return made
 
 
 def _checkpointing(wanted: bool) -> dict[str, Any]:
