@@ -396,6 +396,9 @@ def _arguments(
         ddp_find_unused_parameters=False,
     )
     made._n_gpu = min(1, made.n_gpu)  # not DataParallel: one process uses one device
+    if made.device.type == "cpu":
+        # Not cpu:0, as each process calls it: transformers 5.16 asks torch to load states onto that.
+        made.__dict__["_setup_devices"] = torch.device("cpu")
     return made
 
 
