@@ -122,7 +122,7 @@ def peft_model(backbone: Backbone, dtype: torch.dtype) -> nn.Module:
     return get_peft_model(model, config)
 
 
-def speed(rows: list[Row]) -> dict[str, Any]:
+def speed(rows: list[Row], rounds: int) -> dict[str, Any]:
     """Interleaved rounds of all sides over the same rows; medians."""
     bf16, f32 = foreword.load(dtype="bfloat16"), foreword.load(dtype="float32")
     peft_f32, peft_bf16 = peft_model(bf16, torch.float32), peft_model(bf16, torch.bfloat16)
@@ -137,7 +137,7 @@ def speed(rows: list[Row]) -> dict[str, Any]:
         side(rows[: 2 * BATCH])
     rate: dict[str, list[float]] = {name: [] for name in sides}
     size = STEPS * BATCH
-    for index in range(ROUNDS):
+    for index in range(rounds):
         part = rows[index * size : (index + 1) * size]
         for name, side in sides.items():
             rate[name].append(len(part) / side(part))
@@ -152,7 +152,7 @@ def speed(rows: list[Row]) -> dict[str, Any]:
     }
 
 
-def limit(rows: list[Row]) -> dict[str, Any]:
+def limit(rows: list[Row], rounds: int) -> dict[str, Any]:
     """Share of a step's time that its matrix products, measured alone in the same run, would take.
 
     Counted are the model's linear layers, forward and gradient of the activations, over real tokens,
@@ -162,7 +162,7 @@ def limit(rows: list[Row]) -> dict[str, Any]:
     like = start(backbone, settings())
     shares, rates = [], []
     ours(backbone, rows[: 2 * BATCH])
-    for index in range(ROUNDS):
+    for index in range(rounds):
         part = rows[index * STEPS * BATCH : (index + 1) * STEPS * BATCH]
         encoded = encode(backbone, part, settings(), like)[0]
         steps = len(encoded) / BATCH
@@ -277,6 +277,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--only", default="speed,limit,memory")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     arguments = parser.parse_args()
     logging.set_verbosity_error()
     if arguments.memory_of:
@@ -292,7 +293,11 @@ def main() -> None:
         "batch": BATCH,
         "prefix": LENGTH,
     }
-    stages = {"speed": lambda: speed(rows), "limit": lambda: limit(rows), "memory": memory}
+    stages = {
+        "speed": lambda: speed(rows, arguments.rounds),
+        "limit": lambda: limit(rows, arguments.rounds),
+        "memory": memory,
+    }
     for stage in arguments.only.split(","):
         report[stage] = stages[stage]()
     print(json.dumps(report, indent=1))

@@ -17,6 +17,7 @@ SOURCE = ROOT / "src/foreword"
 LAYERS = (
     "errors",
     "version",
+    "notices",
     "interrupt",
     "files",
     "prefix",

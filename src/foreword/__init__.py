@@ -4,6 +4,9 @@ A prefix is a short run of learned keys and values that a frozen transformer att
 input, in every layer.
 """
 
+import foreword.notices  # noqa: F401  (before what it quiets is imported)
+
+# isort: split
 from foreword.backbone import Backbone, OtherWeights, attach, detach, load
 from foreword.data import Task, read_rows
 from foreword.errors import ForewordError
