@@ -225,6 +225,21 @@ def earlier(folder: Path, change: Callable[[Any], Any]) -> None:
     write_whole(file, json.dumps(change(json.loads(file.read_text()))).encode())
 
 
+def test_what_an_older_version_did_otherwise_is_not_taken_for_the_default(
+    tiny: foreword.Backbone, rows: Rows, tmp_path: Path
+) -> None:
+    """Before there was a setting for it, steps held random rows."""
+
+    def older(run: Any) -> Any:
+        del run["settings"]["group_by_length"]
+        return run
+
+    cut(tiny, rows, tmp_path, Interrupt(6, SystemExit()))
+    earlier(tmp_path, older)
+    with pytest.raises(TrainingError, match="had group_by_length=False, now it is True"):
+        foreword.train(tiny, rows, SETTINGS, folder=tmp_path, resume=True)
+
+
 def test_what_an_older_version_did_not_know_had_its_default(
     tiny: foreword.Backbone, rows: Rows, tmp_path: Path
 ) -> None:

@@ -23,6 +23,9 @@ WITHOUT_EFFECT = ("report_to",)
 """Settings that do not change what is learned. How often checkpoints are written does: that is when
 the best prefix is chosen."""
 
+_ONCE = {"group_by_length": False}
+"""What a run did before there was a setting for it, where that is not the default."""
+
 _DIGESTS = {
     "data": "rows",
     "start": "start of the prefix (or another backbone)",
@@ -117,9 +120,10 @@ def _read(file: Path) -> dict[str, Any]:
 def _refuse_other_run(earlier: Mapping[str, Any], run: Mapping[str, Any]) -> None:
     """Refuse to go on with a run that would have learned something else.
 
-    A setting that the earlier run's version did not know had the value that is now the default.
+    A setting that the earlier run's version did not know had the value that is now the default, or
+    the one in `_ONCE`.
     """
-    before = {**TrainSettings().as_json(), **earlier["settings"]}
+    before = {**TrainSettings().as_json(), **_ONCE, **earlier["settings"]}
     for name, value in run["settings"].items():
         if before[name] != value and name not in WITHOUT_EFFECT:
             raise TrainingError(
