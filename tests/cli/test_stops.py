@@ -42,6 +42,11 @@ def python(code: str, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def heeding_interrupts() -> None:
+    """Shells let what they start in the background ignore SIGINT, and its children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Start the command in a process of its own, in the working directory; it ends with the test."""
@@ -53,6 +58,7 @@ def start() -> Iterator[Start]:
             env=environment(),
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=heeding_interrupts,
         )
         running.append(process)
         return process
@@ -96,7 +102,7 @@ def test_a_stopped_process_keeps_its_prefix_and_resumes_bit_for_bit(
     code: int,
     said: str,
 ) -> None:
-    words = train(steps="40", checkpoint_every="3", batch_size="2")
+    words = train(steps="120", checkpoint_every="3", batch_size="2")
     process = start(words)
     wait_for(process, has_checkpoint)
     process.send_signal(number)
@@ -110,8 +116,8 @@ def test_a_stopped_process_keeps_its_prefix_and_resumes_bit_for_bit(
     else:
         assert "food" not in PrefixStore()
     assert main([*words, "--resume"]) == 0
-    assert PrefixStore().load("food").meta.training["steps"] == 40
-    assert main(train(steps="40", batch_size="2", name="whole")) == 0
+    assert PrefixStore().load("food").meta.training["steps"] == 120
+    assert main(train(steps="120", batch_size="2", name="whole")) == 0
     assert same("food", "whole")
     assert not has_checkpoint()
 

@@ -49,7 +49,7 @@ def test_killed_twenty_times_and_while_writing_it_ends_the_same() -> None:
     root = Path(__file__).parents[2]
     script = [sys.executable, str(root / "benchmarks/unkillable.py"), "--tiny"]
     done = subprocess.run(
-        [*script, "--kills", "4", "--steps", "24"],
+        [*script, "--kills", "4", "--steps", "40"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -58,7 +58,7 @@ def test_killed_twenty_times_and_while_writing_it_ends_the_same() -> None:
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["bit_for_bit_equal"] is True
-    assert (report["kills"], report["final_step"]) == (4, 24)
+    assert (report["kills"], report["final_step"]) == (4, 40)
     assert max(report["resumed_at"]) > 0
 
 
