@@ -208,7 +208,7 @@ def _median(left: Tensor, right: Tensor) -> float:
 
 
 def memory() -> dict[str, Any]:
-    """Each side's peak in MB above what it held before the step, in a process of its own."""
+    """Each side's peak in MiB above what it held before the step, in a process of its own."""
     peaks = {}
     for side in ("foreword", "foreword without checkpointing", "peft"):
         command = [sys.executable, __file__, "--memory-of", side]
@@ -216,8 +216,8 @@ def memory() -> dict[str, Any]:
         peaks[side] = json.loads(done.stdout.splitlines()[-1])
         print(json.dumps({side: peaks[side]}), flush=True)
     return {
-        "peak_MB_above_weights": peaks,
-        "ours_over_peft": peaks["foreword"]["MB"] / peaks["peft"]["MB"],
+        "peak_MiB_above_weights": peaks,
+        "ours_over_peft": peaks["foreword"]["MiB"] / peaks["peft"]["MiB"],
     }
 
 
@@ -257,7 +257,7 @@ def _peak(loss_of: Callable[[], Tensor]) -> dict[str, Any]:
     loss = loss_of()
     loss.backward()
     return {
-        "MB": (_status("VmHWM") - before) / 1024,
+        "MiB": (_status("VmHWM") - before) / 1024,
         "seconds": time.perf_counter() - began,
         "loss": float(loss.detach()),
     }

@@ -85,3 +85,8 @@ class StoreError(ForewordError):
 
 class HubError(ForewordError):
     """The Hub cannot be reached, refused, or holds something else."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; the name of its kind, if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

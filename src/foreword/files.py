@@ -13,7 +13,6 @@ from pathlib import Path
 
 from foreword.errors import StoreError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{16}")
 """Names that files have while they are written."""
 
@@ -62,7 +61,7 @@ def sync_folder(folder: Path) -> None:
 
 def refused(path: Path, error: OSError | ValueError) -> StoreError:
     """What to say when the system refuses to write `path`."""
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreError(
             f"cannot write {path}: the disk is full. Nothing was lost; free some space or choose "
             "another folder, then do it again"

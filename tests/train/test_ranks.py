@@ -24,12 +24,10 @@ ROOT = Path(__file__).parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what two processes trained."""
-    out = tmp_path_factory.mktemp("together")
+def run_on_two(module: str, out: Path) -> None:
+    """Run a module on two processes, which write to a folder."""
     done = subprocess.run(
-        [*TORCHRUN, "-m", "tests.train.together", str(out)],
+        [*TORCHRUN, "-m", module, str(out)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -37,6 +35,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what two processes trained."""
+    out = tmp_path_factory.mktemp("together")
+    run_on_two("tests.train.together", out)
     return out
 
 

@@ -351,7 +351,7 @@ def test_a_nan_loss_stops_with_the_last_good_prefix(
             scores.nll_N.data[0] = math.nan
         return scores
 
-    two = foreword.train(tiny, rows, SETTINGS, callbacks=[_StopAt(2)]).prefix
+    two = foreword.train(tiny, rows, SETTINGS, callbacks=[StopAt(2)]).prefix
     monkeypatch.setattr(trainer, "score", failing)
     with pytest.raises(foreword.TrainingStopped, match="nan at step 4.*--lr") as stopped:
         foreword.train(tiny, rows, SETTINGS)
@@ -367,7 +367,7 @@ def test_a_loss_that_is_never_finite_keeps_the_start(tiny: foreword.Backbone, ro
     assert kept.first_not_finite() is None
 
 
-class _StopAt(TrainerCallback):
+class StopAt(TrainerCallback):
     def __init__(self, step: int) -> None:
         self.step = step
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import torch
 import foreword
 from tests.conftest import tiny_model
 from tests.train.sharded import batch, start, steps
-from tests.train.test_ranks import ROOT, TORCHRUN, tensors
+from tests.train.test_ranks import run_on_two, tensors
 from tests.train.together import ROWS, backbone, settings
 
 
@@ -22,15 +20,7 @@ from tests.train.together import ROWS, backbone, settings
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what two processes measured."""
     folder = tmp_path_factory.mktemp("sharded")
-    done = subprocess.run(
-        [*TORCHRUN, "-m", "tests.train.sharded", str(folder)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    run_on_two("tests.train.sharded", folder)
     return folder
 
 

@@ -22,7 +22,7 @@ from foreword.files import write_whole
 from foreword.train import checkpoint, trainer
 from foreword.train.folder import RUN_FILE, discard
 from foreword.train.trainer import ASIDE
-from tests.train.test_run import Interrupt, Rows, changed, equal
+from tests.train.test_run import Interrupt, Rows, StopAt, changed, equal
 
 SETTINGS = changed(steps=7, dropout=0.2)
 """Not a whole number of epochs: three steps see all rows."""
@@ -296,17 +296,8 @@ def test_ctrl_c_between_an_evaluation_and_its_file_keeps_that_prefix(
         foreword.train(tiny, rows, settings, evaluation=rows, callbacks=[AtEvaluation()])
     kept = stopped.value.result.prefix
     assert kept.meta.training["best_eval_nll"] == losses[1]
-    assert foreword.train(tiny, rows, settings, callbacks=[_StopAt(6)]).prefix.length == kept.length
-    assert equal(kept, foreword.train(tiny, rows, settings, callbacks=[_StopAt(6)]).prefix)
-
-
-class _StopAt(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: object, state: Any, control: Any, **_: object) -> Any:
-        control.should_training_stop = state.global_step == self.step
-        return control
+    assert foreword.train(tiny, rows, settings, callbacks=[StopAt(6)]).prefix.length == kept.length
+    assert equal(kept, foreword.train(tiny, rows, settings, callbacks=[StopAt(6)]).prefix)
 
 
 def test_a_nan_among_the_evaluation_rows_stops_with_the_best_before(
@@ -320,7 +311,7 @@ def test_a_nan_among_the_evaluation_rows_stops_with_the_best_before(
         foreword.train(tiny, rows, settings, evaluation=rows)
     kept = stopped.value.result.prefix
     assert kept.meta.training["best_eval_nll"] == 5.0
-    assert equal(kept, foreword.train(tiny, rows, settings, callbacks=[_StopAt(3)]).prefix)
+    assert equal(kept, foreword.train(tiny, rows, settings, callbacks=[StopAt(3)]).prefix)
 
 
 def test_a_last_step_that_breaks_the_prefix_is_seen(tiny: foreword.Backbone, rows: Rows) -> None:

@@ -17,7 +17,7 @@ from foreword.backbone.backbone import Backbone
 from foreword.backbone.dtype import DTYPES, fast_dtype
 from foreword.backbone.int8_linear import save_memory
 from foreword.backbone.quantise import INSTALL, rounding
-from foreword.errors import BackboneError
+from foreword.errors import BackboneError, first_line
 
 
 class UnverifiedFamily(UserWarning):
@@ -127,11 +127,11 @@ def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
 
 def _not_loaded(name: str, error: Exception) -> str:
     kind = "folder" if Path(name).exists() else "local folder or Hub name"
-    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    if "torchao" in first_line and importlib.util.find_spec("torchao") is None:
+    said = first_line(error)
+    if "torchao" in said and importlib.util.find_spec("torchao") is None:
         return f"backbone {name!r} is quantised by torchao, which is not installed; run: {INSTALL}"
     return (
-        f"cannot load backbone {name!r} (no readable model in that {kind}): {first_line} "
+        f"cannot load backbone {name!r} (no readable model in that {kind}): {said} "
         f"Expected {embedded.NAME!r} (embedded), a folder with config.json and safetensors, or a "
         "name on the Hub"
     )

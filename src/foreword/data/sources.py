@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from foreword.errors import DataError
+from foreword.errors import DataError, first_line
 
 Row = dict[str, Any]
 
@@ -145,9 +145,9 @@ def _from_datasets(source: str) -> Iterator[Row]:
     try:
         loaded = datasets.load_dataset(name, split=split or "train")
     except Exception as error:  # the library raises many kinds, of its own and of the Hub's client
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        said = first_line(error)
         raise DataError(
             f"{source!r} is neither a file, nor a shipped set ({', '.join(SHIPPED)}), nor a data "
-            f"set that the datasets library can load: {first_line}"
+            f"set that the datasets library can load: {said}"
         ) from error
     yield from loaded

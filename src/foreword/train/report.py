@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback, WandbCallback
 from transformers.integrations.integration_utils import WandbLogModel
 
-from foreword.errors import TrainingError
+from foreword.errors import TrainingError, first_line
 from foreword.train.settings import TrainSettings
 
 LOGS = Path("runs")
@@ -83,7 +83,7 @@ class WandbReporter(WandbCallback):  # type: ignore[misc]
                 settings=wandb.Settings(init_timeout=START, finish_timeout=END, console="off"),
             )
         except Exception as error:  # of its own, of its service's, of the network's
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            said = first_line(error).rstrip(".")
             raise TrainingError(
                 f"Weights & Biases does not start: {said}. Log in (wandb login), or set "
                 "WANDB_MODE=offline and send the run later (wandb sync)"

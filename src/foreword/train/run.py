@@ -18,7 +18,7 @@ from foreword import format as prefix_file
 from foreword.backbone import Backbone
 from foreword.data import Collator, Encoded, Encoder, Report, rows_of
 from foreword.data.collate import padding_of
-from foreword.errors import DataError, ForewordError, StoreError, TrainingError
+from foreword.errors import DataError, ForewordError, StoreError, TrainingError, first_line
 from foreword.interrupt import Terminated
 from foreword.prefix import Prefix
 from foreword.store import PrefixStore
@@ -229,7 +229,7 @@ def _run(
     except RuntimeError as error:
         if trainer.ranks.count == 1:
             raise
-        stopped, cause = f"a process failed or was lost ({_first_line(error)})", error
+        stopped, cause = f"a process failed or was lost ({first_line(error)})", error
     seconds = time.perf_counter() - began
     history = [
         {name: float(entry[name]) for name in ("step", "loss", "eval_loss") if name in entry}
@@ -263,10 +263,6 @@ def _run(
 def _asked_by(error: KeyboardInterrupt) -> str:
     how = "SIGTERM" if isinstance(error, Terminated) else "Ctrl-C"
     return f"interrupted ({how})"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _check_finite(trainer: PrefixTrainer) -> None:

@@ -24,7 +24,7 @@ from foreword.backbone.attachment import Attachment
 from foreword.backbone.bind import bind
 from foreword.data import Collator, Encoded
 from foreword.data.grouping import GroupedByLength
-from foreword.errors import StoreError, TrainingError
+from foreword.errors import StoreError, TrainingError, first_line
 from foreword.files import refused
 from foreword.prefix import Prefix
 from foreword.train.checkpoint import keep_newest, publish
@@ -311,11 +311,7 @@ def _cause(error: OSError | RuntimeError, folder: Path) -> OSError:
     if isinstance(error, OSError):
         return error
     full = shutil.disk_usage(folder).free < NEXT_TO_NOTHING
-    return OSError(errno.ENOSPC, "full") if full else OSError(_first_line(error))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return OSError(errno.ENOSPC, "full") if full else OSError(first_line(error))
 
 
 def _figure(loss: Tensor) -> str:
