@@ -22,7 +22,7 @@ from foreword.cascade import (
     merge_pays,
     merged,
 )
-from foreword.frame import SiteTensors
+from foreword.frame import Frame, SiteTensors
 from foreword.prefix import Prefix, WindowPolicy
 from tests.oracle import checks
 from tests.oracle.families import BY_NAME
@@ -276,8 +276,15 @@ def test_what_the_merge_cannot_do_stays_plain(
 
 @pytest.mark.parametrize("extra", [{"dropout": 0.1}, {"softcap": 30.0}, {"cache": object()}])
 def test_calls_that_ask_for_more_stay_with_the_kernel(extra: dict[str, Any]) -> None:
-    assert attention._asks_for_more(extra)
-    assert not attention._asks_for_more({"dropout": 0.0, "scaling": 0.5, "cache": None})
+    def is_plain(kwargs: dict[str, Any]) -> bool:
+        query = key = value = torch.ones(1, 1, 1, 4)
+        frame = Frame("", bound=None, batch=1, text_positions_BQ=None)
+        kernel, module = attention.sdpa_attention_forward, torch.nn.Module()
+        call = attention._Call(frame, kernel, module, query, key, value, None, kwargs)
+        return call.is_plain_sdpa
+
+    assert not is_plain(extra)
+    assert is_plain({"dropout": 0.0, "scaling": 0.5, "cache": None})
 
 
 def test_gradients_of_a_prefix_in_training_are_those_of_the_plain_form(calls: list[int]) -> None:

@@ -9,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import foreword
 from foreword import attention
-from foreword.kernels import LONGEST, grouped_attention, pays
+from foreword.kernels import FEW, LONGEST, grouped_attention, pays
 from tests.conftest import MEMORY, byte_tokenizer, tiny_model
 
 
@@ -64,15 +64,48 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_sdpa_is() -> None:
     assert float((ours - exact).abs().max()) <= 2 * sdpa
 
 
-def test_it_is_chosen_for_short_training_passes_on_a_cpu_in_bfloat16_only() -> None:
+def test_it_is_chosen_on_a_cpu_in_bfloat16_only() -> None:
     query, key, _ = tensors(3, 3, torch.bfloat16)
-    assert pays(query, key, 0.0)
-    assert not pays(query, key, 0.1)
-    assert not pays(query.detach(), key.detach(), 0.0)
-    assert not pays(query.float(), key.float(), 0.0)
-    assert not pays(query, key.expand(3, 3, 11, 12).repeat(1, 1, LONGEST, 1), 0.0)
-    with torch.no_grad():
-        assert not pays(query, key, 0.0)
+    assert pays(query, key)
+    assert not pays(query.float(), key.float())
+    assert not pays(query.to("meta"), key.to("meta"))
+
+
+def test_it_is_chosen_for_short_training_passes_and_for_few_queries() -> None:
+    query, key, _ = tensors(3, 3, torch.bfloat16)
+    many_keys = key.repeat(1, 1, LONGEST, 1)
+    many_queries = query.repeat(1, 1, FEW, 1)
+    assert pays(many_queries, key)
+    assert not pays(query, many_keys)
+    for with_gradients in (True, False):
+        with torch.set_grad_enabled(with_gradients):
+            assert pays(query.detach(), many_keys.detach())
+            assert not pays(many_queries.detach(), key.detach())
+
+
+def test_decoding_with_it_follows_decoding_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    half = foreword.Backbone(tiny_model().to(torch.bfloat16), byte_tokenizer(), name="tiny")
+    prefix = half.capture(half.tokens("a text in front"))
+    ids = torch.tensor([half.tokens("what follows it")])
+    used = []
+
+    def counted(*args: object) -> Tensor:
+        used.append(1)
+        return grouped_attention(*args)
+
+    def logits() -> Tensor:
+        with half.attached(prefix), torch.no_grad():
+            begun = half.model(input_ids=ids[:, :-1], use_cache=True)
+            rest = half.model(input_ids=ids[:, -1:], past_key_values=begun.past_key_values)
+        return rest.logits.float()
+
+    monkeypatch.setattr(attention, "grouped_attention", counted)
+    with_it = logits()
+    assert used
+    used.clear()
+    monkeypatch.setattr(attention, "pays", lambda *_: False)
+    torch.testing.assert_close(logits(), with_it, rtol=0.05, atol=0.02)
+    assert not used
 
 
 def test_training_with_it_follows_training_without_it(monkeypatch: pytest.MonkeyPatch) -> None:

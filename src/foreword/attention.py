@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -70,6 +71,61 @@ def _kernel(forward: Callable[..., Any], base: str) -> Callable[..., Any]:
     return kernel
 
 
+@dataclass(frozen=True)
+class _Call:
+    """One attention call of the model.
+
+    Attributes:
+        frame: The forward pass that it belongs to.
+        kernel: What the model would call.
+        module: The attention module.
+        query: (B, H * G, Q, D).
+        key: (B, H, K, D).
+        value: (B, H, K, E).
+        mask: Boolean (True: seen) or additive, (B or 1, H * G or 1, Q, K), or None.
+        kwargs: The other keyword arguments.
+    """
+
+    frame: Frame
+    kernel: Callable[..., Any]
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    kwargs: Mapping[str, Any]
+
+    def with_keys(self, key: Tensor, value: Tensor, mask: Tensor | None) -> _Call:
+        """The same queries over other keys and values."""
+        return replace(self, key=key, value=value, mask=mask)
+
+    @property
+    def is_plain_sdpa(self) -> bool:
+        """Whether SDPA is wanted, and nothing that only transformers' own function knows how to do."""
+        wanted = self.kwargs
+        return (
+            self.kernel is sdpa_attention_forward
+            and wanted.get("dropout", 0.0) == 0.0
+            and wanted.get("cache") is None
+            and wanted.get("softcap") is None
+        )
+
+    def run(self) -> tuple[Tensor, Tensor | None]:
+        """Output (B, Q, heads, E) and weights of the kernel, or of the plain one where it is faster.
+
+        An observer is shown what the model itself does, so then its own kernel is called.
+        """
+        masked = self.mask is not None or self.query.shape[2] == 1
+        ours = masked and self.is_plain_sdpa and self.frame.observer is None
+        if ours and pays(self.query, self.key):
+            scaling = self.kwargs.get("scaling")
+            return grouped_attention(self.query, self.key, self.value, self.mask, scaling), None
+        result: tuple[Tensor, Tensor | None] = self.kernel(
+            self.module, self.query, self.key, self.value, self.mask, **self.kwargs
+        )
+        return result
+
+
 def _attend(
     base: str,
     module: nn.Module,
@@ -85,90 +141,48 @@ def _attend(
     if frame.observer is not None:
         window = window_of(frame, attention_mask, kwargs)
         frame.observer(AttentionCall(name, key, value, window))
+    call = _Call(frame, kernel, module, query, key, value, attention_mask, kwargs)
     site, own = frame.site(name), frame.own(name)
     apart = None
     if own is not None:
         _refuse_what_cannot_be_apart(module, kwargs)
         additive = base == "eager" if attention_mask is None else attention_mask.dtype != torch.bool
-        apart = _apart(frame, own, kernel, module, query, key, value, additive, kwargs)
+        apart = _apart(call, own, additive)
     if site is not None:
         _refuse_what_cannot_be_widened(module, attention_mask, query.shape[2], kwargs)
-        result = _joint(frame, site, kernel, module, query, key, value, attention_mask, kwargs)
+        result = _joint(call, site)
     else:
-        result = _call(kernel, module, query, key, value, attention_mask, kwargs)
+        result = call.run()
     return result if apart is None else _added(apart, result)
 
 
-def _joint(
-    frame: Frame,
-    site: SiteTensors,
-    kernel: Callable[..., Any],
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    kwargs: Mapping[str, Any],
-) -> tuple[Tensor, Tensor | None]:
+def _joint(call: _Call, site: SiteTensors) -> tuple[Tensor, Tensor | None]:
     """Attention over the prefix and the call's own tokens: merged where that pays, else joined."""
-    can_merge = kernel is sdpa_attention_forward and not _asks_for_more(kwargs)
+    frame, query, key, value, mask = call.frame, call.query, call.key, call.value, call.mask
     if (
-        can_merge
+        call.is_plain_sdpa
         and frame.seen_by_all(site)
         and merge_pays(query, key, value, site.key_RHPD, site.value_RHPE)
     ):
         filled = frame.filled(site, query.device)
         prefix = site.like(key, value)
-        scaling = kwargs.get("scaling")
+        scaling = call.kwargs.get("scaling")
         return cascade_attention(query, key, value, mask, *prefix, scaling, filled), None
     key, value = frame.with_prefix(site, key, value)
     if mask is not None:
         mask = frame.widened(mask, site)
-    return _call(kernel, module, query, key, value, mask, kwargs)
+    return call.with_keys(key, value, mask).run()
 
 
-def _asks_for_more(kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call wants of SDPA what only transformers' own function knows how to do."""
-    return kwargs.get("dropout", 0.0) != 0.0 or any(
-        kwargs.get(name) is not None for name in ("cache", "softcap")
-    )
-
-
-def _call(
-    kernel: Callable[..., Any],
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    kwargs: Mapping[str, Any],
-) -> tuple[Tensor, Tensor | None]:
-    """Output (B, Q, heads, E) and weights of the kernel, or of the plain one where it is faster."""
-    plain = kernel is sdpa_attention_forward and pays(query, key, kwargs.get("dropout", 0.0))
-    if plain and (mask is not None or query.shape[2] == 1):
-        return grouped_attention(query, key, value, mask, kwargs.get("scaling")), None
-    result: tuple[Tensor, Tensor | None] = kernel(module, query, key, value, mask, **kwargs)
-    return result
-
-
-def _apart(
-    frame: Frame,
-    site: SiteTensors,
-    kernel: Callable[..., Any],
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    additive: bool,
-    kwargs: Mapping[str, Any],
-) -> tuple[Tensor, Tensor | None]:
+def _apart(call: _Call, site: SiteTensors, additive: bool) -> tuple[Tensor, Tensor | None]:
     """What the prefix gives under a softmax of its own; exactly zero where a query sees none of it."""
+    frame, query = call.frame, call.query
     seen_B1QP = frame.columns(site, query.shape[2], query.device)
     some_B1Q1 = seen_B1QP.any(dim=-1, keepdim=True)
     # A softmax over nothing is not a number: where nothing is seen, all is, and then taken out.
     shown_B1QP = (seen_B1QP | ~some_B1Q1).expand(query.shape[0], 1, query.shape[2], -1)
     mask = as_additive(shown_B1QP, query.dtype) if additive else shown_B1QP
-    out, weights = _call(kernel, module, query, *frame.alone(site, key, value), mask, kwargs)
+    out, weights = call.with_keys(*frame.alone(site, call.key, call.value), mask).run()
     out = torch.where(some_B1Q1.transpose(1, 2), out, torch.zeros_like(out))
     return out, None if weights is None else weights * some_B1Q1
 

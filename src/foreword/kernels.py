@@ -1,7 +1,8 @@
-"""A plain attention kernel, for where it beats SDPA: short training passes on a CPU in bfloat16.
+"""A plain attention kernel, for where it beats SDPA on a CPU in bfloat16.
 
-There SDPA's backward pass is slower in bfloat16 than in float32 (benchmarks/LOG.md). Grouped matrix
-products with a softmax in between do the same sums.
+These are short training passes, where SDPA's backward pass is slower in bfloat16 than in float32, and
+decoding steps, where it is slow for few queries (benchmarks/LOG.md). Grouped matrix products with a
+softmax in between do the same sums.
 
 Shapes: B batch, H key/value heads, G query heads per key/value head, Q queries, K keys, D key dimension,
 E value dimension.
@@ -13,19 +14,19 @@ import torch
 from torch import Tensor
 
 LONGEST = 512
-"""Keys up to which the plain kernel is the faster one; beyond, its scores cost too much memory."""
+"""Keys up to which the plain kernel trains faster; beyond, its scores cost too much memory."""
+
+FEW = 16
+"""Queries up to which the plain kernel is the faster one without gradients, for any number of keys."""
 
 
-def pays(query: Tensor, key: Tensor, dropout: float) -> bool:
+def pays(query: Tensor, key: Tensor) -> bool:
     """Whether `grouped_attention` is the better kernel for this call."""
-    return (
-        query.device.type == "cpu"
-        and query.dtype == torch.bfloat16
-        and torch.is_grad_enabled()
-        and (query.requires_grad or key.requires_grad)
-        and key.shape[2] <= LONGEST
-        and dropout == 0.0
-    )
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16:
+        return False
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
+        return key.shape[2] <= LONGEST
+    return query.shape[2] <= FEW
 
 
 def grouped_attention(

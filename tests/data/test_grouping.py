@@ -51,3 +51,9 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     sampler.set_epoch(0)
     assert first == list(sampler) == list(GroupedByLength(LENGTHS, 8, seed=3))
     assert first != second != list(GroupedByLength(LENGTHS, 8, seed=4))
+
+
+def test_the_short_last_step_is_no_longer_than_the_rest() -> None:
+    last = [list(GroupedByLength(LENGTHS, 16, seed))[-(len(LENGTHS) % 16) :] for seed in range(50)]
+    lengths = [LENGTHS[row] for rows in last for row in rows]
+    assert sum(lengths) / len(lengths) == pytest.approx(sum(LENGTHS) / len(LENGTHS), abs=5)

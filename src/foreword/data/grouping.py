@@ -17,7 +17,8 @@ class GroupedByLength(Sampler[int]):
     """Rows of like length in one step, steps in random order.
 
     Each epoch, rows are drawn into pools, sorted by length there, and cut into steps, which are then
-    shuffled. A last step with fewer rows stays last.
+    shuffled. What is too few for a step is taken out before the sorting, so that it is no longer or
+    shorter than the rest, and comes last.
 
     The order depends on the seed and the epoch alone, so that a resumed run goes on with it. All rows
     of an optimiser step stay together, however many forward passes or processes share them.
@@ -44,15 +45,15 @@ class GroupedByLength(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         mixed = hashlib.sha256(f"{self.seed} {self.epoch}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(mixed[:4], "little"))
-        steps = self._steps(torch.randperm(len(self), generator=generator).tolist())
-        whole = len(self) // self.step_rows
-        for index in torch.randperm(whole, generator=generator).tolist():
+        drawn = torch.randperm(len(self), generator=generator).tolist()
+        whole = len(self) // self.step_rows * self.step_rows
+        steps = self._steps(drawn[:whole])
+        for index in torch.randperm(len(steps), generator=generator).tolist():
             yield from steps[index]
-        for step in steps[whole:]:
-            yield from step
+        yield from drawn[whole:]
 
     def _steps(self, drawn: Sequence[int]) -> list[list[int]]:
-        """The rows cut into steps, those of a pool sorted by length; a short one is the last."""
+        """A whole number of steps, the rows of a pool sorted by length."""
         steps = []
         for first in range(0, len(drawn), POOL * self.step_rows):
             pool = sorted(
