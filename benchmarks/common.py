@@ -55,6 +55,19 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def reset_peak() -> None:
+    """Let the kernel count this process's peak from now on (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def memory_of_process(field: str) -> int:
+    """What this process holds in memory (VmRSS) or has held at its peak (VmHWM), in bytes (Linux)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise SystemExit(f"/proc/self/status has no {field}")
+
+
 class Results:
     """Finished runs by name in a .jsonl file, so that a benchmark cut off goes on where it was."""
 

@@ -21,11 +21,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import machine, table
+from common import machine, memory_of_process, reset_peak, table
 
 import foreword
 from foreword.backbone.bind import bind
@@ -139,15 +138,9 @@ def child(side: str) -> None:
     print(json.dumps(line))
 
 
-def reset_peak() -> None:
-    """Let the kernel count this process's peak from now on."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
 def resident(field: str) -> float:
-    """A field of this process's status, in MB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return float(next(line for line in lines if line.startswith(field)).split()[1]) * 1024 / 1e6
+    """What `memory_of_process` says, in MB."""
+    return memory_of_process(field) / 1e6
 
 
 class Step:

@@ -5,7 +5,8 @@
 - speed: examples/s of `foreword.train` and of PEFT under transformers' Trainer, by its defaults
   (float32, random batches) and at its best (bfloat16, rows grouped by length); interleaved rounds over
   the same rows.
-- limit: the time that the matrix products of a step take by themselves, over the time of the step.
+- limit: the time that the matrix products of a step take by themselves, over the time of the step;
+  and the rate of the same products in float32.
 - memory: peak above the weights of one step of 4 rows of 2,048 tokens, each side in a process of its
   own; ours with gradient checkpointing, which PEFT's prefix tuning refuses.
 
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import SHARED, machine, read_rows, table
+from common import SHARED, machine, memory_of_process, read_rows, reset_peak, table
 from peft import PrefixTuningConfig, TaskType, get_peft_model
 from torch import Tensor, nn
 from transformers import (
@@ -160,7 +161,7 @@ def limit(rows: list[Row], rounds: int) -> dict[str, Any]:
     """
     backbone = foreword.load(dtype="bfloat16")
     like = start(backbone, settings())
-    shares, rates = [], []
+    shares, rates, float_rates = [], [], []
     ours(backbone, rows[: 2 * BATCH])
     for index in range(rounds):
         part = rows[index * STEPS * BATCH : (index + 1) * STEPS * BATCH]
@@ -168,18 +169,23 @@ def limit(rows: list[Row], rounds: int) -> dict[str, Any]:
         steps = len(encoded) / BATCH
         tokens = round(sum(len(row.input_ids) for row in encoded) / steps)
         targets = round(sum(label >= 0 for row in encoded for label in row.labels) / steps)
-        alone, flops = matrix_seconds(backbone.model, tokens, targets)
+        alone, flops = matrix_seconds(backbone.model, tokens, targets, torch.bfloat16)
+        floats, _ = matrix_seconds(backbone.model, tokens, targets, torch.float32)
         seconds = ours(backbone, part) / steps
         shares.append(alone / seconds)
         rates.append(flops / alone / 1e9)
+        float_rates.append(flops / floats / 1e9)
     return {
         "share_of_limit": statistics.median(shares),
         "matrix_GFLOP_per_second": statistics.median(rates),
+        "matrix_GFLOP_per_second_float32": statistics.median(float_rates),
         "shares": shares,
     }
 
 
-def matrix_seconds(model: nn.Module, tokens: int, targets: int) -> tuple[float, float]:
+def matrix_seconds(
+    model: nn.Module, tokens: int, targets: int, dtype: torch.dtype
+) -> tuple[float, float]:
     """Seconds and FLOPs of a step's products x @ W.T and g @ W, each shape's median times its count."""
     head = model.get_output_embeddings()
     counts: dict[tuple[int, int, int], int] = {}
@@ -190,9 +196,9 @@ def matrix_seconds(model: nn.Module, tokens: int, targets: int) -> tuple[float, 
             counts[shape] = counts.get(shape, 0) + 1
     seconds = flops = 0.0
     for (batch, out, inner), count in counts.items():
-        weight = torch.randn(out, inner, dtype=torch.bfloat16)
-        value = torch.randn(batch, inner, dtype=torch.bfloat16)
-        grad = torch.randn(batch, out, dtype=torch.bfloat16)
+        weight = torch.randn(out, inner, dtype=dtype)
+        value = torch.randn(batch, inner, dtype=dtype)
+        grad = torch.randn(batch, out, dtype=dtype)
         seconds += count * (_median(value, weight.T) + _median(grad, weight))
         flops += count * 4 * batch * out * inner
     return seconds, flops
@@ -251,24 +257,16 @@ def memory_of(side: str) -> dict[str, Any]:
 
 
 def _peak(loss_of: Callable[[], Tensor]) -> dict[str, Any]:
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = memory_of_process("VmRSS")
+    reset_peak()
     began = time.perf_counter()
     loss = loss_of()
     loss.backward()
     return {
-        "MiB": (_status("VmHWM") - before) / 1024,
+        "MiB": (memory_of_process("VmHWM") - before) / 2**20,
         "seconds": time.perf_counter() - began,
         "loss": float(loss.detach()),
     }
-
-
-def _status(field: str) -> int:
-    """A field of this process's memory in KiB (Linux)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1])
-    raise SystemExit(f"/proc/self/status has no {field}")
 
 
 def main() -> None:
