@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def _train(
     with kernel:
         trainer = PrefixTrainer(
             module,  # type: ignore[arg-type]
-            settings,
+            replace(settings, optimizer="adamw"),
             folder,
             rows,
             [],

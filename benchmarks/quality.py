@@ -27,7 +27,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from common import SHARED, Results, machine, read_rows, table
@@ -61,6 +61,7 @@ class Method:
     side: Side
     rates: tuple[float, ...]
     seeds: tuple[int, ...] = SEEDS
+    optimizer: Literal["soap", "adamw"] = "adamw"
 
 
 @dataclass(frozen=True)
@@ -106,10 +107,11 @@ def encoded(side: Side) -> Side:
 
 
 METHODS = {
-    "prefix": Method(prefix, (0.015, 0.03, 0.06)),
+    "prefix": Method(prefix, (0.03, 0.06, 0.12), optimizer="soap"),
+    "prefix; adamw": Method(prefix, (0.015, 0.03, 0.06)),
     "lora": Method(encoded(lora), (0.003, 0.006, 0.012)),
-    "peft prefix, default": Method(encoded(peft_prefix), (0.01, 0.03, 0.1), (0,)),
-    "peft prefix, from text": Method(
+    "peft prefix; default": Method(encoded(peft_prefix), (0.01, 0.03, 0.1), (0,)),
+    "peft prefix; from text": Method(
         encoded(partial(peft_prefix, text=NEUTRAL_TEXT)), (0.01, 0.03, 0.1), (0,)
     ),
 }
@@ -126,6 +128,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "states every fact."
     },
     "demonstrations, length 96": {"init": "demonstrations", "length": 96},
+    "adamw": {"optimizer": "adamw"},
     "gated, lr 0.06": {"parameterization": "gated", "lr": 0.06},
     "gated, lr 0.12": {"parameterization": "gated", "lr": 0.12},
     "gated, lr 0.24": {"parameterization": "gated", "lr": 0.24},
@@ -163,7 +166,7 @@ class Bench:
         self, run: str, method: Method, rows: list[Row], settings: TrainSettings
     ) -> AbstractContextManager[Learned]:
         """A side after training on the rows."""
-        place = self.folder / run.replace(" ", "-").replace(",", "").replace("/", "-")
+        place = self.folder / run.replace(" ", "-").replace(";", "").replace("/", "-")
         place.parent.mkdir(parents=True, exist_ok=True)
         return method.side(self.backbone, rows, settings, place, [Pausing(self.pause)])
 
@@ -256,7 +259,10 @@ def search(bench: Bench, task: Set, name: str) -> float:
     while True:
         nll = {
             rate: bench.held_out(
-                f"search/{task.name}/{name}/lr {rate:g}", method, task, task.settings(lr=rate)
+                f"search/{task.name}/{name}/lr {rate:g}",
+                method,
+                task,
+                task.settings(lr=rate, optimizer=method.optimizer),
             )["held_nll"]
             for rate in rates
         }
@@ -303,14 +309,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--only", default="search,variants,final,others")
-    parser.add_argument("--methods", default=",".join(METHODS).replace(", ", "; "))
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="of the final runs")
     parser.add_argument("--pause", type=Path, help="wait between steps while this file exists")
     parser.add_argument(
         "--work", type=Path, default=Path(tempfile.gettempdir()) / "foreword-quality"
     )
     arguments = parser.parse_args()
     logging.set_verbosity_error()
-    names = [name.replace("; ", ", ") for name in arguments.methods.split(",")]
+    names = arguments.methods.split(",")
+    seeds = set(map(int, arguments.seeds.split(",")))
     results = Results(Path(__file__).parent / "results" / "quality.jsonl")
     backbone = foreword.load(dtype="bfloat16")
     bench = Bench(backbone, results, arguments.work, arguments.pause)
@@ -325,13 +333,10 @@ def main() -> None:
     for name in names if {"search", "final"} & set(stages) else []:
         lr = search(bench, task, name)
         if "final" in stages:
-            for seed in METHODS[name].seeds:
-                bench.tested(
-                    f"final/{task.name}/{name}/seed {seed}",
-                    METHODS[name],
-                    task,
-                    task.settings(lr=lr, seed=seed),
-                )
+            for seed in sorted(set(METHODS[name].seeds) & seeds):
+                settings = task.settings(lr=lr, seed=seed, optimizer=METHODS[name].optimizer)
+                run = f"final/{task.name}/{name}/seed {seed}"
+                bench.tested(run, METHODS[name], task, settings)
     if "others" in stages:
         compare_others(bench, others(arguments.shared))
     report(bench, task)
@@ -354,7 +359,10 @@ def compare_others(bench: Bench, tasks: list[Set]) -> None:
             )
             short = replace(task, train=task.train[:EXAMPLES])
             bench.tested(
-                f"final/{task.name}/{name}/seed 0", METHODS[name], short, task.settings(lr=lr)
+                f"final/{task.name}/{name}/seed 0",
+                METHODS[name],
+                short,
+                task.settings(lr=lr, optimizer=METHODS[name].optimizer),
             )
         report(bench, task)
 

@@ -15,10 +15,12 @@ INIT_WORDS = ("text", "demonstrations", "vocab", "noise", "zeros")
 """Starts that have a word of their own; any other is the name or the file of a prefix."""
 
 Parameterizing = Literal["direct", "mlp", "gated"]
+Optimizer = Literal["soap", "adamw"]
 Reporting = Literal["none", "tensorboard", "wandb"]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "parameterization": get_args(Parameterizing),
+    "optimizer": get_args(Optimizer),
     "report_to": get_args(Reporting),
     "positions": POSITIONS,
     "windows": WINDOWS,
@@ -85,8 +87,11 @@ class TrainSettings:
     """Probability that a virtual token is hidden in a forward pass of training; frozen ones never
     are."""
 
-    lr: float = 0.03
-    """Peak learning rate of AdamW, in units of each layer's own key and value size (RMS)."""
+    optimizer: Optimizer = "soap"
+    """soap, which is Adam in the axes of the gradients' covariance; adamw, without weight decay."""
+
+    lr: float = 0.06
+    """Peak learning rate, in units of each layer's own key and value size (RMS)."""
 
     epochs: float = 3.0
     """Passes over the data, unless steps is given."""

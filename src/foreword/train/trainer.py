@@ -34,6 +34,7 @@ from foreword.train.parameterization import Parameterization
 from foreword.train.ranks import Ranks
 from foreword.train.settings import TrainSettings
 from foreword.train.shares import BLANK, FilledUp, batches
+from foreword.train.soap import SOAP
 
 KEPT_CHECKPOINTS = 2
 BEST_FILE = "best.safetensors"
@@ -120,6 +121,8 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
         ranks: The processes that train together; by default those that a launcher started.
     """
 
+    optimizer: torch.optim.Optimizer | None
+
     def __init__(
         self,
         module: PrefixModule,
@@ -137,6 +140,7 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
         self.folder = folder
         self.eval_rows = eval_rows
         self.patience = settings.early_stop
+        self.optimizer_name = settings.optimizer
         self.grouped = settings.group_by_length
         self.best_path = folder / BEST_FILE
         self.best: Prefix | None = None
@@ -166,6 +170,13 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
         else:
             order = SeedableRandomSampler(self.rows, data_seed=args.data_seed)
         return order if count == 1 else FilledUp(order, at_once, blank=len(self.rows))
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """SOAP, or the Trainer's own AdamW."""
+        if self.optimizer is None and self.optimizer_name == "soap":
+            self.optimizer = SOAP(self.prefix_module.parameters(), lr=self.args.learning_rate)
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        return optimizer
 
     def compute_loss(
         self,

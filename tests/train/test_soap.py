@@ -1,0 +1,123 @@
+"""SOAP: Adam in turned axes, and what it must not depend on."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from foreword.train.soap import FAINT, LARGEST, SOAP
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def follow(
+    parameter: nn.Parameter, optimizer: torch.optim.Optimizer, gradients: list[Tensor]
+) -> None:
+    for gradient in gradients:
+        parameter.grad = gradient.clone()
+        optimizer.step()
+
+
+def moved(gradients: list[Tensor], **options: float) -> Tensor:
+    """Where a parameter of zeros goes."""
+    parameter = nn.Parameter(torch.zeros_like(gradients[0]))
+    follow(parameter, SOAP([parameter], lr=0.1, **options), gradients)
+    return parameter.detach()
+
+
+def slope(covariance: Tensor) -> Tensor:
+    """What decides between axes along which no gradient has been."""
+    return torch.diag(torch.linspace(0, FAINT, len(covariance)).double()) * covariance.trace()
+
+
+def reference(gradients: list[Tensor], lr: float, every: int, damping: float) -> Tensor:
+    """The paper's algorithm 3 for one head (P, D), the right side turned, in float64."""
+    beta1, beta2, beta = 0.9, 0.99, 0.95
+    tokens, size = gradients[0].shape
+    right = torch.zeros(size, size).double()
+    weight, momentum, square = (torch.zeros(tokens, size).double() for _ in range(3))
+    for step, gradient in enumerate((g.double() for g in gradients), start=1):
+        right = beta * right + (1 - beta) * gradient.T @ gradient
+        if step == 1 or step % every == 0:
+            axes = torch.linalg.eigh(right + slope(right))[1]
+        if step == 1:
+            continue
+        momentum = beta1 * momentum + (1 - beta1) * gradient
+        square = beta2 * square + (1 - beta2) * (gradient @ axes) ** 2
+        mean = momentum @ axes / (1 - beta1**step)
+        size_now = (square / (1 - beta2**step)).sqrt()
+        size_now = size_now + damping * (size_now**2).mean().sqrt()
+        weight = weight - lr * (mean / size_now) @ axes.T
+    return weight
+
+
+def test_it_is_the_papers_algorithm_in_each_head() -> None:
+    gradients = [draw(2, 5, 8, seed=step) for step in range(12)]
+    found = moved(gradients, damping=0.01, every=5)
+    for head in range(2):
+        expected = reference([g[head] for g in gradients], 0.1, every=5, damping=0.01)
+        torch.testing.assert_close(found[head].double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(6,), (4, 5), (1, 2, LARGEST + 1)])
+def test_without_axes_to_turn_it_is_adam(shape: tuple[int, ...]) -> None:
+    gradients = [draw(*shape, seed=step) for step in range(6)]
+    parameter = nn.Parameter(torch.zeros(shape))
+    adam = torch.optim.AdamW([parameter], lr=0.1, betas=(0.9, 0.99), weight_decay=0.0)
+    follow(parameter, adam, gradients)
+    torch.testing.assert_close(moved(gradients), parameter.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_turning_the_gradients_turns_the_way() -> None:
+    """Adam depends on the axes that a gradient is written in; this does not."""
+    turn = torch.linalg.qr(draw(8, 8, seed=99))[0]
+    gradients = [draw(2, 12, 8, seed=step) for step in range(12)]  # along all axes from the start
+    turned = moved([gradient @ turn for gradient in gradients])
+    torch.testing.assert_close(turned, moved(gradients) @ turn, rtol=1e-3, atol=1e-4)
+
+
+def test_rounding_errors_are_no_steps() -> None:
+    """Gradients along two directions only: elsewhere there is nothing but noise, and no movement."""
+    tokens, dimensions = draw(1, 6, 2, seed=50), draw(1, 2, 16, seed=51)
+    gradients = [tokens @ torch.diag(draw(2, seed=step)) @ dimensions for step in range(20)]
+    noisy = [g * (1 + 1e-7 * draw(*g.shape, seed=i)) for i, g in enumerate(gradients)]
+    torch.testing.assert_close(moved(noisy), moved(gradients), rtol=0, atol=1e-4)
+    assert float((moved(noisy, damping=0.0) - moved(gradients, damping=0.0)).abs().max()) > 1e-2
+
+
+def test_no_gradient_moves_nothing() -> None:
+    gradients = [torch.zeros(2, 3, 4)] * 7
+    assert torch.equal(moved(gradients), torch.zeros(2, 3, 4))
+
+
+def test_a_kept_state_goes_on_bit_for_bit() -> None:
+    gradients = [draw(2, 5, 8, seed=step) for step in range(12)]
+    whole = moved(gradients)
+    parameter = nn.Parameter(torch.zeros(2, 5, 8))
+    optimizer = SOAP([parameter], lr=0.1)
+    follow(parameter, optimizer, gradients[:7])
+    kept = copy.deepcopy(optimizer.state_dict())
+    other = SOAP([parameter], lr=0.5)
+    other.load_state_dict(kept)
+    assert other.state[parameter]["covariance"].dtype == torch.float64
+    follow(parameter, other, gradients[7:])
+    assert torch.equal(parameter.detach(), whole)
+
+
+def test_a_closure_is_called_with_gradients() -> None:
+    parameter = nn.Parameter(torch.ones(2, 3, 4))
+
+    def closure() -> float:
+        loss = parameter.square().sum()
+        loss.backward()
+        return float(loss.detach())
+
+    optimizer = SOAP([parameter], lr=0.1)
+    assert optimizer.step(closure) == 24.0
+    assert optimizer.step() is None
+    assert float(parameter.detach().square().sum()) < 24.0
