@@ -27,7 +27,7 @@ def plain(tiny_folder: Path) -> foreword.Backbone:
 def test_training_lowers_the_nll_on_both_backbones_whichever_it_trained_on(
     int8: foreword.Backbone, plain: foreword.Backbone, rows: Rows
 ) -> None:
-    settings = changed(steps=30, lr=0.1, checkpoint_every=30)
+    settings = changed(steps=30, lr=0.3, checkpoint_every=30)
     on_int8, on_plain = (foreword.train(b, rows, settings).prefix for b in (int8, plain))
     for backbone in (int8, plain):
         before = nll(backbone, start(backbone, SETTINGS), rows)

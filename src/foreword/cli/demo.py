@@ -28,7 +28,7 @@ DESCRIPTION = (
     "every fact."
 )
 SETTINGS = TrainSettings(
-    prompt="{mr} ->", target=" {ref}", length=16, init_text=DESCRIPTION, lr=0.05, epochs=2
+    prompt="{mr} ->", target=" {ref}", length=16, init_text=DESCRIPTION, epochs=2
 )
 SHOWN = 3
 
