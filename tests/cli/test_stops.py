@@ -171,7 +171,7 @@ def test_a_full_disk_that_does_not_even_take_the_prefix_says_so(
 def test_a_nan_loss_keeps_the_last_good_prefix(place: Path, call) -> None:  # noqa: F811
     code, _, err = call(*train(lr="3e38", warmup="0"))
     assert code == 1
-    assert "at step 2; train again with a lower learning rate (--lr)" in err
+    assert "at step 3; train again with a lower learning rate (--lr)" in err
     assert "kept as 'food'" in err
     assert "--resume" not in err
     assert PrefixStore().load("food").first_not_finite() is None

@@ -88,7 +88,8 @@ class TrainSettings:
     are."""
 
     optimizer: Optimizer = "soap"
-    """soap, which is Adam in the axes of the gradients' covariance; adamw, without weight decay."""
+    """What takes the steps: soap, which is Adam in the axes of the gradients' covariance, or adamw,
+    without weight decay."""
 
     lr: float = 0.06
     """Peak learning rate, in units of each layer's own key and value size (RMS)."""
