@@ -58,9 +58,9 @@ def reference(gradients: list[Tensor], lr: float, every: int, damping: float) ->
 
 def test_it_is_the_papers_algorithm_in_each_head() -> None:
     gradients = [draw(2, 5, 8, seed=step) for step in range(12)]
-    found = moved(gradients, damping=0.01, every=5)
+    found = moved(gradients, damping=1e-3, every=5)
     for head in range(2):
-        expected = reference([g[head] for g in gradients], 0.1, every=5, damping=0.01)
+        expected = reference([g[head] for g in gradients], 0.1, every=5, damping=1e-3)
         torch.testing.assert_close(found[head].double(), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -78,7 +78,7 @@ def test_turning_the_gradients_turns_the_way() -> None:
     turn = torch.linalg.qr(draw(8, 8, seed=99))[0]
     gradients = [draw(2, 12, 8, seed=step) for step in range(12)]  # along all axes from the start
     turned = moved([gradient @ turn for gradient in gradients])
-    torch.testing.assert_close(turned, moved(gradients) @ turn, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(turned, moved(gradients) @ turn, rtol=1e-3, atol=1e-3)
 
 
 def test_rounding_errors_are_no_steps() -> None:
@@ -86,7 +86,7 @@ def test_rounding_errors_are_no_steps() -> None:
     tokens, dimensions = draw(1, 6, 2, seed=50), draw(1, 2, 16, seed=51)
     gradients = [tokens @ torch.diag(draw(2, seed=step)) @ dimensions for step in range(20)]
     noisy = [g * (1 + 1e-7 * draw(*g.shape, seed=i)) for i, g in enumerate(gradients)]
-    torch.testing.assert_close(moved(noisy), moved(gradients), rtol=0, atol=1e-4)
+    torch.testing.assert_close(moved(noisy), moved(gradients), rtol=0, atol=1e-3)
     assert float((moved(noisy, damping=0.0) - moved(gradients, damping=0.0)).abs().max()) > 1e-2
 
 

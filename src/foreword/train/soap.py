@@ -48,7 +48,7 @@ class SOAP(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.99),
         covariance_beta: float = 0.95,
         every: int = 5,
-        damping: float = 0.01,
+        damping: float = 1e-3,
         eps: float = 1e-8,
     ) -> None:
         own = {"betas": betas, "covariance_beta": covariance_beta, "every": every}
