@@ -67,6 +67,8 @@ class Bound:
         identity: Digest of the prefixes, or a name for one still in training. Caches carry it.
         own: Tensors by module name, of prefixes with a softmax of their own.
         kept_P: Which virtual tokens this pass sees (prefix dropout); None: all of them.
+        row_of_B: Which of the R rows of prefixes serves each row of the batch; None: as many rows of
+            the batch as of prefixes, or a multiple, in order.
     """
 
     sites: Mapping[str, SiteTensors]
@@ -76,6 +78,19 @@ class Bound:
     identity: str
     own: Mapping[str, SiteTensors] = field(default_factory=dict)
     kept_P: tuple[bool, ...] | None = None
+    row_of_B: tuple[int, ...] | None = None
+
+    @property
+    def batch(self) -> int | None:
+        """Rows that the batch must have, or None for any number."""
+        return self.rows if self.row_of_B is None else len(self.row_of_B)
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Positions that text is moved up by, as `offset_R`, but one per row of the batch if chosen."""
+        if self.row_of_B is None:
+            return self.offset_R
+        return tuple(self.offset_R[row] for row in self.row_of_B)
 
     @property
     def names(self) -> set[str]:
@@ -180,6 +195,9 @@ class Frame:
     def _per_row(self, tensor_R: Tensor) -> Tensor:
         """Repeat each row's entry for the rows of the batch that it serves (i serves i // k)."""
         rows = tensor_R.shape[0]
+        chosen = None if self.bound is None else self.bound.row_of_B
+        if chosen is not None:
+            return tensor_R[torch.tensor(chosen, device=tensor_R.device)]
         if rows == 1 or rows == self.batch:
             return tensor_R
         return tensor_R.repeat_interleave(self.batch // rows, dim=0)

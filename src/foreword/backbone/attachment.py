@@ -256,7 +256,7 @@ class Attachment:
             observer=self.observer,
             mask_windows=self._mask_windows,
         )
-        offsets = bound.offset_R if bound is not None else (0,)
+        offsets = bound.offsets if bound is not None else (0,)
         if "position_ids" in parameters_of(type(module)):
             moved_ids = moved(
                 positions.expand(batch, -1) if len(offsets) > 1 else positions, offsets
@@ -308,7 +308,7 @@ class Attachment:
             )
 
     def _check_rows(self, batch: int, bound: Bound | None) -> None:
-        rows = bound.rows if bound is not None else None
+        rows = bound.batch if bound is not None else None
         if rows is None or rows == batch or (self._generating and batch % rows == 0):
             return
         raise RowsError(

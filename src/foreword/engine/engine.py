@@ -1,0 +1,335 @@
+"""`Engine`: many requests at once on one backbone, each with its own prefix.
+
+Every step runs all rows that decode in one forward pass, whatever their prefixes, and beside it a
+chunk of the prompts that wait (Yu et al., "Orca", OSDI 2022, section 3.1: scheduling at every step).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foreword.backbone import Backbone
+from foreword.engine.detokeniser import Detokeniser
+from foreword.engine.request import (
+    Completion,
+    Event,
+    FinishReason,
+    Request,
+    TokenLogprobs,
+)
+from foreword.engine.runner import Row, Runner
+from foreword.engine.sampler import Draw, logprobs_of, sample
+from foreword.engine.scheduler import Active, Limits, Scheduler
+from foreword.errors import DataError, ForewordError, first_line
+
+Sink = Callable[[Event], None]
+"""Called with each event of a request, in the engine's thread; it must not block."""
+
+
+class EngineClosed(ForewordError):
+    """A request came to an engine that takes no more."""
+
+
+@dataclass
+class _Job(Active):
+    """A request under way, with what its output needs."""
+
+    sink: Sink = field(default=lambda _: None)
+    draw: Draw = field(default=None)  # type: ignore[assignment]
+    text: Detokeniser | None = None
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    is_cancelled: bool = False
+
+
+class Engine:
+    """Serves requests on a backbone, in a thread of its own.
+
+    The backbone belongs to the engine until it is closed: nothing else may run it.
+
+    Args:
+        backbone: The backbone.
+        limits: What may run at once.
+
+    Raises:
+        UnsupportedModel: The backbone's family cannot be served in mixed batches.
+
+    Examples:
+        >>> with foreword.Engine(backbone) as engine:  # doctest: +SKIP
+        ...     engine.generate([Request(tuple(ids), prefixes=(Weighted(prefix),))])
+    """
+
+    def __init__(self, backbone: Backbone, limits: Limits | None = None) -> None:
+        self.backbone = backbone
+        self.limits = limits or Limits()
+        self._stack = ExitStack()
+        attachment = self._stack.enter_context(backbone.attached(None))
+        try:
+            self.runner = Runner(backbone, attachment, self.limits.rows)
+        except BaseException:
+            self._stack.close()
+            raise
+        self.scheduler = Scheduler(self.runner.cache, self.limits)
+        self.steps = 0
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._accepts = True
+        self._thread = threading.Thread(target=self._loop, name="foreword-engine", daemon=True)
+        self._thread.start()
+
+    # -- from any thread -------------------------------------------------------------------------
+
+    def submit(self, request: Request, sink: Sink) -> None:
+        """Take a request; `sink` gets its events.
+
+        Raises:
+            EngineClosed: The engine takes no more requests.
+            DataError: The request does not fit the backbone.
+        """
+        if not self._accepts:
+            raise EngineClosed("the engine takes no more requests: it is being closed")
+        self._check(request)
+        job = _Job(request, list(request.prompt), sink=sink)
+        self._inbox.put(lambda: self.scheduler.waiting.append(job))
+
+    def cancel(self, name: str) -> None:
+        """End a request; its last event says ``cancelled``. One that has ended is left alone."""
+
+        def cancel() -> None:
+            for job in self.scheduler.find(lambda one: one.request.name == name):
+                self._finish(job, "cancelled")  # type: ignore[arg-type]
+
+        self._inbox.put(cancel)
+
+    def generate(self, requests: Iterable[Request]) -> list[Completion]:
+        """Answers to requests, in their order; one that fails says so in its ``error``."""
+        requests = list(requests)
+        events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
+        for index, request in enumerate(requests):
+            self.submit(request, lambda event, index=index: events.put((index, event)))  # type: ignore[misc]
+        found: list[list[Event]] = [[] for _ in requests]
+        open_ = len(requests)
+        while open_:
+            index, event = events.get()
+            found[index].append(event)
+            open_ -= event.finish is not None
+        return [completion(request, each) for request, each in zip(requests, found, strict=True)]
+
+    async def stream(self, request: Request) -> AsyncIterator[Event]:
+        """A request's events as they come; leaving the loop early cancels it."""
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        self.submit(request, lambda event: loop.call_soon_threadsafe(events.put_nowait, event))
+        finished = False
+        try:
+            while not finished:
+                event = await events.get()
+                finished = event.finish is not None
+                yield event
+        finally:
+            if not finished:
+                self.cancel(request.name)
+
+    def close(self, *, drain: bool = True) -> None:
+        """Take no more requests, end those under way (or, without `drain`, cancel them), and stop."""
+        if self._accepts:
+            self._accepts = False
+            self._inbox.put(self._drain if drain else self._abort)
+        self._thread.join()
+        self._stack.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(drain=kind is None)
+
+    def _check(self, request: Request) -> None:
+        prefix = request.prefix
+        length = prefix.length if prefix is not None else 0
+        if prefix is not None:
+            self.backbone.check(prefix)
+        room = self.backbone.context - length - len(request.prompt)
+        if room < 1:
+            raise DataError(
+                f"the prompt has {len(request.prompt)} tokens and the prefix {length}; the backbone's "
+                f"context of {self.backbone.context} leaves no room to go on"
+            )
+        most = len(request.prompt) + min(room, request.sampling.max_tokens)
+        if most > self.limits.cache_tokens:
+            raise DataError(
+                f"prompt and output may come to {most} tokens; the engine has room for "
+                f"{self.limits.cache_tokens}"
+            )
+        vocabulary = int(self.backbone.model.get_input_embeddings().weight.shape[0])
+        wrong = [token for token in request.prompt if not 0 <= token < vocabulary]
+        wrong += [token for token in request.sampling.logit_bias if not 0 <= token < vocabulary]
+        if wrong:
+            raise DataError(f"token {wrong[0]} is not in the vocabulary of {vocabulary}")
+
+    # -- in the engine's thread ------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        self._stopping = False
+        while True:
+            try:
+                while True:
+                    idle = self.scheduler.is_idle
+                    if idle and self._stopping:
+                        return
+                    self._inbox.get(block=idle)()
+            except queue.Empty:
+                pass
+            self._step()
+
+    def _drain(self) -> None:
+        self._stopping = True
+
+    def _abort(self) -> None:
+        self._stopping = True
+        for job in self.scheduler.find(lambda _: True):
+            self._finish(job, "cancelled")  # type: ignore[arg-type]
+
+    def _step(self) -> None:
+        """One step: a chunk of prompts, then one token for every row that decodes."""
+        self.steps += 1
+        self.scheduler.admit()
+        decoding: list[Any] = self.scheduler.running[: self.scheduler.decoding]
+        chunks: list[Any] = self.scheduler.chunks()
+        if chunks:
+            self._guarded([job for job, _ in chunks], lambda: self._prompts(chunks))
+        decoding = [job for job in decoding if job.slot >= 0]
+        if decoding:
+            self._guarded(decoding, lambda: self._decode(decoding))
+
+    def _guarded(self, jobs: Sequence[_Job], action: Callable[[], None]) -> None:
+        """Run an action; what it raises ends these jobs and no others."""
+        try:
+            action()
+        except Exception as error:  # the engine goes on
+            for job in jobs:
+                if job.slot >= 0:
+                    self._finish(job, "error", first_line(error))
+
+    def _prompts(self, chunks: Sequence[tuple[_Job, int]]) -> None:
+        rows = []
+        for job, size in chunks:
+            part = tuple(job.tokens[job.computed : job.computed + size])
+            whole = job.request.sampling.prompt_logprobs is not None
+            rows.append(
+                Row(job.slot, job.computed, part, job.request.prefix, size if whole else 1)
+            )
+        logits = self.runner.run(rows)
+        ready = []
+        for (job, size), logits_NV in zip(chunks, logits, strict=True):
+            self._note_prompt(job, size, logits_NV)
+            job.computed += size
+            if job.is_decoding:
+                ready.append((job, logits_NV[-1]))
+        for job, _ in ready:
+            self.scheduler.promote(job)
+        self._advance(ready)
+
+    def _note_prompt(self, job: _Job, size: int, logits_NV: Tensor) -> None:
+        """Keep the log-probabilities of the prompt's tokens that this chunk tells."""
+        top = job.request.sampling.prompt_logprobs
+        if top is None:
+            return
+        prompt = job.request.prompt
+        if job.computed == 0:
+            job.prompt_logprobs.append(TokenLogprobs(prompt[0], float("nan"), ()))
+        following = prompt[job.computed + 1 : job.computed + size + 1]
+        job.prompt_logprobs += [
+            logprobs_of(logits_V, token, top)
+            for logits_V, token in zip(logits_NV, following, strict=False)
+        ]
+
+    def _decode(self, jobs: Sequence[_Job]) -> None:
+        rows = [
+            Row(job.slot, job.computed, (job.tokens[-1],), job.request.prefix) for job in jobs
+        ]
+        logits = self.runner.run(rows)
+        for job in jobs:
+            job.computed += 1
+        self._advance([(job, each[-1]) for job, each in zip(jobs, logits, strict=True)])
+
+    def _advance(self, rows: Sequence[tuple[_Job, Tensor]]) -> None:
+        """Choose the next token of each row, and tell."""
+        if not rows:
+            return
+        for job, logits_V in rows:
+            if job.draw is None:
+                job.draw = Draw.begin(job.request.sampling, logits_V.device)
+        logits_BV = torch.stack([logits_V for _, logits_V in rows])
+        tokens = sample(logits_BV, [job.draw for job, _ in rows])
+        for (job, logits_V), token in zip(rows, tokens, strict=True):
+            self._guarded([job], lambda job=job, token=token, at=logits_V: self._tell(job, token, at))  # type: ignore[misc]
+
+    def _tell(self, job: _Job, token: int, logits_V: Tensor) -> None:
+        sampling = job.request.sampling
+        first = len(job.tokens) == len(job.request.prompt)
+        job.tokens.append(token)
+        generated = len(job.tokens) - len(job.request.prompt)
+        ends = token in self.backbone.eos_ids and not sampling.ignore_eos
+        text = "" if ends else self._text(job, token)
+        told = (
+            ()
+            if sampling.logprobs is None
+            else (logprobs_of(logits_V, token, sampling.logprobs),)
+        )
+        event = Event(
+            job.request.name,
+            (token,),
+            text,
+            told,
+            prompt_logprobs=tuple(job.prompt_logprobs)
+            if first and sampling.prompt_logprobs is not None
+            else None,
+        )
+        job.sink(event)
+        if ends or (job.text is not None and job.text.stopped):
+            self._finish(job, "stop")
+        elif generated >= sampling.max_tokens or len(job.tokens) >= self._context(job):
+            self._finish(job, "length")
+
+    def _context(self, job: _Job) -> int:
+        prefix = job.request.prefix
+        return self.backbone.context - (prefix.length if prefix is not None else 0)
+
+    def _text(self, job: _Job, token: int) -> str:
+        if self.backbone.tokenizer is None:
+            return ""
+        if job.text is None:
+            job.text = Detokeniser(self.backbone.tokenizer, job.request.sampling.stop)
+        return job.text.add([token])
+
+    def _finish(self, job: _Job, reason: FinishReason, error: str = "") -> None:
+        """Free the job's place and tell its end."""
+        self.scheduler.release(job)
+        rest = "" if job.text is None else job.text.end()
+        job.sink(Event(job.request.name, text=rest, finish=reason, error=error))
+
+
+def completion(request: Request, events: Sequence[Event]) -> Completion:
+    """A request's events put together."""
+    last = events[-1]
+    assert last.finish is not None
+    return Completion(
+        request=request.name,
+        tokens=tuple(token for event in events for token in event.tokens),
+        text="".join(event.text for event in events),
+        finish=last.finish,
+        prompt_tokens=len(request.prompt),
+        logprobs=tuple(one for event in events for one in event.logprobs),
+        prompt_logprobs=next(
+            (e.prompt_logprobs for e in events if e.prompt_logprobs is not None), None
+        ),
+        error=last.error,
+    )

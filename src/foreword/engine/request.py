@@ -1,0 +1,178 @@
+"""What is asked of the engine, and what it answers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from foreword.errors import DataError
+from foreword.prefix import Prefix
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a request's tokens are chosen; the names are those of OpenAI's API.
+
+    Raises:
+        DataError: A number is out of range.
+    """
+
+    max_tokens: int = 128
+    """Most tokens to generate."""
+
+    temperature: float = 1.0
+    """Divides the logits before drawing; 0 takes the likeliest token."""
+
+    top_p: float = 1.0
+    """Draw from the likeliest tokens that together have this probability."""
+
+    top_k: int = 0
+    """Draw from so many likeliest tokens; 0 for all."""
+
+    seed: int | None = None
+    """Seed of the drawing. With one, the same request draws alike whatever runs beside it."""
+
+    stop: tuple[str, ...] = ()
+    """Texts that end the output; they are left out of it."""
+
+    logprobs: int | None = None
+    """How many likeliest tokens are reported with their log-probabilities at each place."""
+
+    prompt_logprobs: int | None = None
+    """The same for the tokens of the prompt."""
+
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Added to the logits of these tokens."""
+
+    presence_penalty: float = 0.0
+    """Taken from the logits of tokens that were generated before."""
+
+    frequency_penalty: float = 0.0
+    """The same, once for each time."""
+
+    ignore_eos: bool = False
+    """Go on after the end of sequence, up to max_tokens."""
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise DataError(f"max_tokens must be at least 1; found {self.max_tokens}")
+        if not 0 <= self.temperature < math.inf:
+            raise DataError(f"temperature must be at least 0; found {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise DataError(f"top_p must be above 0 and at most 1; found {self.top_p}")
+        for name in ("top_k", "logprobs", "prompt_logprobs"):
+            found = getattr(self, name)
+            if found is not None and found < 0:
+                raise DataError(f"{name} must be at least 0; found {found}")
+        if any(not text for text in self.stop):
+            raise DataError("stop must hold no empty text")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is taken."""
+        return self.temperature == 0
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether logits are changed by what was generated or by a bias."""
+        return bool(self.logit_bias or self.presence_penalty or self.frequency_penalty)
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A prefix and how much of it; for now all of it."""
+
+    prefix: Prefix
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt, its prefixes, and how to go on from it.
+
+    Raises:
+        DataError: The prompt is empty, or the prefixes are not one at full weight, or none.
+    """
+
+    prompt: tuple[int, ...]
+    """Token ids, at least one."""
+
+    sampling: Sampling = field(default_factory=Sampling)
+    prefixes: tuple[Weighted, ...] = ()
+    """Prefixes in front of the prompt; none for the backbone alone."""
+
+    name: str = ""
+    """What the request is called in errors and events; made up by default."""
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise DataError("a prompt needs at least one token; found none")
+        if len(self.prefixes) > 1 or any(one.weight != 1.0 for one in self.prefixes):
+            raise DataError("one prefix at weight 1 or none is what the engine serves for now")
+        if not self.name:
+            object.__setattr__(self, "name", f"request-{next(_numbers)}")
+
+    @property
+    def prefix(self) -> Prefix | None:
+        """The prefix, or None."""
+        return self.prefixes[0].prefix if self.prefixes else None
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Log-probabilities under the model, before temperature, bias and penalties.
+
+    Attributes:
+        token: The token that stands here.
+        logprob: Its log-probability; NaN for a prompt's first token, which nothing comes before.
+        top: The likeliest tokens and their log-probabilities, best first.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a request gives at once: some tokens and their text, or its end.
+
+    Attributes:
+        request: The request's name.
+        tokens: New token ids.
+        text: New text. Tokens and text need not come together: a character may take several tokens,
+            and what might be the begin of a stop text is held back.
+        logprobs: For the new tokens, where they were asked for.
+        finish: Why the request has ended, or None.
+        prompt_logprobs: For the prompt's tokens, with the first event, where they were asked for.
+        error: What went wrong, where finish is ``error``.
+    """
+
+    request: str
+    tokens: tuple[int, ...] = ()
+    text: str = ""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    finish: FinishReason | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """All that a request gave, its events put together."""
+
+    request: str
+    tokens: tuple[int, ...]
+    text: str
+    finish: FinishReason
+    prompt_tokens: int
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+    error: str = ""

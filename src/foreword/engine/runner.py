@@ -1,0 +1,146 @@
+"""Forward passes of the engine: several rows, each with its own prefix, place and length.
+
+The transformers model runs as it is. It is given new tokens, their positions, a mask over the slots'
+columns and the slot cache; the prefixes join at its attention calls.
+
+Shapes: B rows, Q new tokens of the longest row, K columns, V vocabulary, N wanted positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foreword.backbone import Backbone
+from foreword.backbone.attachment import Attachment
+from foreword.engine.bank import Bank
+from foreword.engine.cache import SlotCache, Step, visible
+from foreword.errors import UnsupportedModel
+from foreword.frame import as_additive
+from foreword.prefix import Prefix
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a pass.
+
+    Attributes:
+        slot: Where its keys and values are.
+        start: Tokens that it has there.
+        tokens: New tokens.
+        prefix: What stands in front of it.
+        wanted: How many of the last new tokens' logits are asked for.
+    """
+
+    slot: int
+    start: int
+    tokens: tuple[int, ...]
+    prefix: Prefix | None
+    wanted: int = 1
+
+
+class Runner:
+    """Runs rows on a backbone that is attached for as long as the runner is open.
+
+    Args:
+        backbone: The backbone, which nothing else may use meanwhile.
+        attachment: Its attachment.
+        slots: Rows that the cache has room for.
+
+    Raises:
+        UnsupportedModel: The model keeps more than keys and values of its attention calls.
+    """
+
+    def __init__(self, backbone: Backbone, attachment: Attachment, slots: int) -> None:
+        self.backbone = backbone
+        self.attachment = attachment
+        self.model = backbone.model
+        self.device = backbone.device
+        config = self.model.config.get_text_config()
+        self.kinds = tuple(dict.fromkeys(getattr(config, "layer_types", None) or ()))
+        _refuse_other_memories(backbone, self.kinds)
+        self.cache = SlotCache(int(config.num_hidden_layers), slots)
+        self.bank = Bank(backbone.sites)
+        self.is_eager = config._attn_implementation == "foreword_eager"
+        windows = {site.window for site in backbone.sites if site.window is not None}
+        self.window = max(windows, default=None)
+
+    @torch.inference_mode()
+    def run(self, rows: Sequence[Row]) -> list[Tensor]:
+        """Logits float32 (wanted, V) of each row, of its last new tokens."""
+        queries = max(len(row.tokens) for row in rows)
+        step = Step(tuple(r.slot for r in rows), tuple(r.start for r in rows), queries)
+        self.cache.at(step)
+        ids_BQ = torch.zeros(len(rows), queries, dtype=torch.long)
+        wanted_BQ = torch.zeros(len(rows), queries, dtype=torch.bool)
+        for index, row in enumerate(rows):
+            ids_BQ[index, : len(row.tokens)] = torch.tensor(row.tokens)
+            wanted_BQ[index, len(row.tokens) - row.wanted : len(row.tokens)] = True
+        start_B = torch.tensor(step.starts)
+        positions_BQ = start_B[:, None] + torch.arange(queries)
+        bound = self.bank.bound([row.prefix for row in rows])
+        with self.attachment.using(bound), _head_sees(self.model, wanted_BQ):
+            output = self.model(
+                input_ids=ids_BQ.to(self.device),
+                attention_mask=self._masks(step),
+                position_ids=positions_BQ.to(self.device),
+                past_key_values=self.cache,
+                use_cache=True,
+            )
+        logits = output.logits
+        logits_NV = logits[0] if logits.shape[:2] != wanted_BQ.shape or len(rows) == 1 else None
+        if logits_NV is None or len(logits_NV) != int(wanted_BQ.sum()):
+            logits_NV = logits[wanted_BQ.to(logits.device)]
+        return list(logits_NV.float().split([row.wanted for row in rows]))
+
+    def _masks(self, step: Step) -> Any:
+        """The mask, or one for each kind of layer where the model has several."""
+        full = self._mask(step, None)
+        if not self.kinds or self.kinds == ("full_attention",):
+            return full if self.window is None else self._mask(step, self.window)
+        sliding = self._mask(step, self.window)
+        return {kind: full if kind == "full_attention" else sliding for kind in self.kinds}
+
+    def _mask(self, step: Step, window: int | None) -> Tensor:
+        seen = visible(step, window, self.device)
+        return as_additive(seen, self.model.dtype) if self.is_eager else seen
+
+
+def _refuse_other_memories(backbone: Backbone, kinds: Sequence[str]) -> None:
+    known = {"full_attention", "sliding_attention"}
+    other = sorted(set(kinds) - known)
+    if other or backbone.positions != "free" or "position_ids" not in _parameters(backbone):
+        why = f"it has {', '.join(other)} layers" if other else "its positions are not rotary"
+        raise UnsupportedModel(
+            f"family {backbone.family!r} ({type(backbone.model).__name__}) cannot be served in mixed "
+            f"batches yet: {why}"
+        )
+
+
+def _parameters(backbone: Backbone) -> Sequence[str]:
+    from foreword.backbone.signature import parameters_of
+
+    return parameters_of(type(backbone.model))
+
+
+@contextmanager
+def _head_sees(model: nn.Module, wanted_BQ: Tensor) -> Iterator[None]:
+    """The output layer gets the wanted positions only, as one row (1, N, D)."""
+
+    def narrow(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if len(inputs) != 1 or inputs[0].shape[:-1] != wanted_BQ.shape:
+            return None
+        return (inputs[0][wanted_BQ.to(inputs[0].device)][None],)
+
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    hook = head.register_forward_pre_hook(narrow) if isinstance(head, nn.Module) else None
+    try:
+        yield
+    finally:
+        if hook is not None:
+            hook.remove()
