@@ -33,6 +33,7 @@ LAYERS = (
     "data",
     "train",
     "generate",
+    "engine",
     "evaluate",
     "card",
     "hub",

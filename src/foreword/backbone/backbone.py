@@ -134,6 +134,14 @@ class Backbone:
         return int(getattr(self.model.config, "max_position_embeddings", None) or 2**31)
 
     @property
+    def eos_ids(self) -> frozenset[int]:
+        """Tokens that end a sequence: those of the generation config, else the tokenizer's."""
+        named = getattr(self.model.generation_config, "eos_token_id", None)
+        if named is None:
+            named = getattr(self.tokenizer, "eos_token_id", None)
+        return frozenset([named] if isinstance(named, int) else named or ())
+
+    @property
     def bos(self) -> Bos:
         """BOS policy of a prefix that does not carry the BOS itself."""
         return "input" if self.tokenizer is not None and adds_bos(self.tokenizer) else "none"

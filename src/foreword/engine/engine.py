@@ -12,6 +12,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,10 +45,20 @@ class _Job(Active):
     """A request under way, with what its output needs."""
 
     sink: Sink = field(default=lambda _: None)
-    draw: Draw = field(default=None)  # type: ignore[assignment]
+    draw: Draw | None = None
     text: Detokeniser | None = None
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
-    is_cancelled: bool = False
+    has_ended: bool = False
+
+    def drawing(self, device: torch.device) -> Draw:
+        """What its tokens are drawn with."""
+        if self.draw is None:
+            self.draw = Draw.begin(self.request.sampling, device)
+        return self.draw
+
+
+def _put(events: queue.SimpleQueue[tuple[int, Event]], index: int, event: Event) -> None:
+    events.put((index, event))
 
 
 class Engine:
@@ -80,7 +91,7 @@ class Engine:
         self.scheduler = Scheduler(self.runner.cache, self.limits)
         self.steps = 0
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._accepts = True
+        self._accepts, self._stopping = True, False
         self._thread = threading.Thread(target=self._loop, name="foreword-engine", daemon=True)
         self._thread.start()
 
@@ -113,7 +124,7 @@ class Engine:
         requests = list(requests)
         events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
         for index, request in enumerate(requests):
-            self.submit(request, lambda event, index=index: events.put((index, event)))  # type: ignore[misc]
+            self.submit(request, partial(_put, events, index))
         found: list[list[Event]] = [[] for _ in requests]
         open_ = len(requests)
         while open_:
@@ -126,7 +137,11 @@ class Engine:
         """A request's events as they come; leaving the loop early cancels it."""
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event] = asyncio.Queue()
-        self.submit(request, lambda event: loop.call_soon_threadsafe(events.put_nowait, event))
+
+        def sink(event: Event) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        self.submit(request, sink)
         finished = False
         try:
             while not finished:
@@ -177,25 +192,31 @@ class Engine:
     # -- in the engine's thread ------------------------------------------------------------------
 
     def _loop(self) -> None:
-        self._stopping = False
-        while True:
+        try:
+            with torch.inference_mode():
+                while self._listen():
+                    self._step()
+        except BaseException as error:
+            self._accepts = False
+            self._abort("error", f"the engine stopped: {first_line(error)}")
+            raise
+
+    def _listen(self) -> bool:
+        """Do what other threads asked for, waiting while there is nothing else; whether to go on."""
+        while not (self.scheduler.is_idle and self._stopping):
             try:
-                while True:
-                    idle = self.scheduler.is_idle
-                    if idle and self._stopping:
-                        return
-                    self._inbox.get(block=idle)()
+                self._inbox.get(block=self.scheduler.is_idle)()
             except queue.Empty:
-                pass
-            self._step()
+                return True
+        return False
 
     def _drain(self) -> None:
         self._stopping = True
 
-    def _abort(self) -> None:
+    def _abort(self, reason: FinishReason = "cancelled", error: str = "") -> None:
         self._stopping = True
         for job in self.scheduler.find(lambda _: True):
-            self._finish(job, "cancelled")  # type: ignore[arg-type]
+            self._finish(job, reason, error)  # type: ignore[arg-type]
 
     def _step(self) -> None:
         """One step: a chunk of prompts, then one token for every row that decodes."""
@@ -205,7 +226,7 @@ class Engine:
         chunks: list[Any] = self.scheduler.chunks()
         if chunks:
             self._guarded([job for job, _ in chunks], lambda: self._prompts(chunks))
-        decoding = [job for job in decoding if job.slot >= 0]
+        decoding = [job for job in decoding if not job.has_ended]
         if decoding:
             self._guarded(decoding, lambda: self._decode(decoding))
 
@@ -215,17 +236,14 @@ class Engine:
             action()
         except Exception as error:  # the engine goes on
             for job in jobs:
-                if job.slot >= 0:
-                    self._finish(job, "error", first_line(error))
+                self._finish(job, "error", first_line(error))
 
     def _prompts(self, chunks: Sequence[tuple[_Job, int]]) -> None:
         rows = []
         for job, size in chunks:
             part = tuple(job.tokens[job.computed : job.computed + size])
             whole = job.request.sampling.prompt_logprobs is not None
-            rows.append(
-                Row(job.slot, job.computed, part, job.request.prefix, size if whole else 1)
-            )
+            rows.append(Row(job.slot, job.computed, part, job.request.prefix, size if whole else 1))
         logits = self.runner.run(rows)
         ready = []
         for (job, size), logits_NV in zip(chunks, logits, strict=True):
@@ -252,9 +270,7 @@ class Engine:
         ]
 
     def _decode(self, jobs: Sequence[_Job]) -> None:
-        rows = [
-            Row(job.slot, job.computed, (job.tokens[-1],), job.request.prefix) for job in jobs
-        ]
+        rows = [Row(job.slot, job.computed, (job.tokens[-1],), job.request.prefix) for job in jobs]
         logits = self.runner.run(rows)
         for job in jobs:
             job.computed += 1
@@ -264,13 +280,10 @@ class Engine:
         """Choose the next token of each row, and tell."""
         if not rows:
             return
-        for job, logits_V in rows:
-            if job.draw is None:
-                job.draw = Draw.begin(job.request.sampling, logits_V.device)
         logits_BV = torch.stack([logits_V for _, logits_V in rows])
-        tokens = sample(logits_BV, [job.draw for job, _ in rows])
+        tokens = sample(logits_BV, [job.drawing(logits_BV.device) for job, _ in rows])
         for (job, logits_V), token in zip(rows, tokens, strict=True):
-            self._guarded([job], lambda job=job, token=token, at=logits_V: self._tell(job, token, at))  # type: ignore[misc]
+            self._guarded([job], partial(self._tell, job, token, logits_V))
 
     def _tell(self, job: _Job, token: int, logits_V: Tensor) -> None:
         sampling = job.request.sampling
@@ -280,9 +293,7 @@ class Engine:
         ends = token in self.backbone.eos_ids and not sampling.ignore_eos
         text = "" if ends else self._text(job, token)
         told = (
-            ()
-            if sampling.logprobs is None
-            else (logprobs_of(logits_V, token, sampling.logprobs),)
+            () if sampling.logprobs is None else (logprobs_of(logits_V, token, sampling.logprobs),)
         )
         event = Event(
             job.request.name,
@@ -311,7 +322,10 @@ class Engine:
         return job.text.add([token])
 
     def _finish(self, job: _Job, reason: FinishReason, error: str = "") -> None:
-        """Free the job's place and tell its end."""
+        """Free the job's place and tell its end, once."""
+        if job.has_ended:
+            return
+        job.has_ended = True
         self.scheduler.release(job)
         rest = "" if job.text is None else job.text.end()
         job.sink(Event(job.request.name, text=rest, finish=reason, error=error))

@@ -18,11 +18,21 @@ from torch import Tensor, nn
 
 from foreword.backbone import Backbone
 from foreword.backbone.attachment import Attachment
+from foreword.backbone.signature import parameters_of
 from foreword.engine.bank import Bank
 from foreword.engine.cache import SlotCache, Step, visible
-from foreword.errors import UnsupportedModel
+from foreword.errors import UnsupportedModel, first_line
 from foreword.frame import as_additive
 from foreword.prefix import Prefix
+
+KINDS = ("full_attention", "sliding_attention")
+"""Kinds of layers whose masks are known."""
+
+PROBE = (5, 7, 11, 13, 17)
+"""Tokens that the proof runs on."""
+
+EXACT, ROUNDED = 1e-4, 2**-4
+"""Largest difference allowed in the proof, relative to the largest logit, in float32 and else."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +73,47 @@ class Runner:
         self.device = backbone.device
         config = self.model.config.get_text_config()
         self.kinds = tuple(dict.fromkeys(getattr(config, "layer_types", None) or ()))
-        _refuse_other_memories(backbone, self.kinds)
+        if "position_ids" not in parameters_of(type(self.model)):
+            raise self._unsupported("it takes no position_ids")
+        if other := [kind for kind in self.kinds if kind not in KINDS]:
+            raise self._unsupported(f"it has {other[0]} layers")
         self.cache = SlotCache(int(config.num_hidden_layers), slots)
         self.bank = Bank(backbone.sites)
         self.is_eager = config._attn_implementation == "foreword_eager"
         windows = {site.window for site in backbone.sites if site.window is not None}
         self.window = max(windows, default=None)
+        with torch.inference_mode():
+            self._prove()
 
-    @torch.inference_mode()
+    def _prove(self) -> None:
+        """See that rows of different length give the logits that each gives alone.
+
+        Raises:
+            UnsupportedModel: They do not, or the model cannot be run that way.
+        """
+        rows = [Row(0, 0, PROBE, None), Row(1, 0, PROBE[2:], None)]
+        try:
+            self.run(rows)
+            found = self.run([Row(one.slot, len(one.tokens), PROBE[:1], None) for one in rows])
+        except Exception as error:
+            raise self._unsupported(first_line(error)) from error
+        for row, logits_1V in zip(rows, found, strict=True):
+            ids = torch.tensor([[*row.tokens, PROBE[0]]], device=self.device)
+            with self.attachment.using(None):
+                alone_V = self.model(input_ids=ids, use_cache=False).logits[0, -1].float()
+            largest = max(1.0, float(alone_V.abs().max()))
+            moved = float((logits_1V[0] - alone_V).abs().max()) / largest
+            if not moved <= (EXACT if self.model.dtype == torch.float32 else ROUNDED):
+                raise self._unsupported(
+                    f"a row's logits move by {moved:.1e} of the largest beside another row"
+                )
+
+    def _unsupported(self, why: str) -> UnsupportedModel:
+        kind = type(self.model).__name__
+        return UnsupportedModel(
+            f"family {self.backbone.family!r} ({kind}) cannot be served in mixed batches: {why}"
+        )
+
     def run(self, rows: Sequence[Row]) -> list[Tensor]:
         """Logits float32 (wanted, V) of each row, of its last new tokens."""
         queries = max(len(row.tokens) for row in rows)
@@ -109,23 +152,6 @@ class Runner:
     def _mask(self, step: Step, window: int | None) -> Tensor:
         seen = visible(step, window, self.device)
         return as_additive(seen, self.model.dtype) if self.is_eager else seen
-
-
-def _refuse_other_memories(backbone: Backbone, kinds: Sequence[str]) -> None:
-    known = {"full_attention", "sliding_attention"}
-    other = sorted(set(kinds) - known)
-    if other or backbone.positions != "free" or "position_ids" not in _parameters(backbone):
-        why = f"it has {', '.join(other)} layers" if other else "its positions are not rotary"
-        raise UnsupportedModel(
-            f"family {backbone.family!r} ({type(backbone.model).__name__}) cannot be served in mixed "
-            f"batches yet: {why}"
-        )
-
-
-def _parameters(backbone: Backbone) -> Sequence[str]:
-    from foreword.backbone.signature import parameters_of
-
-    return parameters_of(type(backbone.model))
 
 
 @contextmanager

@@ -96,12 +96,10 @@ def _kept(logits_V: Tensor, top_k: int, top_p: float) -> Tensor:
         logits_V = logits_V.masked_fill(logits_V < least, -torch.inf)
     if top_p < 1:
         probabilities_V = torch.softmax(logits_V, dim=-1)
-        count = min(CANDIDATES, size)
-        best = torch.topk(probabilities_V, count)
-        if float(best.values.sum()) < top_p:
-            best = torch.sort(probabilities_V, descending=True)
-        before = best.values.cumsum(-1) - best.values
-        kept = best.indices[before < top_p]
+        values, indices = torch.topk(probabilities_V, min(CANDIDATES, size))
+        if float(values.sum()) < top_p:
+            values, indices = torch.sort(probabilities_V, descending=True)
+        kept = indices[values.cumsum(-1) - values < top_p]
         only_V = torch.full_like(logits_V, -torch.inf)
         only_V[kept] = logits_V[kept]
         logits_V = only_V
