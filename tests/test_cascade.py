@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,10 +18,12 @@ from foreword.cascade import (
     COPIED,
     FEW,
     SHORTEST_OF_MANY,
+    Groups,
     Part,
     cascade_attention,
     merge_pays,
     merged,
+    shared_attention,
 )
 from foreword.frame import Frame, SiteTensors
 from foreword.prefix import Prefix, WindowPolicy
@@ -130,6 +133,42 @@ def test_each_prefix_serves_its_own_rows(prefixes: int, queries: int) -> None:
     assert float((found - wrong).abs().max()) > 0.1
 
 
+@pytest.mark.parametrize("mask", masks(1))
+@pytest.mark.parametrize(("heads", "groups"), [(1, 1), (3, 1), (1, 4), (3, 3)])
+@pytest.mark.parametrize("scaling", [None, 0.3])
+def test_one_softmax_equals_the_plain_form(
+    mask: str, heads: int, groups: int, scaling: float | None
+) -> None:
+    made = tensors(heads, groups)
+    chosen = masks(heads * groups)[mask]
+    found = shared_attention(*made[:3], chosen, *made[3:], Groups(BATCH), scaling)
+    torch.testing.assert_close(found, joined(made, chosen, scaling), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "row_of", [(0, 0, 0, 0, 0, 0), (2, 0, 1, 0, 0, 2), (3, 2, 1, 0, 1, 2), (1, 1, 1, 1, 1, 3)]
+)
+def test_rows_choose_their_prefix_in_any_order(row_of: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Prefixes that serve many rows, one, or none; of different length, one of them 0."""
+    made = [tensor.to(dtype) for tensor in tensors(3, 2, prefixes=4, value_dim=5)]
+    seen = (torch.arange(PREFIX) < torch.tensor([PREFIX, 4, 0, 9])[:, None])[:, None, None, :]
+    mask = masks(6)["boolean"]
+    groups = Groups.of(row_of, 4, torch.device("cpu"))
+    found = shared_attention(*made[:3], mask, *made[3:], groups, None, seen)
+    rows = list(row_of)
+    expected = joined(
+        [*(t.float() for t in made[:3]), *(t.float()[rows] for t in made[3:])],
+        mask,
+        None,
+        seen[rows],
+    )
+    seeing = (seen[rows].any(-1) | mask.any(-1)).transpose(1, 2)  # the others see nothing at all
+    allowed = 1e-5 if dtype == torch.float32 else 3e-2
+    differs = (found.float() - expected).masked_fill(~seeing[..., None], 0.0)
+    assert float(differs.nan_to_num(9.0).abs().max()) <= allowed
+
+
 def test_values_of_another_dimension() -> None:
     made = tensors(3, 2, value_dim=5)
     found = cascade_attention(*made[:3], masks(6)["boolean"], *made[3:])
@@ -195,14 +234,18 @@ def test_where_the_merge_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Merge short prefixes too; grows by one with each merged call."""
+    """Share short prefixes too; grows with each such call by its number of queries."""
     seen: list[int] = []
 
-    def counted(*args: Any) -> Tensor:
-        seen.append(1)
-        return cascade_attention(*args)
+    def counted(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def count(*args: Any) -> Tensor:
+            seen.append(args[0].shape[2])
+            return function(*args)
 
-    monkeypatch.setattr(attention, "cascade_attention", counted)
+        return count
+
+    monkeypatch.setattr(attention, "cascade_attention", counted(cascade_attention))
+    monkeypatch.setattr(attention, "shared_attention", counted(shared_attention))
     monkeypatch.setattr(cascade, "COPIED", 1)
     monkeypatch.setattr(cascade, "SHORTEST", {})
     monkeypatch.setattr(cascade, "SHORTEST_OF_MANY", 1)
@@ -213,13 +256,16 @@ FAMILIES = ["llama", "gpt2", "qwen2", "phi", "gpt_bigcode", "deepseek_v3", "mist
 """Grouped heads, a head each, one for all, partial rotary, latents, a window in each layer."""
 
 
-@pytest.mark.usefixtures("kernel")
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "few"),
+    [*((name, 100) for name in FAMILIES), *((name, 0) for name in FAMILIES[:5])],
+)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_families_give_the_logits_of_text_in_context(
-    family: str, side: str, calls: list[int], monkeypatch: pytest.MonkeyPatch
+    family: str, few: int, side: str, calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cascade, "FEW", 100)
+    """One softmax for few queries, two merged for many; these for values as wide as keys only."""
+    monkeypatch.setattr(cascade, "FEW", few)
     case = checks.case(BY_NAME[family])
     assert checks.forward_error(case, side) <= checks.EXACT
     assert len(calls) == len(case.backbone.sites)
@@ -245,7 +291,7 @@ def test_generation_gives_the_logits_of_text_in_context(
     with case.backbone.attached(case.shared):
         out = generated(case.model, case.rows, **WAYS[how])
         merged_calls = len(calls)
-        monkeypatch.setattr(attention, "merge_pays", lambda *_: False)
+        monkeypatch.setattr(attention, "merge_pays", lambda *_, **__: False)
         plain = generated(case.model, case.rows, **WAYS[how])
     assert merged_calls > 0
     assert len(calls) == merged_calls
@@ -319,7 +365,7 @@ def test_a_decoding_step_copies_the_prefix_for_no_row(
     rows, length = 16, 128
     foreword.attach(tiny.model, text_prefix(tiny, length))
     if not merge:
-        monkeypatch.setattr(attention, "merge_pays", lambda *_: False)
+        monkeypatch.setattr(attention, "merge_pays", lambda *_, **__: False)
     ids = torch.randint(3, 90, (rows, 1), generator=torch.Generator().manual_seed(1))
     mask = torch.ones(rows, 3, dtype=torch.long)
     with torch.no_grad():

@@ -30,7 +30,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from foreword.cascade import cascade_attention, merge_pays
+from foreword import cascade
+from foreword.cascade import cascade_attention, merge_pays, shared_attention
 from foreword.errors import UnsupportedModel
 from foreword.frame import AttentionCall, Frame, SiteTensors, as_additive, frame_of, note_window
 from foreword.kernels import grouped_attention, pays
@@ -159,15 +160,19 @@ def _attend(
 def _joint(call: _Call, site: SiteTensors) -> tuple[Tensor, Tensor | None]:
     """Attention over the prefix and the call's own tokens: merged where that pays, else joined."""
     frame, query, key, value, mask = call.frame, call.query, call.key, call.value, call.mask
+    chosen = frame.rows_are_chosen
     if (
         call.is_plain_sdpa
         and frame.seen_by_all(site)
-        and merge_pays(query, key, value, site.key_RHPD, site.value_RHPE)
+        and merge_pays(query, key, value, site.key_RHPD, site.value_RHPE, chosen=chosen)
     ):
         filled = frame.filled(site, query.device)
         prefix = site.like(key, value)
         scaling = call.kwargs.get("scaling")
-        return cascade_attention(query, key, value, mask, *prefix, scaling, filled), None
+        if query.shape[2] > cascade.FEW:
+            return cascade_attention(query, key, value, mask, *prefix, scaling, filled), None
+        groups = frame.groups(site, query.device)
+        return shared_attention(query, key, value, mask, *prefix, groups, scaling, filled), None
     key, value = frame.with_prefix(site, key, value)
     if mask is not None:
         mask = frame.widened(mask, site)

@@ -1,4 +1,4 @@
-"""Attention over a prefix that several rows share, computed against its one copy.
+"""Attention over prefixes that rows share, each computed against its one copy.
 
 A softmax over the union of two sets of columns is the mean of the softmaxes over each, weighted by the
 sums of their exponentials. So the queries of all rows meet the prefix in one matrix product per
@@ -15,6 +15,7 @@ Source: Juravsky et al., "Hydragen: High-Throughput LLM Inference with Shared Pr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -50,9 +51,15 @@ class Part(NamedTuple):
 
 
 def merge_pays(
-    query: Tensor, key: Tensor, value: Tensor, prefix_key: Tensor, prefix_value: Tensor
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix_key: Tensor,
+    prefix_value: Tensor,
+    *,
+    chosen: bool = False,
 ) -> bool:
-    """Whether the merge is right and faster than joining the prefix to each row's keys.
+    """Whether one copy of a prefix is right and faster than joining it to each row's keys.
 
     It is faster where the plain form would copy much; one row alone has nothing to share. Figures are
     in benchmarks/LOG.md. Away from the CPU only decoding is merged, whose scores are small: there no
@@ -65,6 +72,8 @@ def merge_pays(
         value: The call's own values, (B, H, K, E).
         prefix_key: (R, H, P, D), in any floating dtype.
         prefix_value: (R, H, P, E).
+        chosen: Whether rows choose among the prefixes in any order, which for many queries only the
+            plain form knows how to do.
     """
     if torch.compiler.is_compiling():
         return False
@@ -73,10 +82,112 @@ def merge_pays(
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return False
     queries, copied = query.shape[2], rows * (length + key.shape[2])
+    if chosen:
+        return queries <= FEW and rows == key.shape[0] > 1
     if queries > FEW and not _has_flash(query, value):
         return False
     shortest = next((n for most, n in SHORTEST.items() if queries <= most), SHORTEST_OF_MANY)
     return prefixes < rows == key.shape[0] and copied >= COPIED and length >= shortest
+
+
+class Groups(NamedTuple):
+    """Which rows each of R prefixes serves, as places in R groups of n rows.
+
+    Attributes:
+        rows: Rows of the largest group, n.
+        order: The row at each of the R * n places, int64; a place that is left over has any row. None
+            where the rows follow one another group by group, all of one size.
+        place: The place of each row of the batch, int64 (B,), or None with `order`.
+    """
+
+    rows: int
+    order: Tensor | None = None
+    place: Tensor | None = None
+
+    @classmethod
+    def of(cls, row_of_B: Sequence[int], prefixes: int, device: torch.device) -> Groups:
+        """Groups of rows by the prefix (0 to R - 1) that serves each."""
+        members: list[list[int]] = [[] for _ in range(prefixes)]
+        for row, prefix in enumerate(row_of_B):
+            members[prefix].append(row)
+        rows = max(map(len, members))
+        order = [row for group in members for row in (*group, *[0] * (rows - len(group)))]
+        place = [0] * len(row_of_B)
+        for prefix, group in enumerate(members):
+            for index, row in enumerate(group):
+                place[row] = prefix * rows + index
+        return cls(rows, *(torch.tensor(each, device=device) for each in (order, place)))
+
+    def gathered(self, tensor_B: Tensor) -> Tensor:
+        """Rows (B, ...) in their places (R * n, ...)."""
+        return tensor_B if self.order is None else tensor_B.index_select(0, self.order)
+
+    def scattered(self, tensor_N: Tensor) -> Tensor:
+        """What is in the places (R * n, ...), back in the order of the rows (B, ...)."""
+        return tensor_N if self.place is None else tensor_N.index_select(0, self.place)
+
+
+def shared_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    prefix_key: Tensor,
+    prefix_value: Tensor,
+    groups: Groups,
+    scaling: float | None = None,
+    seen: Tensor | None = None,
+) -> Tensor:
+    """What `cascade_attention` computes, for few queries: one softmax over the scores of both parts.
+
+    The scores are small then, so they are put side by side, and there is nothing to merge. Rows may be
+    served by the prefixes in any order and number.
+
+    Args:
+        query: (B, H * G, Q, D).
+        key: (B, H, K, D).
+        value: (B, H, K, E).
+        mask: For the call's own keys: boolean (True: seen) or additive, (B or 1, H * G or 1, Q, K),
+            or None.
+        prefix_key: (R, H, P, D), in the call's dtype.
+        prefix_value: (R, H, P, E).
+        groups: Which rows each prefix serves.
+        scaling: Factor of the scores; D**-0.5 by default.
+        seen: Which columns of each prefix are seen, boolean (R, 1, 1, P); None: all.
+
+    Returns:
+        (B, Q, H * G, E), as attention functions of transformers return it. The softmax is computed in
+        float32 at least.
+    """
+    batch, heads, queries, dim = query.shape
+    prefixes, kv_heads, length = prefix_key.shape[:3]
+    each = heads // kv_heads * queries
+    scale = dim**-0.5 if scaling is None else scaling
+    query_BHgD = (query * scale).reshape(batch, kv_heads, each, dim)
+
+    def by_prefix(tensor_BHgD: Tensor) -> Tensor:
+        """(B, H, g, any) as (R, H, n * g, any)."""
+        split = groups.gathered(tensor_BHgD).view(prefixes, groups.rows, kv_heads, each, -1)
+        return split.transpose(1, 2).reshape(prefixes, kv_heads, groups.rows * each, -1)
+
+    def by_row(tensor_RHN: Tensor) -> Tensor:
+        """(R, H, n * g, any) as (B, H, g, any)."""
+        split = tensor_RHN.view(prefixes, kv_heads, groups.rows, each, -1).transpose(1, 2)
+        return groups.scattered(split.reshape(prefixes * groups.rows, kv_heads, each, -1))
+
+    far = by_prefix(query_BHgD) @ prefix_key.transpose(-1, -2)
+    if seen is not None:
+        far = far.masked_fill(~seen, torch.finfo(far.dtype).min)
+    near = query_BHgD @ key.transpose(-1, -2)
+    if mask is not None:
+        split = (batch, heads, queries, key.shape[2])
+        near = (near.view(split) + _additive(mask, near.dtype)).view(near.shape)
+    scores = torch.cat([by_row(far), near], dim=-1)
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    weights = torch.softmax(scores, dim=-1, dtype=wide).to(value.dtype)
+    out = weights[..., length:] @ value
+    out = out + by_row(by_prefix(weights[..., :length]) @ prefix_value)
+    return out.view(batch, heads, queries, value.shape[-1]).transpose(1, 2).contiguous()
 
 
 def cascade_attention(

@@ -11,11 +11,15 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from foreword.cascade import Groups
 from foreword.errors import BypassError, UnsupportedModel
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,7 @@ class Frame:
     observer: Callable[[AttentionCall], None] | None = None
     mask_windows: MaskWindows = field(default_factory=dict)
     _made: dict[tuple[int, object], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _kept: dict[object, Any] = field(default_factory=dict)
 
     def site(self, name: str) -> SiteTensors | None:
         """The prefix at the named site, if one is bound there."""
@@ -225,8 +230,32 @@ class Frame:
         width = site.key_RHPD.shape[2]
         if self.bound.rows is None or all(length == width for length in site.length_R):
             return None
-        length_R = torch.tensor(site.length_R, device=device)
-        return (torch.arange(width, device=device) < length_R[:, None])[:, None, None, :]
+
+        def make() -> Tensor:
+            length_R = torch.tensor(site.length_R, device=device)
+            return (torch.arange(width, device=device) < length_R[:, None])[:, None, None, :]
+
+        return self._for_all_layers(("filled", site.length_R, width, device), make)
+
+    @property
+    def rows_are_chosen(self) -> bool:
+        """Whether each row of the batch says which prefix serves it."""
+        return self.bound is not None and self.bound.row_of_B is not None
+
+    def groups(self, site: SiteTensors, device: torch.device) -> Groups:
+        """Which rows each of the site's prefixes serves."""
+        assert self.bound is not None
+        prefixes, rows = site.key_RHPD.shape[0], self.bound.row_of_B
+        if rows is None:
+            return Groups(self.batch // prefixes)
+        return self._for_all_layers(("groups", device), lambda: Groups.of(rows, prefixes, device))
+
+    def _for_all_layers(self, tag: object, make: Callable[[], T]) -> T:
+        """What `make` gives, made once a frame."""
+        if tag not in self._kept:
+            self._kept[tag] = make()
+        kept: T = self._kept[tag]
+        return kept
 
 
 @dataclass(frozen=True)
