@@ -37,6 +37,7 @@ LAYERS = (
     "evaluate",
     "card",
     "hub",
+    "serve",
     "cli",
     "__main__",
 )

@@ -126,7 +126,7 @@ class Encoder:
                 f"{room} new tokens leave no room for a prompt in a context of {self.limit}; ask "
                 "for fewer"
             )
-        ids = self._prompt(row)
+        ids = self.uncut(row)
         if len(ids) > limit:
             warnings.warn(
                 f"a prompt of {len(ids)} tokens lost {len(ids) - limit} from its left to leave room "
@@ -144,7 +144,8 @@ class Encoder:
             return [ids[0], *ids[len(ids) - limit + 1 :]]
         return ids[len(ids) - limit :]
 
-    def _prompt(self, row: Mapping[str, Any] | str) -> list[int]:
+    def uncut(self, row: Mapping[str, Any] | str) -> list[int]:
+        """What `prompt` gives where the context is large enough."""
         if not self.task.chat:
             assert self.task.prompt is not None
             return self._start(row if isinstance(row, str) else fill(self.task.prompt, row))
@@ -154,7 +155,7 @@ class Encoder:
             check_turns(row.get(MESSAGES))
             messages = asked(row[MESSAGES])
         text = rendered(self.tokenizer, messages, ask=True)
-        return self._without_doubled_bos(
+        return self.without_doubled_bos(
             list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         )
 
@@ -179,7 +180,7 @@ class Encoder:
         for token, (start, end) in zip(ids, tokens["offset_mapping"], strict=True):
             inside = any(first <= start and end <= last and start < end for first, last in spans)
             labels.append(token if inside else IGNORED)
-        kept = self._without_doubled_bos(ids)
+        kept = self.without_doubled_bos(ids)
         labels = labels[len(ids) - len(kept) :]
         predicted = [index for index, label in enumerate(labels) if label != IGNORED]
         if not predicted:
@@ -196,7 +197,7 @@ class Encoder:
             )
         return Encoded(kept[cut:], [IGNORED, *labels[cut + 1 :]], cut)
 
-    def _without_doubled_bos(self, ids: list[int]) -> list[int]:
+    def without_doubled_bos(self, ids: list[int]) -> list[int]:
         """Chat templates often write a BOS; where the prefix carries it, it is taken out."""
         if self.bos == "prefix" and ids[:1] == [self.tokenizer.bos_token_id]:
             return ids[1:]

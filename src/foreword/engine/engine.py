@@ -97,6 +97,11 @@ class Engine:
 
     # -- from any thread -------------------------------------------------------------------------
 
+    @property
+    def accepts(self) -> bool:
+        """Whether requests are taken."""
+        return self._accepts
+
     def submit(self, request: Request, sink: Sink) -> None:
         """Take a request; `sink` gets its events.
 

@@ -1,0 +1,285 @@
+"""From an HTTP request to the engine's requests, and from its events to OpenAI's answers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+
+from foreword.backbone import Backbone
+from foreword.data import Task
+from foreword.data.chat import rendered
+from foreword.engine import Engine, Event, Request, Sampling, Weighted
+from foreword.engine.request import Completion
+from foreword.engine.residency import Residency
+from foreword.errors import DataError
+from foreword.generate import as_row, encoder_for, task_of
+from foreword.prefix import Prefix
+from foreword.serve.failures import Failure
+from foreword.serve.metrics import Metrics
+from foreword.serve.schemas import ChatRequest, CompletionRequest, Sampled
+
+CHAT = Task(None, None)
+"""Conversations in the backbone's own chat template."""
+
+PLAIN = Task("{input}", "{output}")
+"""Prompts as they are given."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One HTTP request, ready for the engine.
+
+    Attributes:
+        body: What was sent.
+        requests: One for each choice.
+        prompts: Text of each choice's prompt, for echo.
+    """
+
+    body: Sampled
+    requests: tuple[Request, ...]
+    prompts: tuple[str, ...]
+    identity: str
+    created: int
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompts, each once, as OpenAI counts them."""
+        return sum(len(one.prompt) for one in self.requests[:: self.body.n])
+
+
+class Completions:
+    """Answers completions and chat completions.
+
+    Args:
+        backbone: The backbone.
+        engine: What runs them.
+        residency: Where prefixes come from.
+        metrics: What is counted.
+        queue: Choices that may be open at once, waiting ones included.
+        most_tokens: Tokens that one choice may ask for; None: what the context leaves.
+        seconds: Time that one request may take.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        engine: Engine,
+        residency: Residency,
+        metrics: Metrics,
+        *,
+        queue: int = 256,
+        most_tokens: int | None = None,
+        seconds: float = 600.0,
+    ) -> None:
+        self.backbone = backbone
+        self.engine = engine
+        self.residency = residency
+        self.metrics = metrics
+        self.queue = queue
+        self.most_tokens = most_tokens
+        self.seconds = seconds
+        self.open = 0
+
+    # -- what is asked ---------------------------------------------------------------------------
+
+    async def prefix(self, model: str) -> Prefix | None:
+        """The prefix that a request's model names; None for the backbone.
+
+        Raises:
+            Failure: There is no such model.
+        """
+        if model == self.backbone.name:
+            return None
+        return await run_in_threadpool(self.residency.get, model)
+
+    async def asked(self, body: CompletionRequest | ChatRequest) -> Asked:
+        """The engine's requests.
+
+        Raises:
+            Failure: A field asks for what is not served.
+            DataError: A prompt cannot be used.
+        """
+        prefix = await self.prefix(body.model)
+        if body.stream_options is not None and not body.stream:
+            raise Failure(400, "stream_options: only with stream", "stream_options")
+        if isinstance(body, ChatRequest):
+            prompts = [self._conversation(body, prefix)]
+            sampling = self._chat_sampling(body)
+        else:
+            prompts = [self._prompt(prompt, prefix) for prompt in body.prompts]
+            sampling = self._sampling(body, body.max_tokens)
+            sampling = replace(
+                sampling,
+                logprobs=body.logprobs,
+                prompt_logprobs=body.logprobs if body.echo else None,
+            )
+            if not prompts:
+                raise Failure(400, "prompt: expected at least one; found none", "prompt")
+            if body.echo and body.stream:
+                raise Failure(400, "echo: not supported with stream", "echo")
+        identity = f"{'chatcmpl' if isinstance(body, ChatRequest) else 'cmpl'}-{uuid.uuid4().hex}"
+        chosen = () if prefix is None else (Weighted(prefix),)
+        requests = []
+        for place, ids in enumerate(prompts):
+            room = self._room(ids, prefix)
+            for copy in range(body.n):
+                index = place * body.n + copy
+                seed = None if body.seed is None else body.seed + copy
+                limited = replace(
+                    sampling, seed=seed, max_tokens=max(1, min(sampling.max_tokens, room))
+                )
+                requests.append(Request(tuple(ids), limited, chosen, f"{identity}-{index}"))
+        tokenizer: Any = self.backbone.tokenizer
+        echoed = isinstance(body, CompletionRequest) and body.echo
+        texts = [
+            tokenizer.decode(one.prompt, skip_special_tokens=True) if echoed else ""
+            for one in requests
+        ]
+        return Asked(body, tuple(requests), tuple(texts), identity, int(time.time()))
+
+    def _room(self, ids: Sequence[int], prefix: Prefix | None) -> int:
+        length = prefix.length if prefix is not None else 0
+        room = self.backbone.context - length - len(ids)
+        if room < 1:
+            raise DataError(
+                f"the prompt has {len(ids)} tokens and the prefix {length}; the context of "
+                f"{self.backbone.context} leaves no room to go on. Shorten the prompt"
+            )
+        return room if self.most_tokens is None else min(room, self.most_tokens)
+
+    def _prompt(self, prompt: str | list[int], prefix: Prefix | None) -> list[int]:
+        """Token ids of a completion's prompt, taken as it is."""
+        if not isinstance(prompt, str):
+            return prompt
+        return encoder_for(self.backbone, prefix, PLAIN).uncut({"input": prompt})
+
+    def _conversation(self, body: ChatRequest, prefix: Prefix | None) -> list[int]:
+        """Token ids of a conversation.
+
+        A prefix that was trained with templates is asked in them: the last user message fills the
+        prompt template, as `foreword generate` fills it. Others get the chat template.
+        """
+        turns = [message.turn for message in body.messages]
+        task = CHAT if prefix is None else task_of(prefix)
+        if task.chat or prefix is None or "prompt" not in prefix.meta.recipe:
+            tokenizer: Any = self.backbone.tokenizer
+            text = rendered(tokenizer, turns, ask=True)
+            encoder = encoder_for(self.backbone, prefix, CHAT)
+            ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+            return encoder.without_doubled_bos(ids)
+        if len(turns) != 1 or turns[0]["role"] != "user":
+            raise Failure(
+                400,
+                f"messages: the prefix {body.model!r} was trained with a prompt template, so it is "
+                "asked with one message of the user; or send the whole prompt to /v1/completions",
+                "messages",
+            )
+        row = as_row(turns[0]["content"], task)
+        return encoder_for(self.backbone, prefix, task).uncut(row)
+
+    def _sampling(self, body: Sampled, max_tokens: int | None) -> Sampling:
+        return Sampling(
+            max_tokens=max(1, 2**31 - 1 if max_tokens is None else max_tokens),
+            temperature=1.0 if body.temperature is None else body.temperature,
+            top_p=1.0 if body.top_p is None else body.top_p,
+            top_k=max(0, body.top_k or 0),
+            seed=body.seed,
+            stop=body.stops,
+            logit_bias=body.logit_bias or {},
+            presence_penalty=body.presence_penalty,
+            frequency_penalty=body.frequency_penalty,
+            ignore_eos=body.ignore_eos,
+        )
+
+    def _chat_sampling(self, body: ChatRequest) -> Sampling:
+        if body.max_tokens is not None and body.max_completion_tokens is not None:
+            raise Failure(
+                400, "max_tokens: give it or max_completion_tokens, not both", "max_tokens"
+            )
+        if body.top_logprobs is not None and not body.logprobs:
+            raise Failure(400, "top_logprobs: only with logprobs", "top_logprobs")
+        sampling = self._sampling(body, body.max_completion_tokens or body.max_tokens)
+        return replace(sampling, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
+
+    # -- what is answered ------------------------------------------------------------------------
+
+    @contextmanager
+    def place(self, asked: Asked) -> Iterator[None]:
+        """Count a request's choices as open.
+
+        Raises:
+            Failure: There are too many already.
+        """
+        count = len(asked.requests)
+        if self.open + count > self.queue:
+            self.metrics.refused.inc()
+            raise Failure(
+                429,
+                f"{self.open} requests are open and {self.queue} allowed; try again later",
+                headers={"Retry-After": "1"},
+            )
+        self.open += count
+        try:
+            yield
+        finally:
+            self.open -= count
+
+    async def events(self, asked: Asked) -> AsyncIterator[tuple[int, Event]]:
+        """The events of all choices as they come; leaving early cancels what has not ended."""
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        unfinished: set[int] = set()
+        last = [time.perf_counter()] * len(asked.requests)
+        begun: set[int] = set()
+
+        def sink_of(index: int) -> Any:
+            def sink(event: Event) -> None:
+                loop.call_soon_threadsafe(queue.put_nowait, (index, event))
+
+            return sink
+
+        try:
+            for index, request in enumerate(asked.requests):
+                self.engine.submit(request, sink_of(index))
+                unfinished.add(index)
+            async with asyncio.timeout(self.seconds):
+                while unfinished:
+                    index, event = await queue.get()
+                    now = time.perf_counter()
+                    if event.tokens:
+                        first = index not in begun
+                        begun.add(index)
+                        met = self.metrics
+                        (met.first_token if first else met.between_tokens).observe(
+                            now - last[index]
+                        )
+                        met.generated_tokens.labels(asked.body.model).inc(len(event.tokens))
+                        last[index] = now
+                    if event.finish is not None:
+                        unfinished.discard(index)
+                        self.metrics.requests.labels(asked.body.model, event.finish).inc()
+                    if event.finish == "error":
+                        raise Failure(500, event.error)
+                    yield index, event
+        except TimeoutError:
+            raise Failure(504, f"the request took more than {self.seconds:g} s") from None
+        finally:
+            self.metrics.prompt_tokens.labels(asked.body.model).inc(asked.prompt_tokens)
+            for index in unfinished:
+                self.engine.cancel(asked.requests[index].name)
+
+    async def whole(self, asked: Asked) -> list[Completion]:
+        """All choices, each put together."""
+        from foreword.engine.engine import completion
+
+        events: list[list[Event]] = [[] for _ in asked.requests]
+        async for index, event in self.events(asked):
+            events[index].append(event)
+        return [completion(r, each) for r, each in zip(asked.requests, events, strict=True)]

@@ -1,0 +1,59 @@
+"""What the server counts, for Prometheus."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.registry import Collector
+
+from foreword.engine import Engine
+from foreword.engine.residency import Residency
+
+SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+
+
+class Metrics:
+    """Counters of one server, with a registry of their own.
+
+    Args:
+        engine: The engine, whose queue is told.
+        residency: The prefixes in memory.
+    """
+
+    def __init__(self, engine: Engine, residency: Residency) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = self._counter(
+            "requests", "Requests by prefix and how they ended", ["model", "finish"]
+        )
+        self.refused = self._counter("refused", "Requests refused because the queue was full", [])
+        self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts", ["model"])
+        self.generated_tokens = self._counter("generated_tokens", "Tokens generated", ["model"])
+        self.first_token = self._histogram(
+            "time_to_first_token_seconds", "From the request's arrival to its first token"
+        )
+        self.between_tokens = self._histogram(
+            "time_between_tokens_seconds", "From one token of a request to the next"
+        )
+        scheduler = engine.scheduler
+        self._gauge("waiting", "Requests without a place", lambda: len(scheduler.waiting))
+        self._gauge("running", "Requests with a place: the batch", lambda: len(scheduler.running))
+        self._gauge("steps", "Steps of the engine so far", lambda: engine.steps)
+        self._gauge("cache_bytes", "Size of the slot cache", lambda: engine.runner.cache.bytes)
+        self._gauge("resident_prefixes", "Prefixes in memory", lambda: len(residency.resident))
+        self._gauge("resident_bytes", "Size of the prefixes in memory", lambda: residency.bytes)
+        self._gauge("prefix_hits", "Times that a prefix was in memory", lambda: residency.hits)
+        self._gauge("prefix_misses", "Times that a prefix was read", lambda: residency.misses)
+
+    def _counter(self, name: str, text: str, labels: list[str]) -> Counter:
+        return Counter(f"foreword_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str) -> Histogram:
+        return Histogram(f"foreword_{name}", text, registry=self.registry, buckets=SECONDS)
+
+    def _gauge(self, name: str, text: str, value: object) -> Collector:
+        gauge = Gauge(f"foreword_{name}", text, registry=self.registry)
+        gauge.set_function(value)  # type: ignore[arg-type]
+        return gauge
+
+    def text(self) -> bytes:
+        """All of it in Prometheus' text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,108 @@
+"""What requests may hold: OpenAI's fields that are served, and no others.
+
+A field that is not here is refused by name. Nothing is accepted and ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Stop = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)]
+
+
+class Strict(BaseModel):
+    """A model that refuses fields that it does not know."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class StreamOptions(Strict):
+    """What a stream tells besides the text."""
+
+    include_usage: bool = False
+
+
+class Sampled(Strict):
+    """What both kinds of completion share."""
+
+    model: str = Field(min_length=1, max_length=256)
+    n: int = Field(1, ge=1, le=64)
+    stop: Stop | Annotated[str, Field(min_length=1)] | None = None
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    temperature: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1, le=2**31 - 1)
+    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    ignore_eos: bool = False
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop texts."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+
+class CompletionRequest(Sampled):
+    """Body of POST /v1/completions."""
+
+    prompt: str | list[int] | list[str] | list[list[int]]
+    max_tokens: int | None = Field(16, ge=0, le=2**31 - 1)
+    logprobs: int | None = Field(None, ge=0, le=20)
+    echo: bool = False
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, each a text or token ids."""
+        prompt: Any = self.prompt
+        is_one = isinstance(prompt, str) or (prompt and isinstance(prompt[0], int))
+        return [prompt] if is_one else list(prompt)
+
+
+class TextPart(Strict):
+    """A piece of a message's text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(Strict):
+    """One turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+
+    @property
+    def turn(self) -> dict[str, str]:
+        """The turn as chat templates take it."""
+        text = self.content
+        whole = text if isinstance(text, str) else "".join(part.text for part in text)
+        return {"role": "system" if self.role == "developer" else self.role, "content": whole}
+
+
+class ChatRequest(Sampled):
+    """Body of POST /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
+    max_completion_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+
+
+class LoadRequest(Strict):
+    """Body of POST /v1/load_prefix: a file on the server's disk, under a name."""
+
+    name: str
+    path: str
+    overwrite: bool = False
+
+
+class NameRequest(Strict):
+    """Body of requests about one prefix."""
+
+    name: str

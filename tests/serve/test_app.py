@@ -1,0 +1,286 @@
+"""The server as its clients see it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from fastapi.testclient import TestClient
+
+import foreword
+from foreword.engine import Engine, Limits
+from foreword.engine.residency import Residency
+from foreword.serve import ServeOptions, create_app
+from foreword.store import PrefixStore
+from tests.conftest import byte_tokenizer, tiny_model
+
+GREEDY = {"temperature": 0, "max_tokens": 8}
+
+
+@pytest.fixture(scope="module")
+def backbone() -> foreword.Backbone:
+    return foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
+
+
+@pytest.fixture(scope="module")
+def folder(backbone: foreword.Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("store")
+    store = PrefixStore(folder)
+    for name in ("one", "two"):
+        store.save(name, backbone.capture(backbone.tokens(f"text of {name}")))
+    made = backbone.capture(backbone.tokens("a task")).with_meta(
+        recipe={"method": "prefix", "prompt": "{mr} ->", "target": " {ref}"}
+    )
+    store.save("task", made)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def app(backbone: foreword.Backbone, folder: Path) -> Iterator[TestClient]:
+    engine = Engine(backbone, Limits(rows=4, prompt_tokens=32))
+    made = create_app(
+        backbone, engine, Residency(PrefixStore(folder)), ServeOptions(queue=12, body_bytes=20_000)
+    )
+    with TestClient(made) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client(app: TestClient) -> openai.OpenAI:
+    """The official client, over the application itself."""
+    return openai.OpenAI(base_url="http://testserver/v1", api_key="none", http_client=app)
+
+
+def test_the_model_chooses_the_prefix(client: openai.OpenAI) -> None:
+    texts = [
+        client.completions.create(model=name, prompt="once upon", **GREEDY).choices[0].text
+        for name in ("tiny", "one", "two", "one")
+    ]
+    assert texts[1] == texts[3]
+    assert len(set(texts)) == 3
+
+
+def test_models_are_listed_with_their_root_and_parent(client: openai.OpenAI) -> None:
+    models = {model.id: model.model_dump() for model in client.models.list()}
+    assert list(models) == ["tiny", "one", "task", "two"]
+    assert (models["tiny"]["root"], models["tiny"]["parent"]) == ("tiny", None)
+    assert (models["one"]["root"], models["one"]["parent"]) == ("tiny", "tiny")
+    assert client.models.retrieve("one").id == "one"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("three")
+
+
+def test_an_unknown_model_is_not_found(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="no prefix is called 'three'"):
+        client.completions.create(model="three", prompt="x")
+
+
+def test_streams_say_what_whole_answers_say(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "one", "prompt": "once", "n": 2, "seed": 3, "max_tokens": 12}
+    asked["extra_body"] = {"ignore_eos": True}
+    whole = client.completions.create(**asked)
+    texts = ["", ""]
+    finish: dict[int, str] = {}
+    usage = None
+    for chunk in client.completions.create(
+        **asked, stream=True, stream_options={"include_usage": True}
+    ):
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+            if choice.finish_reason:
+                finish[choice.index] = choice.finish_reason
+    assert texts == [choice.text for choice in whole.choices]
+    assert finish == {0: "length", 1: "length"}
+    assert usage == whole.usage
+    assert usage is not None
+    assert (usage.prompt_tokens, usage.completion_tokens) == (4, 24)
+
+
+def test_chats_take_the_chat_template(client: openai.OpenAI, backbone: foreword.Backbone) -> None:
+    messages: Any = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": [{"type": "text", "text": "hello"}]},
+    ]
+    found = client.chat.completions.create(model="one", messages=messages, **GREEDY)
+    text = "<s>system: be brief</s><s>user: hello</s><s>assistant: "
+    ids = backbone.tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[misc]
+    same = client.completions.create(model="one", prompt=ids, **GREEDY)
+    assert found.choices[0].message.content == same.choices[0].text
+    streamed = client.chat.completions.create(model="one", messages=messages, stream=True, **GREEDY)
+    pieces = [chunk.choices[0].delta.content or "" for chunk in streamed]
+    assert "".join(pieces) == found.choices[0].message.content
+
+
+def test_a_prefix_with_templates_is_asked_in_them(client: openai.OpenAI) -> None:
+    message: Any = [{"role": "user", "content": "name[Zizzi]"}]
+    found = client.chat.completions.create(model="task", messages=message, **GREEDY)
+    same = client.completions.create(model="task", prompt="name[Zizzi] ->", **GREEDY)
+    assert found.choices[0].message.content == same.choices[0].text
+    with pytest.raises(openai.BadRequestError, match="one message of the user"):
+        client.chat.completions.create(model="task", messages=message * 2)
+
+
+def test_log_probabilities_and_echo(client: openai.OpenAI) -> None:
+    found = client.completions.create(
+        model="one", prompt="abc", logprobs=2, echo=True, max_tokens=0, temperature=0
+    )
+    told = found.choices[0].logprobs
+    assert found.choices[0].text == "abc"
+    assert told is not None
+    assert told.tokens == ["a", "b", "c"]
+    assert told.text_offset == [0, 1, 2]
+    assert told.token_logprobs is not None
+    assert told.token_logprobs[0] is None
+    assert all(value < 0 for value in told.token_logprobs[1:])
+    assert found.usage is not None
+    assert found.usage.completion_tokens == 0
+    chat = client.chat.completions.create(
+        model="one",
+        messages=[{"role": "user", "content": "x"}],
+        logprobs=True,
+        top_logprobs=3,
+        max_completion_tokens=2,
+    )
+    content = chat.choices[0].logprobs
+    assert content is not None
+    assert content.content is not None
+    assert [len(one.top_logprobs) for one in content.content] == [3, 3]
+
+
+def test_several_prompts_and_stop_texts(client: openai.OpenAI) -> None:
+    both = client.completions.create(model="one", prompt=["once", "twice"], n=2, **GREEDY)
+    assert [choice.index for choice in both.choices] == [0, 1, 2, 3]
+    assert both.choices[0].text == both.choices[1].text != both.choices[2].text
+    text = both.choices[0].text
+    cut = client.completions.create(model="one", prompt="once", stop=text[3], **GREEDY)
+    assert cut.choices[0].text == text[: text.index(text[3])]
+    assert cut.choices[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"user": "me"}, "user"),
+        ({"best_of": 2}, "best_of"),
+        ({"temperature": -1}, "temperature"),
+        ({"n": 0}, "n"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"prompt": 5}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"stop": [""]}, "stop"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"echo": True, "stream": True}, "echo"),
+    ],
+)
+def test_what_is_not_served_is_refused_by_name(
+    app: TestClient, body: dict[str, Any], field: str
+) -> None:
+    answer = app.post("/v1/completions", json={"model": "one", "prompt": "x", **body})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == field
+    assert field in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "message"),
+    [
+        (b"{", 400, "JSON"),
+        (b"\xff\xfe", 400, ""),
+        (b'{"model": "one", "prompt": "' + b"x" * 30_000 + b'"}', 413, "larger than 20000"),
+        (json.dumps({"model": "one", "prompt": "x" * 300}).encode(), 400, "no room"),
+        (json.dumps({"model": "one", "prompt": [5, 10**6]}).encode(), 400, "not in the vocabulary"),
+        (json.dumps({"model": "../one", "prompt": "x"}).encode(), 400, "not a name"),
+    ],
+)
+def test_hostile_bodies_are_refused(
+    app: TestClient, content: bytes, status: int, message: str
+) -> None:
+    headers = {"content-type": "application/json"}
+    answer = app.post("/v1/completions", content=content, headers=headers)
+    assert answer.status_code == status
+    assert message in answer.json()["error"]["message"]
+
+
+def test_a_full_queue_says_when_to_come_back(app: TestClient) -> None:
+    answer = app.post("/v1/completions", json={"model": "one", "prompt": "x", "n": 13})
+    assert answer.status_code == 429
+    assert answer.headers["retry-after"] == "1"
+
+
+def test_prefixes_are_managed_while_it_runs(
+    app: TestClient, backbone: foreword.Backbone, tmp_path: Path
+) -> None:
+    file = tmp_path / "new.safetensors"
+    first, second = (backbone.capture(backbone.tokens(text)) for text in ("first", "other"))
+
+    def put(prefix: foreword.Prefix, **options: Any) -> Any:
+        foreword.format.save(prefix, file)
+        return app.put("/v1/prefixes/new", files={"file": file.read_bytes()}, params=options)
+
+    def text() -> str:
+        body = {"model": "new", "prompt": "once", **GREEDY}
+        return str(app.post("/v1/completions", json=body).json()["choices"][0]["text"])
+
+    assert put(first).json()["digest"] == first.digest
+    before = text()
+    assert put(second).status_code == 400
+    assert put(second, overwrite=True).json()["digest"] == second.digest
+    assert text() != before
+    assert app.post("/v1/pin_prefix", json={"name": "new"}).json() == {
+        "name": "new",
+        "pinned": True,
+    }
+    listed = {one["name"]: one for one in app.get("/v1/prefixes").json()["data"]}
+    assert listed["new"] == {"name": "new", "resident": True, "pinned": True}
+    assert app.get("/v1/prefixes/new").json()["length"] == 5
+    assert app.post("/v1/unpin_prefix", json={"name": "new"}).status_code == 200
+    assert app.delete("/v1/prefixes/new").json() == {"name": "new", "deleted": True}
+    assert app.delete("/v1/prefixes/new").status_code == 404
+    loaded = app.post("/v1/load_prefix", json={"name": "again", "path": str(file)})
+    assert loaded.json()["digest"] == second.digest
+    app.delete("/v1/prefixes/again")
+
+
+@pytest.mark.parametrize("content", [b"", b"no prefix", b"\x08" + b"\0" * 7 + b"{}      "])
+def test_hostile_files_are_refused(app: TestClient, content: bytes) -> None:
+    answer = app.put("/v1/prefixes/bad", files={"file": content})
+    assert answer.status_code == 400
+    assert app.get("/v1/prefixes/bad").status_code == 404
+
+
+def test_a_prefix_of_another_backbone_is_refused(app: TestClient, tmp_path: Path) -> None:
+    other = foreword.Backbone(tiny_model(num_hidden_layers=2), byte_tokenizer(), name="other")
+    file = tmp_path / "other.safetensors"
+    foreword.format.save(other.capture(other.tokens("text")), file)
+    answer = app.put("/v1/prefixes/other", files={"file": file.read_bytes()})
+    assert answer.status_code == 400
+
+
+def test_health_readiness_and_counters(app: TestClient) -> None:
+    assert app.get("/health").json() == {"status": "ok"}
+    assert app.get("/ready").json() == {"ready": True}
+    app.post("/v1/completions", json={"model": "two", "prompt": "x", **GREEDY})
+    text = app.get("/metrics").text
+    assert 'foreword_generated_tokens_total{model="two"}' in text
+    assert 'foreword_requests_total{finish="length",model="two"}' in text
+    assert "foreword_time_to_first_token_seconds_bucket" in text
+    assert "foreword_running 0.0" in text
+
+
+def test_a_key_is_asked_for(backbone: foreword.Backbone, folder: Path) -> None:
+    other = foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
+    engine = Engine(other, Limits(rows=2))
+    options = ServeOptions(api_key="secret")
+    with TestClient(create_app(other, engine, Residency(PrefixStore(folder)), options)) as client:
+        assert client.get("/v1/models").status_code == 401
+        wrong = {"authorization": "Bearer other"}
+        assert client.get("/v1/models", headers=wrong).status_code == 401
+        right = {"authorization": "Bearer secret"}
+        assert client.get("/v1/models", headers=right).status_code == 200
+        assert client.get("/health").status_code == 200
+    assert not engine.accepts
