@@ -75,7 +75,7 @@ def test_models_are_listed_with_their_root_and_parent(client: openai.OpenAI) -> 
 
 
 def test_an_unknown_model_is_not_found(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.NotFoundError, match="no prefix is called 'three'"):
+    with pytest.raises(openai.NotFoundError, match="no model is called 'three'"):
         client.completions.create(model="three", prompt="x")
 
 
@@ -194,7 +194,7 @@ def test_what_is_not_served_is_refused_by_name(
         (b'{"model": "one", "prompt": "' + b"x" * 30_000 + b'"}', 413, "larger than 20000"),
         (json.dumps({"model": "one", "prompt": "x" * 300}).encode(), 400, "no room"),
         (json.dumps({"model": "one", "prompt": [5, 10**6]}).encode(), 400, "not in the vocabulary"),
-        (json.dumps({"model": "../one", "prompt": "x"}).encode(), 400, "not a name"),
+        (json.dumps({"model": "../one", "prompt": "x"}).encode(), 404, "no model is called"),
     ],
 )
 def test_hostile_bodies_are_refused(

@@ -24,6 +24,7 @@ from foreword.cli.list import list_
 from foreword.cli.pull import pull
 from foreword.cli.push import push
 from foreword.cli.remove import remove
+from foreword.cli.serve import serve
 from foreword.cli.train import train
 from foreword.data.encode import Truncated
 from foreword.errors import ForewordError, StoreError
@@ -47,6 +48,7 @@ VERBS = (
     pull,
     import_,
     export,
+    serve,
     backbones,
     demo,
 )

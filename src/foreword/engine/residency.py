@@ -69,6 +69,13 @@ class Residency:
             self._evict()
         return prefix
 
+    def __contains__(self, name: str) -> bool:
+        """Whether the store has a prefix of this name; what cannot be a name is not there."""
+        try:
+            return name in self.store
+        except StoreError:
+            return False
+
     def _stamp(self, name: str) -> _Stamp:
         """What tells a file from the one that replaces it."""
         try:

@@ -213,11 +213,11 @@ def _model_routes(app: FastAPI, service: Completions) -> None:
         names = await run_in_threadpool(lambda: list(service.residency.store))
         return {"object": "list", "data": [described(name) for name in (backbone.name, *names)]}
 
-    @app.get("/v1/models/{name}")
+    @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
         """One of them."""
-        if name != backbone.name and name not in service.residency.store:
-            raise Failure(404, f"no model is called {name!r}", "model")
+        if name != backbone.name and name not in service.residency:
+            raise Failure(404, f"no model is called {name!r}; GET /v1/models lists them", "model")
         return described(name)
 
 

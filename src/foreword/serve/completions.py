@@ -97,6 +97,8 @@ class Completions:
         """
         if model == self.backbone.name:
             return None
+        if model not in self.residency:
+            raise Failure(404, f"no model is called {model!r}; GET /v1/models lists them", "model")
         return await run_in_threadpool(self.residency.get, model)
 
     async def asked(self, body: CompletionRequest | ChatRequest) -> Asked:
@@ -274,6 +276,7 @@ class Completions:
             self.metrics.prompt_tokens.labels(asked.body.model).inc(asked.prompt_tokens)
             for index in unfinished:
                 self.engine.cancel(asked.requests[index].name)
+                self.metrics.requests.labels(asked.body.model, "cancelled").inc()
 
     async def whole(self, asked: Asked) -> list[Completion]:
         """All choices, each put together."""

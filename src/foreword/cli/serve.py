@@ -1,0 +1,150 @@
+"""`foreword serve`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from foreword.cli.console import note, working
+from foreword.cli.options import BackboneOptions, StoreOptions
+from foreword.engine import Engine, Limits
+from foreword.engine.residency import Residency
+from foreword.errors import ForewordError, StoreError
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class Unsafe(ForewordError):
+    """The server would be open to anybody."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ServeArguments:
+    """Where the server listens, and what it allows."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Any but this machine's own needs an API key."""
+
+    port: int = 8000
+    """Port to listen on."""
+
+    api_key: Annotated[str | None, Parameter(env_var="FOREWORD_API_KEY")] = None
+    """Key that requests must bring, as OpenAI's clients send it."""
+
+    rows: int = 32
+    """Requests that run at once; others wait."""
+
+    queue: int = 256
+    """Choices that may be open at once, waiting ones included; more are answered 429."""
+
+    prompt_tokens: int = 512
+    """Prompt tokens computed beside each decoding step."""
+
+    cache_tokens: int = 2**17
+    """Tokens of all running requests together: their number times the longest one's length."""
+
+    resident: int = 64
+    """Prefixes in memory at once; the others are read when they are asked for."""
+
+    max_tokens: int | None = None
+    """Tokens that one choice may come to; default: what the context leaves."""
+
+    timeout: float = 600.0
+    """Seconds that one request may take."""
+
+    max_body: int = 4 * 2**20
+    """Largest body of a request in bytes."""
+
+    max_upload: int = 2**30
+    """Largest prefix file that is uploaded, in bytes."""
+
+
+def serve(
+    *,
+    arguments: ServeArguments = ServeArguments(),
+    backbone: BackboneOptions = BackboneOptions(),  # noqa: B008
+    store: StoreOptions = StoreOptions(),  # noqa: B008
+) -> None:
+    """Serve every prefix of the store from one backbone, over OpenAI's API.
+
+    The model of a request is the name of a prefix, or the backbone's for none. SIGTERM or Ctrl-C ends
+    the server after the requests that it has accepted.
+    """
+    try:
+        import uvicorn
+
+        from foreword.serve import ServeOptions, create_app
+    except ImportError as error:
+        raise ForewordError(
+            "serving needs FastAPI, uvicorn and prometheus-client: pip install 'foreword[serve]'"
+        ) from error
+    if arguments.host not in LOOPBACK and not arguments.api_key:
+        raise Unsafe(
+            f"listening on {arguments.host} opens the server to others; give --api-key as well, or "
+            "leave --host at 127.0.0.1"
+        )
+    with working("loading the backbone"):
+        loaded = backbone.load()
+    residency = Residency(store.open(), arguments.resident)
+    if loaded.name in residency:
+        raise StoreError(
+            f"a prefix has the backbone's name {loaded.name!r}, so requests could not name it; "
+            "rename its file"
+        )
+    limits = Limits(arguments.rows, arguments.prompt_tokens, arguments.cache_tokens)
+    app = create_app(
+        loaded,
+        Engine(loaded, limits),
+        residency,
+        ServeOptions(
+            api_key=arguments.api_key,
+            queue=arguments.queue,
+            most_tokens=arguments.max_tokens,
+            seconds=arguments.timeout,
+            body_bytes=arguments.max_body,
+            upload_bytes=arguments.max_upload,
+        ),
+    )
+    count = sum(1 for _ in residency.store)
+    note(
+        f"{loaded.name} in {str(loaded.dtype).removeprefix('torch.')} with {count} prefixes, on "
+        f"http://{arguments.host}:{arguments.port}/v1"
+    )
+    _log()
+    uvicorn.run(app, host=arguments.host, port=arguments.port, log_config=None, access_log=False)
+
+
+def _log() -> None:
+    """Log lines as JSON objects on standard error; they never hold a prompt's text."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines())
+    for name in ("foreword.serve", "uvicorn.error"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.INFO)
+
+
+class _Lines(logging.Formatter):
+    """One JSON object per line: time, level, message, and what the caller added."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": self.formatTime(record),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+        }
+        known = vars(logging.makeLogRecord({}))
+        line |= {
+            name: value
+            for name, value in vars(record).items()
+            if name not in known and name not in ("message", "asctime", "color_message")
+        }
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line)
