@@ -64,3 +64,10 @@ def test_own_trainer(names: dict[str, Any]) -> None:
     assert names["trainer"].state.global_step == 4
     for line in lines_of_tables("own-trainer.md"):
         run(line, names)
+
+
+def test_serving(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    code = next(block for block in blocks("serving.md") if "Engine" in block)
+    run(code, names)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines if line.strip()][-1] in ("length", "stop")
