@@ -1,0 +1,314 @@
+"""Serving: the engine over many prefixes, and what else one could do.
+
+    python benchmarks/serving.py [--shared ../shared] [--only tokens,latency,memory] [--rounds 3]
+
+- tokens: 32 requests at once over 8 prefixes, on E2E's real prompts and answers' lengths; tokens/s of
+  the engine with and without prefixes, of PEFT switching adapters between groups of requests, and of
+  transformers' `generate` over one static batch; interleaved rounds, medians.
+- latency: time to the first token and between tokens at 1, 8 and 32 clients; a prefix that is in
+  memory against one that is read for the request.
+- memory: what a resident prefix takes, and 10,000 registered ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import json
+import random
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import SHARED, machine, memory_of_process, read_rows, table
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+import foreword
+from foreword.backbone import Backbone
+from foreword.data import left_padded
+from foreword.engine import Engine, Event, Request, Sampling, Weighted
+from foreword.engine.residency import Residency
+from foreword.prefix import Prefix
+from foreword.store import PrefixStore
+
+REQUESTS = 32
+PREFIXES = 8
+LENGTHS = (16, 128)
+CLIENTS = (1, 8, 32)
+REGISTERED = 10_000
+
+
+def texts(backbone: Backbone, rows: Sequence[dict[str, Any]], length: int) -> list[Prefix]:
+    """Prefixes of one length, each from other rows' text."""
+    made = []
+    for index in range(PREFIXES):
+        words = " ".join(row["ref"] for row in rows[index * 20 : index * 20 + 20])
+        made.append(backbone.capture(backbone.tokens(words)[:length]))
+    return made
+
+
+def asked(
+    backbone: Backbone, rows: Sequence[dict[str, Any]], prefixes: Sequence[Prefix | None]
+) -> list[Request]:
+    """One request per row, its output as long as the row's own; prefixes in turn."""
+    return [
+        Request(
+            tuple(backbone.tokens(f"{row['mr']} ->")),
+            Sampling(max_tokens=len(backbone.tokens(row["ref"])), temperature=0, ignore_eos=True),
+            () if (prefix := prefixes[index % len(prefixes)]) is None else (Weighted(prefix),),
+        )
+        for index, row in enumerate(rows)
+    ]
+
+
+def timed(action: Callable[[], int]) -> float:
+    """Tokens per second of an action that says how many it made."""
+    began = time.perf_counter()
+    made = action()
+    return made / (time.perf_counter() - began)
+
+
+def of_engine(engine: Engine, requests: list[Request]) -> int:
+    """Tokens that the engine makes for requests that come at once."""
+    return sum(len(one.tokens) for one in engine.generate(requests))
+
+
+@torch.inference_mode()
+def of_generate(model: Any, requests: Sequence[Request]) -> int:
+    """Useful tokens of `generate` over one batch, which runs until the longest has its length."""
+    batch = left_padded([list(request.prompt) for request in requests], 0)
+    longest = max(request.sampling.max_tokens for request in requests)
+    model.generate(
+        **batch, max_new_tokens=longest, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    return sum(request.sampling.max_tokens for request in requests)
+
+
+class Switching:
+    """PEFT with one adapter per prefix; each group of requests is one batch under its own."""
+
+    def __init__(self, backbone: Backbone, prefixes: Sequence[Prefix], folder: Path) -> None:
+        name = backbone.model.config.name_or_path
+        base = AutoModelForCausalLM.from_pretrained(name, dtype=backbone.dtype)
+        self.model: Any = None
+        for index, prefix in enumerate(prefixes):
+            place = folder / f"peft-{prefix.length}-{index}"
+            foreword.export_peft(prefix, backbone, place)
+            if self.model is None:
+                self.model = PeftModel.from_pretrained(base, str(place), adapter_name="0")
+            else:
+                self.model.load_adapter(str(place), adapter_name=str(index))
+
+    def run(self, requests: Sequence[Request]) -> int:
+        """Useful tokens, group after group."""
+        made = 0
+        for index in range(PREFIXES):
+            self.model.set_adapter(str(index))
+            made += of_generate(self.model, requests[index::PREFIXES])
+        return made
+
+
+def tokens(backbone: Backbone, rows: list[dict[str, Any]], rounds: int) -> dict[str, Any]:
+    """Tokens per second of all sides, interleaved."""
+    found: dict[str, list[float]] = {}
+    plain = AutoModelForCausalLM.from_pretrained(
+        backbone.model.config.name_or_path, dtype=backbone.dtype
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        prefixes = {length: texts(backbone, rows, length) for length in LENGTHS}
+        moved = {n: [backbone.moved(p, "offset") for p in made] for n, made in prefixes.items()}
+        peft = {n: Switching(backbone, made, Path(folder)) for n, made in moved.items()}
+    with Engine(backbone) as engine:
+        for index in range(rounds + 1):
+            part = random.Random(index).sample(rows, REQUESTS)
+            bare = asked(backbone, part, [None])
+            sides: dict[str, Callable[[], int]] = {
+                "engine, no prefix": lambda part=bare: of_engine(engine, part),
+                "generate, one static batch, no prefix": lambda part=bare: of_generate(plain, part),
+            }
+            for length in LENGTHS:
+                requests = asked(backbone, part, prefixes[length])
+                sides[f"engine, 8 prefixes of {length}"] = lambda part=requests: of_engine(
+                    engine, part
+                )
+                sides[f"PEFT, 8 adapters of {length} in turn"] = (
+                    lambda part=requests, side=peft[length]: side.run(part)
+                )
+            for name, side in sides.items():
+                rate = timed(side)
+                if index:  # the first round warms up
+                    found.setdefault(name, []).append(rate)
+            print(
+                json.dumps({name: round(seen[-1], 1) for name, seen in found.items()}), flush=True
+            )
+    median = {name: statistics.median(seen) for name, seen in found.items()}
+    print(table([{"side": name, "tokens/s": rate} for name, rate in median.items()]))
+    bare_rate = median["engine, no prefix"]
+    ratios = {
+        "engine over static generate": bare_rate / median["generate, one static batch, no prefix"]
+    }
+    for length in LENGTHS:
+        ours = median[f"engine, 8 prefixes of {length}"]
+        ratios[f"prefixes of {length} over none"] = ours / bare_rate
+        ratios[f"prefixes of {length} over PEFT"] = (
+            ours / median[f"PEFT, 8 adapters of {length} in turn"]
+        )
+    return {"tokens_per_second": median, "ratios": ratios}
+
+
+def latency(backbone: Backbone, rows: list[dict[str, Any]], rounds: int) -> dict[str, Any]:
+    """Seconds to the first token and between tokens, by number of clients; cold and warm prefixes."""
+    prefixes = texts(backbone, rows, 128)
+    lines = []
+    with Engine(backbone) as engine:
+        for clients in CLIENTS:
+            first: list[float] = []
+            between: list[float] = []
+            for index in range(rounds):
+                part = random.Random(index).sample(rows, max(CLIENTS))
+                _ask(engine, asked(backbone, part, prefixes), clients, first, between)
+            lines.append(
+                {
+                    "clients": clients,
+                    "first p50 ms": 1e3 * statistics.median(first),
+                    "first p99 ms": 1e3 * _percentile(first, 99),
+                    "between p50 ms": 1e3 * statistics.median(between),
+                    "between p99 ms": 1e3 * _percentile(between, 99),
+                }
+            )
+        print(table(lines))
+        return {"clients": lines, "first_token": _cold(engine, backbone, prefixes, rows)}
+
+
+def _cold(
+    engine: Engine, backbone: Backbone, prefixes: Sequence[Prefix], rows: list[dict[str, Any]]
+) -> dict[str, float]:
+    """Milliseconds to the first token of a prefix from its file, and of the same one in memory."""
+    seconds: dict[str, list[float]] = {"cold": [], "warm": []}
+    with tempfile.TemporaryDirectory() as folder:
+        store = PrefixStore(folder)
+        for index, prefix in enumerate(prefixes):
+            store.save(f"p{index}", prefix)
+        residency = Residency(store)
+        for index in range(PREFIXES):
+            for kind in seconds:
+                began = time.perf_counter()
+                prefix = residency.get(f"p{index}")
+                (request,) = asked(backbone, rows[index : index + 1], [prefix])
+                first: list[float] = []
+                _ask(engine, [request], 1, first, [], began)
+                seconds[kind].append(first[0])
+    told = {kind: 1e3 * statistics.median(seen) for kind, seen in seconds.items()}
+    return {**told, "cold above warm": told["cold"] - told["warm"]}
+
+
+def _ask(
+    engine: Engine,
+    requests: list[Request],
+    clients: int,
+    first: list[float],
+    between: list[float],
+    began: float | None = None,
+) -> None:
+    """Let clients ask the requests, each one after the other, and note the times of their tokens."""
+    queue = list(requests)
+    lock = threading.Lock()
+
+    def client() -> None:
+        while True:
+            with lock:
+                if not queue:
+                    return
+                request = queue.pop()
+            times = [time.perf_counter() if began is None else began]
+            ended = threading.Event()
+
+            def sink(
+                event: Event, times: list[float] = times, end: threading.Event = ended
+            ) -> None:
+                if event.tokens:
+                    times.append(time.perf_counter())
+                if event.finish is not None:
+                    end.set()
+
+            engine.submit(request, sink)
+            ended.wait()
+            with lock:
+                first.append(times[1] - times[0])
+                between.extend(after - before for before, after in itertools.pairwise(times[1:]))
+
+    threads = [threading.Thread(target=client) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _percentile(values: Sequence[float], percent: int) -> float:
+    return sorted(values)[min(len(values) - 1, len(values) * percent // 100)]
+
+
+def memory(backbone: Backbone, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Bytes that a resident prefix takes over those of its tensors; of 10,000 registered ones."""
+    (prefix, *_) = texts(backbone, rows, 128)
+    with tempfile.TemporaryDirectory() as folder:
+        store = PrefixStore(folder)
+        (small, *_) = texts(backbone, rows, 1)
+        store.save("p0", small)
+        gc.collect()
+        before = memory_of_process("VmRSS")
+        content = store.path("p0").read_bytes()
+        for index in range(1, REGISTERED):
+            store.path(f"p{index}").write_bytes(content)
+        residency = Residency(store, most=256)
+        names = list(store)
+        residency.get("p1")
+        registered = memory_of_process("VmRSS") - before
+        for index in range(200):
+            changed = prefix.with_meta(recipe={"number": index})
+            store.save(f"big{index}", changed)
+        gc.collect()
+        before = memory_of_process("VmRSS")
+        for index in range(200):
+            residency.get(f"big{index}")
+        gc.collect()
+        taken = memory_of_process("VmRSS") - before
+    return {
+        "registered": len(names),
+        "registered_MB": registered / 1e6,
+        "resident_over_tensors": taken / (200 * prefix.nbytes),
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shared", type=Path, default=SHARED)
+    parser.add_argument("--only", default="tokens,latency,memory")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))
+    arguments = parser.parse_args()
+    file = arguments.shared / "data" / "data2text" / "e2e_dev.jsonl"
+    rows: Any = read_rows(file) if file.is_file() else foreword.read_rows("foreword/e2e:train")
+    random.Random(0).shuffle(rows)
+    backbone = foreword.load(dtype=arguments.dtype)
+    report: dict[str, Any] = {**machine(), "backbone": backbone.name, "dtype": str(backbone.dtype)}
+    stages: dict[str, Callable[[], dict[str, Any]]] = {
+        "tokens": lambda: tokens(backbone, rows, arguments.rounds),
+        "latency": lambda: latency(backbone, rows, arguments.rounds),
+        "memory": lambda: memory(backbone, rows),
+    }
+    for stage in arguments.only.split(","):
+        report[stage] = stages[stage]()
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
