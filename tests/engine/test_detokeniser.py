@@ -22,6 +22,7 @@ def test_the_pieces_are_the_text(text: str, at_once: int) -> None:
     assert "".join(pieces) + detokeniser.end() == text
 
 
+@pytest.mark.backbone
 def test_the_embedded_tokenizer_keeps_its_spaces(smollm2: foreword.Backbone) -> None:
     tokenizer = smollm2.tokenizer
     for text in TEXTS:
