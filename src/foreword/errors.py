@@ -17,6 +17,7 @@ The tree, which is also what a caller can catch::
     ├── DataError              rows, columns, templates or lengths are wrong
     ├── TrainingError          training cannot start, resume or go on
     ├── StoreError             a name is unknown, taken or not allowed; the disk refused
+    ├── ServeError             an engine takes no requests, or a server would be open to anybody
     └── HubError               the Hub cannot be reached, refused, or holds something else
 
 Each message names the thing, what was expected, what was found and the remedy.
@@ -81,6 +82,10 @@ class TrainingError(ForewordError):
 
 class StoreError(ForewordError):
     """The store cannot do what was asked."""
+
+
+class ServeError(ForewordError):
+    """An engine takes no requests, or a server would be open to anybody."""
 
 
 class HubError(ForewordError):

@@ -14,13 +14,9 @@ from foreword.cli.console import note, working
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.engine import Engine, Limits
 from foreword.engine.residency import Residency
-from foreword.errors import ForewordError, StoreError
+from foreword.errors import ServeError, StoreError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-
-class Unsafe(ForewordError):
-    """The server would be open to anybody."""
 
 
 @Parameter(name="*")
@@ -81,11 +77,11 @@ def serve(
 
         from foreword.serve import ServeOptions, create_app
     except ImportError as error:
-        raise ForewordError(
+        raise ServeError(
             "serving needs FastAPI, uvicorn and prometheus-client: pip install 'foreword[serve]'"
         ) from error
     if arguments.host not in LOOPBACK and not arguments.api_key:
-        raise Unsafe(
+        raise ServeError(
             f"listening on {arguments.host} opens the server to others; give --api-key as well, or "
             "leave --host at 127.0.0.1"
         )

@@ -30,13 +30,13 @@ from foreword.engine.request import (
 from foreword.engine.runner import Row, Runner
 from foreword.engine.sampler import Draw, logprobs_of, sample
 from foreword.engine.scheduler import Active, Limits, Scheduler
-from foreword.errors import DataError, ForewordError, first_line
+from foreword.errors import DataError, ServeError, first_line
 
 Sink = Callable[[Event], None]
 """Called with each event of a request, in the engine's thread; it must not block."""
 
 
-class EngineClosed(ForewordError):
+class EngineClosed(ServeError):
     """A request came to an engine that takes no more."""
 
 
@@ -92,6 +92,7 @@ class Engine:
         self.steps = 0
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._accepts, self._stopping = True, False
+        self._door = threading.Lock()  # what is accepted is in the inbox before the order to stop
         self._thread = threading.Thread(target=self._loop, name="foreword-engine", daemon=True)
         self._thread.start()
 
@@ -109,11 +110,12 @@ class Engine:
             EngineClosed: The engine takes no more requests.
             DataError: The request does not fit the backbone.
         """
-        if not self._accepts:
-            raise EngineClosed("the engine takes no more requests: it is being closed")
         self._check(request)
         job = _Job(request, list(request.prompt), sink=sink)
-        self._inbox.put(lambda: self.scheduler.waiting.append(job))
+        with self._door:
+            if not self._accepts:
+                raise EngineClosed("the engine takes no more requests: it is being closed")
+            self._inbox.put(lambda: self.scheduler.waiting.append(job))
 
     def cancel(self, name: str) -> None:
         """End a request; its last event says ``cancelled``. One that has ended is left alone."""
@@ -159,9 +161,10 @@ class Engine:
 
     def close(self, *, drain: bool = True) -> None:
         """Take no more requests, end those under way (or, without `drain`, cancel them), and stop."""
-        if self._accepts:
-            self._accepts = False
-            self._inbox.put(self._drain if drain else self._abort)
+        with self._door:
+            if self._accepts:
+                self._accepts = False
+                self._inbox.put(self._drain if drain else self._abort)
         self._thread.join()
         self._stack.close()
 
@@ -202,7 +205,10 @@ class Engine:
                 while self._listen():
                     self._step()
         except BaseException as error:
-            self._accepts = False
+            with self._door:
+                self._accepts = False
+            while not self._inbox.empty():
+                self._inbox.get()()
             self._abort("error", f"the engine stopped: {first_line(error)}")
             raise
 

@@ -9,7 +9,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from foreword.errors import DataError, ForewordError, FormatError, MismatchError, StoreError
+from foreword.errors import (
+    DataError,
+    ForewordError,
+    FormatError,
+    MismatchError,
+    ServeError,
+    StoreError,
+)
 
 
 class Failure(Exception):
@@ -54,6 +61,8 @@ def status_of(error: ForewordError) -> int:
     """The HTTP status that an error of ours stands for."""
     if isinstance(error, StoreError) and str(error).startswith("no prefix is called"):
         return 404
+    if isinstance(error, ServeError):
+        return 503
     known = (DataError, FormatError, MismatchError, StoreError)
     return 400 if isinstance(error, known) else 500
 
