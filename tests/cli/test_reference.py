@@ -14,6 +14,8 @@ def test_every_verb_is_documented() -> None:
     assert set(shown()) == {"COMMAND", *NAMES}
 
 
-@pytest.mark.parametrize("verb", ["COMMAND", "train", "generate", "evaluate", "inspect", "demo"])
+@pytest.mark.parametrize(
+    "verb", ["COMMAND", "train", "generate", "evaluate", "inspect", "serve", "demo"]
+)
 def test_the_documented_help_is_the_programs(verb: str) -> None:
     assert shown()[verb] == help_of(verb)
