@@ -247,6 +247,31 @@ def test_output_ends_at_the_context(backbone: foreword.Backbone, prefixes: list[
     assert len(found.tokens) == 256 - 200 - prefixes[1].length
 
 
+def test_requests_wait_for_room_and_then_run(backbone: foreword.Backbone) -> None:
+    """Room for 300 tokens: two of up to 150 at once, or one that may fill the context of 256."""
+    requests = [ask([3] * 50, max_tokens=100) for _ in range(4)] + [ask([3] * 9, max_tokens=10_000)]
+    seen = []
+    with Engine(backbone, Limits(rows=5, prompt_tokens=64, cache_tokens=300)) as engine:
+        admit = engine.scheduler.admit
+
+        def watched() -> None:
+            admit()
+            seen.append(len(engine.scheduler.running))
+
+        engine.scheduler.admit = watched  # type: ignore[method-assign]
+        found = engine.generate(requests)
+    assert [len(one.tokens) for one in found] == [100, 100, 100, 100, 247]
+    assert max(seen) == 2
+
+
+def test_a_request_that_can_never_have_room_is_refused(backbone: foreword.Backbone) -> None:
+    with (
+        Engine(backbone, Limits(cache_tokens=200)) as engine,
+        pytest.raises(DataError, match="may come to 256 tokens; the engine has room for 200"),
+    ):
+        engine.generate([ask([3], max_tokens=999)])
+
+
 def test_streaming_gives_the_same_and_leaving_early_cancels(
     backbone: foreword.Backbone, prefixes: list[Prefix]
 ) -> None:

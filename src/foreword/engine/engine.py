@@ -110,8 +110,10 @@ class Engine:
             EngineClosed: The engine takes no more requests.
             DataError: The request does not fit the backbone.
         """
-        self._check(request)
-        job = _Job(request, list(request.prompt), sink=sink)
+        prefix = request.prefix
+        context = self.backbone.context - (prefix.length if prefix is not None else 0)
+        self._check(request, context)
+        job = _Job(request, list(request.prompt), context, sink=sink)
         with self._door:
             if not self._accepts:
                 raise EngineClosed("the engine takes no more requests: it is being closed")
@@ -174,18 +176,16 @@ class Engine:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(drain=kind is None)
 
-    def _check(self, request: Request) -> None:
-        prefix = request.prefix
-        length = prefix.length if prefix is not None else 0
-        if prefix is not None:
-            self.backbone.check(prefix)
-        room = self.backbone.context - length - len(request.prompt)
-        if room < 1:
+    def _check(self, request: Request, context: int) -> None:
+        if request.prefix is not None:
+            self.backbone.check(request.prefix)
+        size = len(request.prompt)
+        if size >= context:
             raise DataError(
-                f"the prompt has {len(request.prompt)} tokens and the prefix {length}; the backbone's "
-                f"context of {self.backbone.context} leaves no room to go on"
+                f"the prompt has {size} tokens and the prefix {self.backbone.context - context}; the "
+                f"backbone's context of {self.backbone.context} leaves no room to go on"
             )
-        most = len(request.prompt) + min(room, request.sampling.max_tokens)
+        most = min(context, size + request.sampling.max_tokens)
         if most > self.limits.cache_tokens:
             raise DataError(
                 f"prompt and output may come to {most} tokens; the engine has room for "
@@ -318,12 +318,8 @@ class Engine:
         job.sink(event)
         if ends or (job.text is not None and job.text.stopped):
             self._finish(job, "stop")
-        elif generated >= sampling.max_tokens or len(job.tokens) >= self._context(job):
+        elif generated >= sampling.max_tokens or len(job.tokens) >= job.context:
             self._finish(job, "length")
-
-    def _context(self, job: _Job) -> int:
-        prefix = job.request.prefix
-        return self.backbone.context - (prefix.length if prefix is not None else 0)
 
     def _text(self, job: _Job, token: int) -> str:
         if self.backbone.tokenizer is None:

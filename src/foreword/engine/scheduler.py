@@ -17,12 +17,14 @@ class Active:
     Attributes:
         request: What was asked.
         tokens: Prompt, and what was generated so far.
+        context: Tokens that the backbone and the prefix leave for it.
         slot: Where its keys and values are, once it has a place.
         computed: Tokens whose keys and values are there.
     """
 
     request: Request
     tokens: list[int]
+    context: int
     slot: int = -1
     computed: int = 0
 
@@ -34,7 +36,7 @@ class Active:
     @property
     def most(self) -> int:
         """Tokens that it can come to hold."""
-        return len(self.request.prompt) + self.request.sampling.max_tokens
+        return min(self.context, len(self.request.prompt) + self.request.sampling.max_tokens)
 
 
 @dataclass(frozen=True)
