@@ -8,16 +8,16 @@ Shapes: B rows, Q new tokens of the longest row, K columns, V vocabulary, N want
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from foreword.backbone import Backbone
 from foreword.backbone.attachment import Attachment
+from foreword.backbone.head import head_sees
 from foreword.backbone.signature import parameters_of
 from foreword.engine.bank import Bank
 from foreword.engine.cache import SlotCache, Step, visible
@@ -127,18 +127,16 @@ class Runner:
         start_B = torch.tensor(step.starts)
         positions_BQ = start_B[:, None] + torch.arange(queries)
         bound = self.bank.bound([row.prefix for row in rows])
-        with self.attachment.using(bound), _head_sees(self.model, wanted_BQ):
-            output = self.model(
+        wanted_BQ = wanted_BQ.to(self.device)
+        with self.attachment.using(bound), head_sees(self.model, wanted_BQ) as narrowed:
+            logits = self.model(
                 input_ids=ids_BQ.to(self.device),
                 attention_mask=self._masks(step),
                 position_ids=positions_BQ.to(self.device),
                 past_key_values=self.cache,
                 use_cache=True,
-            )
-        logits = output.logits
-        logits_NV = logits[0] if logits.shape[:2] != wanted_BQ.shape or len(rows) == 1 else None
-        if logits_NV is None or len(logits_NV) != int(wanted_BQ.sum()):
-            logits_NV = logits[wanted_BQ.to(logits.device)]
+            ).logits
+        logits_NV = logits[0] if narrowed else logits[wanted_BQ]
         return list(logits_NV.float().split([row.wanted for row in rows]))
 
     def _masks(self, step: Step) -> Any:
@@ -152,21 +150,3 @@ class Runner:
     def _mask(self, step: Step, window: int | None) -> Tensor:
         seen = visible(step, window, self.device)
         return as_additive(seen, self.model.dtype) if self.is_eager else seen
-
-
-@contextmanager
-def _head_sees(model: nn.Module, wanted_BQ: Tensor) -> Iterator[None]:
-    """The output layer gets the wanted positions only, as one row (1, N, D)."""
-
-    def narrow(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if len(inputs) != 1 or inputs[0].shape[:-1] != wanted_BQ.shape:
-            return None
-        return (inputs[0][wanted_BQ.to(inputs[0].device)][None],)
-
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    hook = head.register_forward_pre_hook(narrow) if isinstance(head, nn.Module) else None
-    try:
-        yield
-    finally:
-        if hook is not None:
-            hook.remove()
