@@ -31,6 +31,7 @@ from foreword.engine.runner import Row, Runner
 from foreword.engine.sampler import Draw, logprobs_of, sample
 from foreword.engine.scheduler import Active, Limits, Scheduler
 from foreword.errors import DataError, ServeError, first_line
+from foreword.prefix import Prefix
 
 Sink = Callable[[Event], None]
 """Called with each event of a request, in the engine's thread; it must not block."""
@@ -110,8 +111,8 @@ class Engine:
             EngineClosed: The engine takes no more requests.
             DataError: The request does not fit the backbone.
         """
-        prefix = request.prefix
-        context = self.backbone.context - (prefix.length if prefix is not None else 0)
+        size = len(request.prompt)
+        context = size + self.room(size, request.prefix)
         self._check(request, context)
         job = _Job(request, list(request.prompt), context, sink=sink)
         with self._door:
@@ -176,16 +177,25 @@ class Engine:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(drain=kind is None)
 
+    def room(self, size: int, prefix: Prefix | None) -> int:
+        """Tokens that the context leaves after a prompt of `size` tokens behind a prefix.
+
+        Raises:
+            DataError: None.
+        """
+        length = prefix.length if prefix is not None else 0
+        room = self.backbone.context - length - size
+        if room < 1:
+            raise DataError(
+                f"the prompt has {size} tokens and the prefix {length}; the backbone's context of "
+                f"{self.backbone.context} leaves no room to go on. Shorten the prompt"
+            )
+        return room
+
     def _check(self, request: Request, context: int) -> None:
         if request.prefix is not None:
             self.backbone.check(request.prefix)
-        size = len(request.prompt)
-        if size >= context:
-            raise DataError(
-                f"the prompt has {size} tokens and the prefix {self.backbone.context - context}; the "
-                f"backbone's context of {self.backbone.context} leaves no room to go on"
-            )
-        most = min(context, size + request.sampling.max_tokens)
+        most = min(context, len(request.prompt) + request.sampling.max_tokens)
         if most > self.limits.cache_tokens:
             raise DataError(
                 f"prompt and output may come to {most} tokens; the engine has room for "

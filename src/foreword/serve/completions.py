@@ -16,10 +16,10 @@ from foreword.backbone import Backbone
 from foreword.data import Task
 from foreword.data.chat import rendered
 from foreword.engine import Engine, Event, Request, Sampling, Weighted
+from foreword.engine.engine import completion
 from foreword.engine.request import Completion
 from foreword.engine.residency import Residency
-from foreword.errors import DataError
-from foreword.generate import as_row, encoder_for, task_of
+from foreword.generate import PLAIN, as_row, encoder_for, task_of
 from foreword.prefix import Prefix
 from foreword.serve.failures import Failure
 from foreword.serve.metrics import Metrics
@@ -27,9 +27,6 @@ from foreword.serve.schemas import ChatRequest, CompletionRequest, Sampled
 
 CHAT = Task(None, None)
 """Conversations in the backbone's own chat template."""
-
-PLAIN = Task("{input}", "{output}")
-"""Prompts as they are given."""
 
 
 @dataclass(frozen=True)
@@ -147,13 +144,7 @@ class Completions:
         return Asked(body, tuple(requests), tuple(texts), identity, int(time.time()))
 
     def _room(self, ids: Sequence[int], prefix: Prefix | None) -> int:
-        length = prefix.length if prefix is not None else 0
-        room = self.backbone.context - length - len(ids)
-        if room < 1:
-            raise DataError(
-                f"the prompt has {len(ids)} tokens and the prefix {length}; the context of "
-                f"{self.backbone.context} leaves no room to go on. Shorten the prompt"
-            )
+        room = self.engine.room(len(ids), prefix)
         return room if self.most_tokens is None else min(room, self.most_tokens)
 
     def _prompt(self, prompt: str | list[int], prefix: Prefix | None) -> list[int]:
@@ -280,8 +271,6 @@ class Completions:
 
     async def whole(self, asked: Asked) -> list[Completion]:
         """All choices, each put together."""
-        from foreword.engine.engine import completion
-
         events: list[list[Event]] = [[] for _ in asked.requests]
         async for index, event in self.events(asked):
             events[index].append(event)
