@@ -2,9 +2,10 @@
 
     python benchmarks/serving.py [--shared ../shared] [--only tokens,latency,memory] [--rounds 3]
 
-- tokens: 32 requests at once over 8 prefixes, on E2E's real prompts and answers' lengths; tokens/s of
-  the engine with and without prefixes, of PEFT switching adapters between groups of requests, and of
-  transformers' `generate` over one static batch; interleaved rounds, medians.
+- tokens: requests over 8 prefixes, 32 at once and as many again behind them, on E2E's real prompts and
+  answers' lengths; tokens/s of the engine with and without prefixes, of PEFT switching adapters between
+  groups of the 32 requests, and of transformers' `generate` over static batches of 32; interleaved
+  rounds, medians.
 - latency: time to the first token and between tokens at 1, 8 and 32 clients; a prefix that is in
   memory against one that is read for the request.
 - memory: what a resident prefix takes, and 10,000 registered ones.
@@ -38,7 +39,8 @@ from foreword.engine.residency import Residency
 from foreword.prefix import Prefix
 from foreword.store import PrefixStore
 
-REQUESTS = 32
+CONCURRENT, WAVES = 32, 2
+WARM_UP = 16
 PREFIXES = 8
 LENGTHS = (16, 128)
 CLIENTS = (1, 8, 32)
@@ -82,7 +84,15 @@ def of_engine(engine: Engine, requests: list[Request]) -> int:
 
 @torch.inference_mode()
 def of_generate(model: Any, requests: Sequence[Request]) -> int:
-    """Useful tokens of `generate` over one batch, which runs until the longest has its length."""
+    """Useful tokens of `generate`, batch after batch, each of which runs until its longest row ends."""
+    return sum(_batch(model, requests[at : at + CONCURRENT]) for at in _waves(requests))
+
+
+def _waves(requests: Sequence[Request]) -> range:
+    return range(0, len(requests), CONCURRENT)
+
+
+def _batch(model: Any, requests: Sequence[Request]) -> int:
     batch = left_padded([list(request.prompt) for request in requests], 0)
     longest = max(request.sampling.max_tokens for request in requests)
     model.generate(
@@ -107,11 +117,12 @@ class Switching:
                 self.model.load_adapter(str(place), adapter_name=str(index))
 
     def run(self, requests: Sequence[Request]) -> int:
-        """Useful tokens, group after group."""
+        """Useful tokens, group after group of those that are there at once."""
         made = 0
-        for index in range(PREFIXES):
-            self.model.set_adapter(str(index))
-            made += of_generate(self.model, requests[index::PREFIXES])
+        for at in _waves(requests):
+            for index in range(PREFIXES):
+                self.model.set_adapter(str(index))
+                made += of_generate(self.model, requests[at : at + CONCURRENT][index::PREFIXES])
         return made
 
 
@@ -127,11 +138,12 @@ def tokens(backbone: Backbone, rows: list[dict[str, Any]], rounds: int) -> dict[
         peft = {n: Switching(backbone, made, Path(folder)) for n, made in moved.items()}
     with Engine(backbone) as engine:
         for index in range(rounds + 1):
-            part = random.Random(index).sample(rows, REQUESTS)
+            size = CONCURRENT * WAVES if index else WARM_UP
+            part = random.Random(index).sample(rows, size)
             bare = asked(backbone, part, [None])
             sides: dict[str, Callable[[], int]] = {
                 "engine, no prefix": lambda part=bare: of_engine(engine, part),
-                "generate, one static batch, no prefix": lambda part=bare: of_generate(plain, part),
+                "generate, static batches, no prefix": lambda part=bare: of_generate(plain, part),
             }
             for length in LENGTHS:
                 requests = asked(backbone, part, prefixes[length])
@@ -152,7 +164,7 @@ def tokens(backbone: Backbone, rows: list[dict[str, Any]], rounds: int) -> dict[
     print(table([{"side": name, "tokens/s": rate} for name, rate in median.items()]))
     bare_rate = median["engine, no prefix"]
     ratios = {
-        "engine over static generate": bare_rate / median["generate, one static batch, no prefix"]
+        "engine over static generate": bare_rate / median["generate, static batches, no prefix"]
     }
     for length in LENGTHS:
         ours = median[f"engine, 8 prefixes of {length}"]

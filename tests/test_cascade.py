@@ -25,7 +25,7 @@ from foreword.cascade import (
     merged,
     shared_attention,
 )
-from foreword.frame import Frame, SiteTensors
+from foreword.frame import Frame, SiteTensors, as_additive
 from foreword.prefix import Prefix, WindowPolicy
 from tests.oracle import checks
 from tests.oracle.families import BY_NAME
@@ -67,6 +67,18 @@ def masks(heads: int, queries: int = QUERIES) -> dict[str, Tensor | None]:
         "shared": seen[3:4],
         "per head": seen.expand(BATCH, heads, queries, KEYS).clone(),
     }
+
+
+def with_columns(
+    mask: Tensor | None, seen_BP: Tensor, dtype: torch.dtype = torch.float32
+) -> Tensor | None:
+    """A mask with the prefix's columns in front, additive and finite."""
+    if mask is None:
+        return None
+    own = mask if mask.dtype != torch.bool else as_additive(mask, dtype)
+    front = as_additive(seen_BP, dtype)[:, None, None].expand(-1, *mask.shape[1:3], -1)
+    both = torch.cat([front, own.to(dtype).expand(BATCH, -1, -1, -1)], dim=-1)
+    return both.clamp(min=torch.finfo(dtype).min)
 
 
 def joined(
@@ -141,7 +153,9 @@ def test_one_softmax_equals_the_plain_form(
 ) -> None:
     made = tensors(heads, groups)
     chosen = masks(heads * groups)[mask]
-    found = shared_attention(*made[:3], chosen, *made[3:], Groups(BATCH), scaling)
+    groups_of = Groups.of((0,) * BATCH, 1, heads, torch.device("cpu"))
+    both = with_columns(chosen, torch.ones(BATCH, PREFIX, dtype=torch.bool))
+    found = shared_attention(*made[:3], both, *made[3:], groups_of, scaling)
     torch.testing.assert_close(found, joined(made, chosen, scaling), rtol=1e-5, atol=1e-5)
 
 
@@ -154,9 +168,10 @@ def test_rows_choose_their_prefix_in_any_order(row_of: tuple[int, ...], dtype: t
     made = [tensor.to(dtype) for tensor in tensors(3, 2, prefixes=4, value_dim=5)]
     seen = (torch.arange(PREFIX) < torch.tensor([PREFIX, 4, 0, 9])[:, None])[:, None, None, :]
     mask = masks(6)["boolean"]
-    groups = Groups.of(row_of, 4, torch.device("cpu"))
-    found = shared_attention(*made[:3], mask, *made[3:], groups, None, seen)
+    groups = Groups.of(row_of, 4, 3, torch.device("cpu"))
     rows = list(row_of)
+    both = with_columns(mask, seen[rows].flatten(1), dtype)
+    found = shared_attention(*made[:3], both, *made[3:], groups)
     expected = joined(
         [*(t.float() for t in made[:3]), *(t.float()[rows] for t in made[3:])],
         mask,

@@ -71,7 +71,7 @@ def test_it_is_chosen_on_a_cpu_in_bfloat16_only() -> None:
     assert not pays(query.to("meta"), key.to("meta"))
 
 
-def test_it_is_chosen_for_short_training_passes_and_for_few_queries() -> None:
+def test_it_is_chosen_for_short_passes_and_for_few_queries() -> None:
     query, key, _ = tensors(3, 3, torch.bfloat16)
     many_keys = key.repeat(1, 1, LONGEST, 1)
     many_queries = query.repeat(1, 1, FEW, 1)
@@ -80,7 +80,7 @@ def test_it_is_chosen_for_short_training_passes_and_for_few_queries() -> None:
     for with_gradients in (True, False):
         with torch.set_grad_enabled(with_gradients):
             assert pays(query.detach(), many_keys.detach())
-            assert not pays(many_queries.detach(), key.detach())
+            assert not pays(many_queries.detach(), many_keys.detach())
 
 
 def test_decoding_with_it_follows_decoding_without_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,13 +166,14 @@ def _joint(call: _Call, site: SiteTensors) -> tuple[Tensor, Tensor | None]:
         and frame.seen_by_all(site)
         and merge_pays(query, key, value, site.key_RHPD, site.value_RHPE, chosen=chosen)
     ):
-        filled = frame.filled(site, query.device)
         prefix = site.like(key, value)
         scaling = call.kwargs.get("scaling")
         if query.shape[2] > cascade.FEW:
+            filled = frame.filled(site, query.device)
             return cascade_attention(query, key, value, mask, *prefix, scaling, filled), None
         groups = frame.groups(site, query.device)
-        return shared_attention(query, key, value, mask, *prefix, groups, scaling, filled), None
+        both = frame.joint_mask(mask, site, query.shape[2], key)
+        return shared_attention(query, key, value, both, *prefix, groups, scaling), None
     key, value = frame.with_prefix(site, key, value)
     if mask is not None:
         mask = frame.widened(mask, site)

@@ -21,6 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from foreword.kernels import softmax
+
 COPIED = 640
 """Columns that the plain form copies, over all rows, from which on the merge is the faster one."""
 
@@ -91,40 +93,47 @@ def merge_pays(
 
 
 class Groups(NamedTuple):
-    """Which rows each of R prefixes serves, as places in R groups of n rows.
+    """Which rows each of R prefixes serves, as places in R groups of n rows, for every head.
 
     Attributes:
         rows: Rows of the largest group, n.
-        order: The row at each of the R * n places, int64; a place that is left over has any row. None
-            where the rows follow one another group by group, all of one size.
-        place: The place of each row of the batch, int64 (B,), or None with `order`.
+        order: For each of the R * H * n places, group by group and head by head, which of the B * H
+            rows' heads is there, int64; a place that is left over has any.
+        place: The place of each of the B * H rows' heads, int64.
     """
 
     rows: int
-    order: Tensor | None = None
-    place: Tensor | None = None
+    order: Tensor
+    place: Tensor
 
     @classmethod
-    def of(cls, row_of_B: Sequence[int], prefixes: int, device: torch.device) -> Groups:
-        """Groups of rows by the prefix (0 to R - 1) that serves each."""
-        members: list[list[int]] = [[] for _ in range(prefixes)]
-        for row, prefix in enumerate(row_of_B):
-            members[prefix].append(row)
-        rows = max(map(len, members))
-        order = [row for group in members for row in (*group, *[0] * (rows - len(group)))]
-        place = [0] * len(row_of_B)
-        for prefix, group in enumerate(members):
-            for index, row in enumerate(group):
-                place[row] = prefix * rows + index
-        return cls(rows, *(torch.tensor(each, device=device) for each in (order, place)))
+    def of(cls, row_of_B: Sequence[int], prefixes: int, heads: int, device: torch.device) -> Groups:
+        """Groups of rows by the prefix (0 to R - 1) that serves each.
 
-    def gathered(self, tensor_B: Tensor) -> Tensor:
-        """Rows (B, ...) in their places (R * n, ...)."""
-        return tensor_B if self.order is None else tensor_B.index_select(0, self.order)
+        Args:
+            row_of_B: The prefix of each row.
+            prefixes: How many there are, R.
+            heads: Key/value heads, H.
+            device: Where to make it.
+        """
+        row_of = torch.tensor(row_of_B)
+        member_RB = row_of == torch.arange(prefixes)[:, None]
+        rows = int(member_RB.sum(dim=1).max())
+        index_B = (member_RB.cumsum(dim=1) - 1).gather(0, row_of[None])[0]
+        head_H = torch.arange(heads)
+        place_BH = (row_of[:, None] * heads + head_H) * rows + index_B[:, None]
+        order = torch.zeros(prefixes * heads * rows, dtype=torch.long)
+        order[place_BH.flatten()] = torch.arange(place_BH.numel())
+        return cls(rows, order.to(device), place_BH.flatten().to(device))
 
-    def scattered(self, tensor_N: Tensor) -> Tensor:
-        """What is in the places (R * n, ...), back in the order of the rows (B, ...)."""
-        return tensor_N if self.place is None else tensor_N.index_select(0, self.place)
+    def gathered(self, tensor_N: Tensor) -> Tensor:
+        """What the rows' heads have (B * H, g, any), by group and head (R * H, n * g, any)."""
+        each, last = tensor_N.shape[1:]
+        return tensor_N.index_select(0, self.order).view(-1, self.rows * each, last)
+
+    def scattered(self, tensor_N: Tensor, each: int) -> Tensor:
+        """What groups and heads have (R * H, n * g, any), by rows' heads (B * H, g, any)."""
+        return tensor_N.view(-1, each, tensor_N.shape[-1]).index_select(0, self.place)
 
 
 def shared_attention(
@@ -136,7 +145,6 @@ def shared_attention(
     prefix_value: Tensor,
     groups: Groups,
     scaling: float | None = None,
-    seen: Tensor | None = None,
 ) -> Tensor:
     """What `cascade_attention` computes, for few queries: one softmax over the scores of both parts.
 
@@ -147,46 +155,32 @@ def shared_attention(
         query: (B, H * G, Q, D).
         key: (B, H, K, D).
         value: (B, H, K, E).
-        mask: For the call's own keys: boolean (True: seen) or additive, (B or 1, H * G or 1, Q, K),
-            or None.
+        mask: For the prefix's columns and the call's own, in this order: additive and finite,
+            (B or 1, H * G or 1, Q, P + K), or None.
         prefix_key: (R, H, P, D), in the call's dtype.
         prefix_value: (R, H, P, E).
         groups: Which rows each prefix serves.
         scaling: Factor of the scores; D**-0.5 by default.
-        seen: Which columns of each prefix are seen, boolean (R, 1, 1, P); None: all.
 
     Returns:
-        (B, Q, H * G, E), as attention functions of transformers return it. The softmax is computed in
-        float32 at least.
+        (B, Q, H * G, E), as attention functions of transformers return it. The sums of the softmax
+        are float32 at least.
     """
     batch, heads, queries, dim = query.shape
-    prefixes, kv_heads, length = prefix_key.shape[:3]
+    kv_heads, length = prefix_key.shape[1:3]
     each = heads // kv_heads * queries
     scale = dim**-0.5 if scaling is None else scaling
-    query_BHgD = (query * scale).reshape(batch, kv_heads, each, dim)
-
-    def by_prefix(tensor_BHgD: Tensor) -> Tensor:
-        """(B, H, g, any) as (R, H, n * g, any)."""
-        split = groups.gathered(tensor_BHgD).view(prefixes, groups.rows, kv_heads, each, -1)
-        return split.transpose(1, 2).reshape(prefixes, kv_heads, groups.rows * each, -1)
-
-    def by_row(tensor_RHN: Tensor) -> Tensor:
-        """(R, H, n * g, any) as (B, H, g, any)."""
-        split = tensor_RHN.view(prefixes, kv_heads, groups.rows, each, -1).transpose(1, 2)
-        return groups.scattered(split.reshape(prefixes * groups.rows, kv_heads, each, -1))
-
-    far = by_prefix(query_BHgD) @ prefix_key.transpose(-1, -2)
-    if seen is not None:
-        far = far.masked_fill(~seen, torch.finfo(far.dtype).min)
-    near = query_BHgD @ key.transpose(-1, -2)
+    query_NgD = (query * scale).reshape(batch * kv_heads, each, dim)
+    far = torch.bmm(groups.gathered(query_NgD), prefix_key.flatten(0, 1).transpose(1, 2))
+    near = query_NgD.view(batch, kv_heads, each, dim) @ key.transpose(-1, -2)
+    scores = torch.cat([groups.scattered(far, each), near.flatten(0, 1)], dim=-1)
     if mask is not None:
-        split = (batch, heads, queries, key.shape[2])
-        near = (near.view(split) + _additive(mask, near.dtype)).view(near.shape)
-    scores = torch.cat([by_row(far), near], dim=-1)
-    wide = torch.promote_types(scores.dtype, torch.float32)
-    weights = torch.softmax(scores, dim=-1, dtype=wide).to(value.dtype)
-    out = weights[..., length:] @ value
-    out = out + by_row(by_prefix(weights[..., :length]) @ prefix_value)
+        split = scores.view(batch, heads, queries, -1)
+        scores = (split + mask).view(scores.shape)
+    weights = softmax(scores).to(value.dtype)
+    own = weights[..., length:].unflatten(0, (batch, kv_heads))
+    shared = torch.bmm(groups.gathered(weights[..., :length]), prefix_value.flatten(0, 1))
+    out = groups.scattered(shared, each).view(batch, kv_heads, each, -1).add_(own @ value)
     return out.view(batch, heads, queries, value.shape[-1]).transpose(1, 2).contiguous()
 
 

@@ -118,8 +118,7 @@ class Frame:
     called: set[str] = field(default_factory=set)
     observer: Callable[[AttentionCall], None] | None = None
     mask_windows: MaskWindows = field(default_factory=dict)
-    _made: dict[tuple[int, object], tuple[Tensor, Tensor]] = field(default_factory=dict)
-    _kept: dict[object, Any] = field(default_factory=dict)
+    _made: dict[tuple[int, object], tuple[Tensor | None, Any]] = field(default_factory=dict)
 
     def site(self, name: str) -> SiteTensors | None:
         """The prefix at the named site, if one is bound there."""
@@ -135,14 +134,15 @@ class Frame:
         if self.observer is not None:
             self.observer(call)
 
-    def once(self, source: Tensor, tag: object, make: Callable[[], Tensor]) -> Tensor:
-        """What `make` gives for a tensor that all layers share, made once a frame and tag."""
+    def once(self, source: Tensor | None, tag: object, make: Callable[[], T]) -> T:
+        """What `make` gives, made once a frame and tag, and tensor (if any) that all layers share."""
         if torch.compiler.is_compiling():  # which shares what is computed twice by itself
             return make()
         known = self._made.get((id(source), tag))
         if known is None or known[0] is not source:
             known = self._made[(id(source), tag)] = (source, make())
-        return known[1]
+        made: T = known[1]
+        return made
 
     def widened(self, mask: Tensor, site: SiteTensors) -> Tensor:
         """The mask (B or 1, any, Q, K) with P columns for the prefix in front, made once a frame."""
@@ -150,7 +150,32 @@ class Frame:
         def make() -> Tensor:
             return join_columns(self.columns(site, mask.shape[2], mask.device), mask)
 
-        return self.once(mask, (self._window(site), site.length_R), make)
+        return self.once(mask, ("widened", self._window(site), site.length_R), make)
+
+    def joint_mask(
+        self, mask: Tensor | None, site: SiteTensors, queries: int, like: Tensor
+    ) -> Tensor | None:
+        """`widened`, or the prefix's columns before a call without a mask; to be added to scores.
+
+        It has the dtype and device of `like` and is finite: a row of -inf alone would give no number.
+        None where everything is seen.
+        """
+
+        def make() -> Tensor:
+            if mask is None:
+                seen = self.columns(site, queries, like.device)
+                own = seen.new_ones(seen.shape[0], 1, queries, like.shape[2])
+                both = join_columns(seen, own)
+            else:
+                both = self.widened(mask, site)
+            if both.dtype == torch.bool:
+                return as_additive(both, like.dtype)
+            return both.to(like.dtype).clamp(min=torch.finfo(like.dtype).min)
+
+        if mask is None and self.filled(site, like.device) is None:
+            return None
+        tag = ("joint", self._window(site), site.length_R, like.shape[2], like.dtype)
+        return self.once(mask, tag, make)
 
     def _window(self, site: SiteTensors) -> int | None:
         """The window that drops virtual tokens at the site, if one does."""
@@ -202,7 +227,9 @@ class Frame:
         rows = tensor_R.shape[0]
         chosen = None if self.bound is None else self.bound.row_of_B
         if chosen is not None:
-            return tensor_R[torch.tensor(chosen, device=tensor_R.device)]
+            device = tensor_R.device
+            index = self.once(None, ("chosen", device), lambda: torch.tensor(chosen, device=device))
+            return tensor_R.index_select(0, index)
         if rows == 1 or rows == self.batch:
             return tensor_R
         return tensor_R.repeat_interleave(self.batch // rows, dim=0)
@@ -235,7 +262,7 @@ class Frame:
             length_R = torch.tensor(site.length_R, device=device)
             return (torch.arange(width, device=device) < length_R[:, None])[:, None, None, :]
 
-        return self._for_all_layers(("filled", site.length_R, width, device), make)
+        return self.once(None, ("filled", site.length_R, width, device), make)
 
     @property
     def rows_are_chosen(self) -> bool:
@@ -245,17 +272,15 @@ class Frame:
     def groups(self, site: SiteTensors, device: torch.device) -> Groups:
         """Which rows each of the site's prefixes serves."""
         assert self.bound is not None
-        prefixes, rows = site.key_RHPD.shape[0], self.bound.row_of_B
+        prefixes, heads = site.key_RHPD.shape[:2]
+        rows = self.bound.row_of_B
         if rows is None:
-            return Groups(self.batch // prefixes)
-        return self._for_all_layers(("groups", device), lambda: Groups.of(rows, prefixes, device))
+            rows = tuple(row * prefixes // self.batch for row in range(self.batch))
 
-    def _for_all_layers(self, tag: object, make: Callable[[], T]) -> T:
-        """What `make` gives, made once a frame."""
-        if tag not in self._kept:
-            self._kept[tag] = make()
-        kept: T = self._kept[tag]
-        return kept
+        def make() -> Groups:
+            return Groups.of(rows, prefixes, heads, device)
+
+        return self.once(None, ("groups", prefixes, heads, device), make)
 
 
 @dataclass(frozen=True)

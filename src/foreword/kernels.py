@@ -24,9 +24,22 @@ def pays(query: Tensor, key: Tensor) -> bool:
     """Whether `grouped_attention` is the better kernel for this call."""
     if query.device.type != "cpu" or query.dtype != torch.bfloat16:
         return False
-    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
-        return key.shape[2] <= LONGEST
-    return query.shape[2] <= FEW
+    if key.shape[2] <= LONGEST:
+        return True
+    with_gradients = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
+    return query.shape[2] <= FEW and not with_gradients
+
+
+def softmax(scores: Tensor) -> Tensor:
+    """A softmax over the last dimension whose sums are float32 at least.
+
+    Without gradients the result has the dtype of the scores: sums are float32 inside, and rounding
+    once is all that is left. With gradients it is float32, which the backward pass reads it in.
+    """
+    if scores.requires_grad:
+        wide = torch.promote_types(scores.dtype, torch.float32)
+        return torch.softmax(scores, dim=-1, dtype=wide)
+    return torch.softmax(scores, dim=-1)
 
 
 def grouped_attention(
@@ -55,7 +68,7 @@ def grouped_attention(
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     elif mask is not None:
         scores = scores + mask
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
+    weights = softmax(scores).to(value.dtype)
     weights_BHgK = weights.view(batch, kv_heads, groups * queries, keys)
     out = (weights_BHgK @ value).view(batch, heads, queries, value.shape[-1])
     return out.transpose(1, 2).contiguous()

@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -31,7 +32,8 @@ from tests.oracle.family import Family
 
 TIE = 1e-4
 """Two best logits nearer than this may come in either order."""
-SMALL = Limits(rows=5, prompt_tokens=16)
+SMALL = Limits(rows=5, prompt_tokens=16, copied=10)
+"""Of the prefixes here some are copied to their rows' slots, and some shared."""
 
 
 @pytest.fixture(scope="module")
@@ -98,13 +100,16 @@ def check(backbone: foreword.Backbone, request: Request, found: Completion) -> N
         assert alone(backbone, request, found.tokens) <= TIE
 
 
+@pytest.mark.parametrize("copied", [0, 10, 100])
 @pytest.mark.parametrize("seed", range(4))
 def test_every_request_of_a_shifting_batch_gives_what_it_gives_alone(
-    backbone: foreword.Backbone, prefixes: list[Prefix], seed: int
+    backbone: foreword.Backbone, prefixes: list[Prefix], seed: int, copied: int
 ) -> None:
     requests = drawn(seed, prefixes)
-    with Engine(backbone, SMALL) as engine:
+    with Engine(backbone, replace(SMALL, copied=copied)) as engine:
+        taken = [engine.runner.columns_of(prefix) for prefix in prefixes]
         found = engine.generate(requests)
+    assert taken == [p.length if p.length <= copied else 0 for p in prefixes]
     for request, one in zip(requests, found, strict=True):
         check(backbone, request, one)
 
@@ -116,8 +121,8 @@ REFUSED = {"llama4_text"}
 @pytest.mark.parametrize("family", STANDARD, ids=lambda family: family.name)
 def test_families_are_served_right_or_refused_by_name(family: Family) -> None:
     backbone = foreword.Backbone(family.build(attention_of(family)))
-    prefix = backbone.capture([5, 6, 7, 8, 9])
-    requests = drawn(0, [prefix], count=8)
+    ids = list(range(5, 20))
+    requests = drawn(0, [backbone.capture(ids[:5]), backbone.capture(ids)], count=10)
     if family.name in REFUSED:
         with pytest.raises(UnsupportedModel, match=f"family '{family.name}'.*mixed batches"):
             Engine(backbone, SMALL)

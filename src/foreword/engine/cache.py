@@ -11,6 +11,7 @@ dimension; B rows of a step, Q new tokens per row, K columns that the step reads
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,8 +19,16 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-GROWTH = 256
-"""Tokens by which the room of all slots grows at once."""
+BLOCK = 32
+"""Columns are read in multiples of this: a kernel is made anew for each number that it has not seen."""
+
+WASTE = 2
+"""How many times the needed room may be before it is given back."""
+
+
+def rounded(tokens: int) -> int:
+    """The columns that hold so many tokens."""
+    return -(-tokens // BLOCK) * BLOCK
 
 
 @dataclass(frozen=True)
@@ -31,23 +40,36 @@ class Step:
         starts: Tokens that each row has already, so the column of its first new one.
         queries: New tokens per row Q; a row with fewer writes garbage behind its end, which its next
             tokens overwrite and nobody sees.
+        device: Where the keys and values are.
     """
 
     slots: tuple[int, ...]
     starts: tuple[int, ...]
     queries: int
+    device: torch.device
 
-    @property
+    @cached_property
     def columns(self) -> int:
-        """Columns that the step reads, K."""
-        return max(self.starts) + self.queries
+        """Columns that the step reads, K: those of its longest row, and some that nobody sees."""
+        return rounded(max(self.starts) + self.queries)
 
-    @property
+    @cached_property
     def run(self) -> slice | None:
         """The slots as a slice, if they are consecutive."""
         first = self.slots[0]
         consecutive = self.slots == tuple(range(first, first + len(self.slots)))
         return slice(first, first + len(self.slots)) if consecutive else None
+
+    @cached_property
+    def slot_B1(self) -> Tensor:
+        """Slot of each row, int64."""
+        return torch.tensor(self.slots, device=self.device)[:, None]
+
+    @cached_property
+    def place_BQ(self) -> Tensor:
+        """Column of each new token, int64."""
+        start_B = torch.tensor(self.starts, device=self.device)
+        return start_B[:, None] + torch.arange(self.queries, device=self.device)
 
 
 class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -83,12 +105,25 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
             _written(self.values, value_states, self.step),
         )
 
-    def grow(self, room: int) -> None:
-        """Give each slot room for so many tokens."""
-        old = self.room
-        self.room = room
+    def resize(self, room: int) -> None:
+        """Give each slot room for so many tokens, no more and no less; the first ones are kept."""
+        old, self.room = self.room, room
         if self.is_initialized:
-            self.keys, self.values = (_grown(t, old, room) for t in (self.keys, self.values))
+            self.keys, self.values = (
+                _resized(tensor, min(old, room), room) for tensor in (self.keys, self.values)
+            )
+
+    def put(self, slot: int, key_HPD: Tensor, value_HPE: Tensor) -> None:
+        """Write a slot's first tokens."""
+        length = key_HPD.shape[1]
+        self.keys[slot, :, :length] = key_HPD
+        self.values[slot, :, :length] = value_HPE
+
+    def clear(self, slot: int) -> None:
+        """Forget what a slot holds: what is not a number there would spoil its next request."""
+        if self.is_initialized:
+            self.keys[slot] = 0
+            self.values[slot] = 0
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy a slot's first tokens to another slot."""
@@ -105,12 +140,12 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
                 tensor[two, :, :length] = kept
 
     def get_seq_length(self) -> int:
-        """Columns that are in use before the step."""
+        """Tokens of the longest row before the step."""
         return 0 if self.step is None else max(self.step.starts)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Columns of the mask, and the first one's place."""
-        return self.get_seq_length() + query_length, 0
+        return rounded(self.get_seq_length() + query_length), 0
 
     def get_max_length(self) -> int:
         """No bound that a model should know of: the engine makes room."""
@@ -121,21 +156,15 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
 
 def _written(held: Tensor, new: Tensor, step: Step) -> Tensor:
     """Write new tokens (B, H, Q, D) into what is held (S, H, T, D), and give the rows' columns."""
-    run = step.run
-    if step.queries == 1:
-        slots = torch.tensor(step.slots, device=held.device)
-        held[slots, :, torch.tensor(step.starts, device=held.device)] = new[:, :, 0]
-    else:
-        for row, (slot, start) in enumerate(zip(step.slots, step.starts, strict=True)):
-            held[slot, :, start : start + step.queries] = new[row]
-    rows = held[run] if run is not None else held[list(step.slots)]
+    held[step.slot_B1, :, step.place_BQ] = new.transpose(1, 2)
+    rows = held[step.run] if step.run is not None else held[step.slot_B1[:, 0]]
     return rows[:, :, : step.columns]
 
 
-def _grown(tensor: Tensor, old: int, room: int) -> Tensor:
-    bigger = tensor.new_zeros(*tensor.shape[:2], room, tensor.shape[3])
-    bigger[:, :, :old] = tensor[:, :, :old]
-    return bigger
+def _resized(tensor: Tensor, kept: int, room: int) -> Tensor:
+    made = tensor.new_zeros(*tensor.shape[:2], room, tensor.shape[3])
+    made[:, :, :kept] = tensor[:, :, :kept]
+    return made
 
 
 class SlotCache(Cache):  # type: ignore[misc]
@@ -151,7 +180,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         self.room = 0
 
     def at(self, step: Step) -> None:
-        """Write the next pass here, with room for it."""
+        """Write the next pass here, with room for it: for a step that nothing was fitted to."""
         self.reserve(step.columns)
         for layer in self.layers:
             layer.step = step
@@ -159,9 +188,30 @@ class SlotCache(Cache):  # type: ignore[misc]
     def reserve(self, tokens: int) -> None:
         """Make room for so many tokens in every slot."""
         if tokens > self.room:
-            self.room = -(-tokens // GROWTH) * GROWTH
-            for layer in self.layers:
-                layer.grow(self.room)
+            self._resize(rounded(tokens))
+
+    def fit(self, tokens: int) -> None:
+        """Make room for so many tokens in every slot, and give back much more than that.
+
+        Where the room is what is read, keys and values are contiguous, and products with them faster.
+        """
+        if tokens > self.room or rounded(tokens) * WASTE <= self.room:
+            self._resize(rounded(tokens))
+
+    def _resize(self, room: int) -> None:
+        self.room = room
+        for layer in self.layers:
+            layer.resize(room)
+
+    def put(self, layer: int, slot: int, key_HPD: Tensor, value_HPE: Tensor) -> None:
+        """Write the first tokens of a slot, in a cache that was run before."""
+        self.reserve(key_HPD.shape[1])
+        self.layers[layer].put(slot, key_HPD, value_HPE)
+
+    def clear(self, slot: int) -> None:
+        """Forget what a slot holds."""
+        for layer in self.layers:
+            layer.clear(slot)
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy a slot's first tokens to another slot."""
@@ -184,17 +234,15 @@ class SlotCache(Cache):  # type: ignore[misc]
         )
 
 
-def visible(step: Step, window: int | None, device: torch.device) -> Tensor:
+def visible(step: Step, window: int | None) -> Tensor:
     """Which columns each new token sees: boolean (B, 1, Q, K), itself and what is before it.
 
     Args:
         step: The step.
         window: Columns that are seen at most, or None.
-        device: Where to make it.
     """
-    column_K = torch.arange(step.columns, device=device)
-    start_B = torch.tensor(step.starts, device=device)
-    place_BQ1 = (start_B[:, None] + torch.arange(step.queries, device=device))[:, :, None]
+    column_K = torch.arange(step.columns, device=step.device)
+    place_BQ1 = step.place_BQ[:, :, None]
     seen_BQK = column_K <= place_BQ1
     if window is not None:
         seen_BQK &= column_K > place_BQ1 - window

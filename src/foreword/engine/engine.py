@@ -7,6 +7,7 @@ chunk of the prompts that wait (Yu et al., "Orca", OSDI 2022, section 3.1: sched
 from __future__ import annotations
 
 import asyncio
+import math
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from foreword.backbone import Backbone
+from foreword.backbone.packing import packed
 from foreword.engine.detokeniser import Detokeniser
 from foreword.engine.request import (
     Completion,
@@ -27,7 +29,7 @@ from foreword.engine.request import (
     Request,
     TokenLogprobs,
 )
-from foreword.engine.runner import Row, Runner
+from foreword.engine.runner import PROBE, Front, Row, Runner
 from foreword.engine.sampler import Draw, logprobs_of, sample
 from foreword.engine.scheduler import Active, Limits, Scheduler
 from foreword.errors import DataError, ServeError, first_line
@@ -82,13 +84,15 @@ class Engine:
     def __init__(self, backbone: Backbone, limits: Limits | None = None) -> None:
         self.backbone = backbone
         self.limits = limits or Limits()
-        self._stack = ExitStack()
-        attachment = self._stack.enter_context(backbone.attached(None))
-        try:
-            self.runner = Runner(backbone, attachment, self.limits.rows)
-        except BaseException:
-            self._stack.close()
-            raise
+        example = backbone.capture(PROBE)
+        with ExitStack() as stack:  # which undoes what was done, if one of these fails
+            attachment = stack.enter_context(backbone.attached(None))
+            _ = backbone.fingerprint  # read before the weights are packed
+            stack.enter_context(packed(backbone.model))
+            self.runner = Runner(
+                backbone, attachment, self.limits.rows, example, self.limits.copied
+            )
+            self._stack = stack.pop_all()
         self.scheduler = Scheduler(self.runner.cache, self.limits)
         self.steps = 0
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -114,7 +118,8 @@ class Engine:
         size = len(request.prompt)
         context = size + self.room(size, request.prefix)
         self._check(request, context)
-        job = _Job(request, list(request.prompt), context, sink=sink)
+        ahead = self.runner.columns_of(request.prefix)
+        job = _Job(request, list(request.prompt), context, ahead, sink=sink)
         with self._door:
             if not self._accepts:
                 raise EngineClosed("the engine takes no more requests: it is being closed")
@@ -196,9 +201,10 @@ class Engine:
         if request.prefix is not None:
             self.backbone.check(request.prefix)
         most = min(context, len(request.prompt) + request.sampling.max_tokens)
+        most += self.runner.columns_of(request.prefix)
         if most > self.limits.cache_tokens:
             raise DataError(
-                f"prompt and output may come to {most} tokens; the engine has room for "
+                f"prefix, prompt and output may come to {most} tokens; the engine has room for "
                 f"{self.limits.cache_tokens}"
             )
         vocabulary = int(self.backbone.model.get_input_embeddings().weight.shape[0])
@@ -243,6 +249,7 @@ class Engine:
         """One step: a chunk of prompts, then one token for every row that decodes."""
         self.steps += 1
         self.scheduler.admit()
+        self.runner.cache.fit(self.scheduler.longest)
         decoding: list[Any] = self.scheduler.running[: self.scheduler.decoding]
         chunks: list[Any] = self.scheduler.chunks()
         if chunks:
@@ -262,9 +269,11 @@ class Engine:
     def _prompts(self, chunks: Sequence[tuple[_Job, int]]) -> None:
         rows = []
         for job, size in chunks:
+            if job.front is None:
+                job.front = self.runner.place(job.slot, job.request.prefix)
             part = tuple(job.tokens[job.computed : job.computed + size])
             whole = job.request.sampling.prompt_logprobs is not None
-            rows.append(Row(job.slot, job.computed, part, job.request.prefix, size if whole else 1))
+            rows.append(Row(job.slot, job.computed, part, job.front, size if whole else 1))
         logits = self.runner.run(rows)
         ready = []
         for (job, size), logits_NV in zip(chunks, logits, strict=True):
@@ -291,7 +300,9 @@ class Engine:
         ]
 
     def _decode(self, jobs: Sequence[_Job]) -> None:
-        rows = [Row(job.slot, job.computed, (job.tokens[-1],), job.request.prefix) for job in jobs]
+        rows = [
+            Row(job.slot, job.computed, (job.tokens[-1],), job.front or Front()) for job in jobs
+        ]
         logits = self.runner.run(rows)
         for job in jobs:
             job.computed += 1
@@ -304,7 +315,11 @@ class Engine:
         logits_BV = torch.stack([logits_V for _, logits_V in rows])
         tokens = sample(logits_BV, [job.drawing(logits_BV.device) for job, _ in rows])
         for (job, logits_V), token in zip(rows, tokens, strict=True):
-            self._guarded([job], partial(self._tell, job, token, logits_V))
+            if math.isfinite(logits_V[token]):
+                self._guarded([job], partial(self._tell, job, token, logits_V))
+            else:
+                self.runner.cache.clear(job.slot)
+                self._finish(job, "error", "the model's logits are not numbers")
 
     def _tell(self, job: _Job, token: int, logits_V: Tensor) -> None:
         sampling = job.request.sampling

@@ -35,23 +35,53 @@ EXACT, ROUNDED = 1e-4, 2**-4
 """Largest difference allowed in the proof, relative to the largest logit, in float32 and else."""
 
 
+COPIED = 128
+"""Longest prefix that is copied to its rows' slots. All rows share one copy of a longer one: no memory
+per row, but several more operations in every layer of a step (benchmarks/LOG.md)."""
+
+
+@dataclass(frozen=True)
+class Front:
+    """What stands in front of a row's tokens: a prefix that its slot holds a copy of, or a shared one.
+
+    Attributes:
+        copied: Columns of the copy in the slot.
+        offset: Positions that a copied prefix moves the tokens up by.
+        shared: The prefix that is not copied.
+    """
+
+    copied: int = 0
+    offset: int = 0
+    shared: Prefix | None = None
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of a pass.
 
     Attributes:
         slot: Where its keys and values are.
-        start: Tokens that it has there.
+        computed: Tokens that it has there.
         tokens: New tokens.
-        prefix: What stands in front of it.
+        front: What stands in front of it.
         wanted: How many of the last new tokens' logits are asked for.
     """
 
     slot: int
-    start: int
+    computed: int
     tokens: tuple[int, ...]
-    prefix: Prefix | None
+    front: Front = Front()
     wanted: int = 1
+
+    @property
+    def start(self) -> int:
+        """Column of its first new token."""
+        return self.front.copied + self.computed
+
+    @property
+    def position(self) -> int:
+        """Position of its first new token, before what a shared prefix adds."""
+        return self.front.offset + self.computed
 
 
 class Runner:
@@ -61,12 +91,21 @@ class Runner:
         backbone: The backbone, which nothing else may use meanwhile.
         attachment: Its attachment.
         slots: Rows that the cache has room for.
+        example: A prefix of the backbone's, to prove on it that a copied prefix does what it does.
+        copied: Longest prefix that is copied to its rows' slots; 0 to share one copy of each.
 
     Raises:
         UnsupportedModel: The model keeps more than keys and values of its attention calls.
     """
 
-    def __init__(self, backbone: Backbone, attachment: Attachment, slots: int) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        attachment: Attachment,
+        slots: int,
+        example: Prefix | None = None,
+        copied: int = COPIED,
+    ) -> None:
         self.backbone = backbone
         self.attachment = attachment
         self.model = backbone.model
@@ -79,11 +118,13 @@ class Runner:
             raise self._unsupported(f"it has {other[0]} layers")
         self.cache = SlotCache(int(config.num_hidden_layers), slots)
         self.bank = Bank(backbone.sites)
-        self.is_eager = config._attn_implementation == "foreword_eager"
         windows = {site.window for site in backbone.sites if site.window is not None}
         self.window = max(windows, default=None)
+        self.copied = 0
         with torch.inference_mode():
             self._prove()
+            if example is not None and self.window is None:
+                self.copied = copied if self._copies(example) else 0
 
     def _prove(self) -> None:
         """See that rows of different length give the logits that each gives alone.
@@ -91,22 +132,39 @@ class Runner:
         Raises:
             UnsupportedModel: They do not, or the model cannot be run that way.
         """
-        rows = [Row(0, 0, PROBE, None), Row(1, 0, PROBE[2:], None)]
+        rows = [Row(0, 0, PROBE), Row(1, 0, PROBE[2:])]
         try:
-            self.run(rows)
-            found = self.run([Row(one.slot, len(one.tokens), PROBE[:1], None) for one in rows])
+            found = self._two_passes(rows)
         except Exception as error:
             raise self._unsupported(first_line(error)) from error
-        for row, logits_1V in zip(rows, found, strict=True):
+        for row, logits_V in zip(rows, found, strict=True):
             ids = torch.tensor([[*row.tokens, PROBE[0]]], device=self.device)
             with self.attachment.using(None):
                 alone_V = self.model(input_ids=ids, use_cache=False).logits[0, -1].float()
-            largest = max(1.0, float(alone_V.abs().max()))
-            moved = float((logits_1V[0] - alone_V).abs().max()) / largest
-            if not moved <= (EXACT if self.model.dtype == torch.float32 else ROUNDED):
+            moved = _distance(logits_V, alone_V)
+            if not moved <= self._allowed:
                 raise self._unsupported(
                     f"a row's logits move by {moved:.1e} of the largest beside another row"
                 )
+
+    def _copies(self, example: Prefix) -> bool:
+        """Whether a copied prefix gives the logits that the shared one gives."""
+        try:
+            front = self._copy(0, example)
+            rows = [Row(0, 0, PROBE, front), Row(1, 0, PROBE, Front(shared=example))]
+            return _distance(*self._two_passes(rows)) <= self._allowed
+        except Exception:  # then they are shared
+            return False
+
+    def _two_passes(self, rows: Sequence[Row]) -> list[Tensor]:
+        """Logits (V,) of each row after its tokens and one more."""
+        self.run(rows)
+        more = [Row(row.slot, len(row.tokens), PROBE[:1], row.front) for row in rows]
+        return [logits_1V[0] for logits_1V in self.run(more)]
+
+    @property
+    def _allowed(self) -> float:
+        return EXACT if self.model.dtype == torch.float32 else ROUNDED
 
     def _unsupported(self, why: str) -> UnsupportedModel:
         kind = type(self.model).__name__
@@ -114,25 +172,41 @@ class Runner:
             f"family {self.backbone.family!r} ({kind}) cannot be served in mixed batches: {why}"
         )
 
+    def place(self, slot: int, prefix: Prefix | None) -> Front:
+        """Put a prefix in front of what a slot will hold."""
+        if prefix is None:
+            return Front()
+        return self._copy(slot, prefix) if self.columns_of(prefix) else Front(shared=prefix)
+
+    def columns_of(self, prefix: Prefix | None) -> int:
+        """Columns that a copy of a prefix takes in a slot; 0 if all rows share one."""
+        if prefix is None or prefix.length > self.copied or prefix.meta.softmax == "own":
+            return 0
+        return prefix.length if len(prefix.sites) == len(self.backbone.sites) else 0
+
+    def _copy(self, slot: int, prefix: Prefix) -> Front:
+        order = {site.label: index for index, site in enumerate(self.backbone.sites)}
+        pairs = zip(prefix.sites, prefix.keys, prefix.values, strict=True)
+        for site, key_HPD, value_HPE in pairs:
+            self.cache.put(order[site.label], slot, key_HPD, value_HPE)
+        return Front(prefix.length, prefix.length if prefix.meta.positions == "offset" else 0)
+
     def run(self, rows: Sequence[Row]) -> list[Tensor]:
         """Logits float32 (wanted, V) of each row, of its last new tokens."""
         queries = max(len(row.tokens) for row in rows)
-        step = Step(tuple(r.slot for r in rows), tuple(r.start for r in rows), queries)
+        slots, starts = tuple(row.slot for row in rows), tuple(row.start for row in rows)
+        step = Step(slots, starts, queries, self.device)
         self.cache.at(step)
-        ids_BQ = torch.zeros(len(rows), queries, dtype=torch.long)
-        wanted_BQ = torch.zeros(len(rows), queries, dtype=torch.bool)
-        for index, row in enumerate(rows):
-            ids_BQ[index, : len(row.tokens)] = torch.tensor(row.tokens)
-            wanted_BQ[index, len(row.tokens) - row.wanted : len(row.tokens)] = True
-        start_B = torch.tensor(step.starts)
-        positions_BQ = start_B[:, None] + torch.arange(queries)
-        bound = self.bank.bound([row.prefix for row in rows])
-        wanted_BQ = wanted_BQ.to(self.device)
+        ids_BQ = torch.tensor([[*row.tokens, *[0] * (queries - len(row.tokens))] for row in rows])
+        wanted_BQ = torch.tensor([_wanted(row, queries) for row in rows], device=self.device)
+        first_B = torch.tensor([row.position for row in rows], device=self.device)
+        positions_BQ = first_B[:, None] + torch.arange(queries, device=self.device)
+        bound = self.bank.bound([row.front.shared for row in rows])
         with self.attachment.using(bound), head_sees(self.model, wanted_BQ) as narrowed:
             logits = self.model(
                 input_ids=ids_BQ.to(self.device),
                 attention_mask=self._masks(step),
-                position_ids=positions_BQ.to(self.device),
+                position_ids=positions_BQ,
                 past_key_values=self.cache,
                 use_cache=True,
             ).logits
@@ -148,5 +222,16 @@ class Runner:
         return {kind: full if kind == "full_attention" else sliding for kind in self.kinds}
 
     def _mask(self, step: Step, window: int | None) -> Tensor:
-        seen = visible(step, window, self.device)
-        return as_additive(seen, self.model.dtype) if self.is_eager else seen
+        return as_additive(visible(step, window), self.model.dtype)
+
+
+def _wanted(row: Row, queries: int) -> list[bool]:
+    """Of which of the pass's new tokens the row wants logits."""
+    size = len(row.tokens)
+    return [size - row.wanted <= place < size for place in range(queries)]
+
+
+def _distance(found_V: Tensor, expected_V: Tensor) -> float:
+    """The largest difference, relative to the largest logit."""
+    largest = max(1.0, float(expected_V.abs().max()))
+    return float((found_V - expected_V).abs().max()) / largest

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from foreword.engine.cache import SlotCache
 from foreword.engine.request import Request
+from foreword.engine.runner import COPIED, Front
 
 
 @dataclass
@@ -18,15 +19,24 @@ class Active:
         request: What was asked.
         tokens: Prompt, and what was generated so far.
         context: Tokens that the backbone and the prefix leave for it.
+        ahead: Columns that a copy of its prefix will take in its slot.
         slot: Where its keys and values are, once it has a place.
         computed: Tokens whose keys and values are there.
+        front: What stands in front of them there, once that is known.
     """
 
     request: Request
     tokens: list[int]
     context: int
+    ahead: int = 0
     slot: int = -1
     computed: int = 0
+    front: Front | None = None
+
+    @property
+    def held(self) -> int:
+        """Columns that its slot holds."""
+        return self.computed + (0 if self.front is None else self.ahead)
 
     @property
     def is_decoding(self) -> bool:
@@ -35,8 +45,9 @@ class Active:
 
     @property
     def most(self) -> int:
-        """Tokens that it can come to hold."""
-        return min(self.context, len(self.request.prompt) + self.request.sampling.max_tokens)
+        """Columns that it can come to hold."""
+        size = len(self.request.prompt) + self.request.sampling.max_tokens
+        return self.ahead + min(self.context, size)
 
 
 @dataclass(frozen=True)
@@ -48,11 +59,14 @@ class Limits:
         prompt_tokens: Prompt tokens, padding included, computed beside a decoding step; a longer
             prompt takes several steps, and the others do not wait for it.
         cache_tokens: Tokens of all slots together: rows in use times the longest one's length.
+        copied: Longest prefix that is copied in front of each of its rows; all rows share one copy of
+            a longer one.
     """
 
     rows: int = 32
     prompt_tokens: int = 512
     cache_tokens: int = 2**17
+    copied: int = COPIED
 
 
 @dataclass
@@ -98,6 +112,17 @@ class Scheduler:
             longest = max(longest, size)
         return found
 
+    @property
+    def longest(self) -> int:
+        """Columns that a running request holds at most after the next step."""
+        chunk = self.limits.prompt_tokens
+
+        def new(one: Active) -> int:
+            left = len(one.request.prompt) - one.computed
+            return 1 if one.is_decoding else min(left, chunk)
+
+        return max((one.ahead + one.computed + new(one) for one in self.running), default=0)
+
     def promote(self, one: Active) -> None:
         """A prompt is computed: its request decodes from now on."""
         self._swap(one.slot, self.decoding)
@@ -119,7 +144,7 @@ class Scheduler:
         """Move the request at `source` into a hole; where the hole is now."""
         if hole != source:
             one = self.running[source]
-            self.cache.move(source, hole, one.computed)
+            self.cache.move(source, hole, one.held)
             one.slot, self.running[hole] = hole, one
         return source
 
@@ -127,7 +152,7 @@ class Scheduler:
         if first == second:
             return
         one, two = self.running[first], self.running[second]
-        self.cache.swap(first, second, max(one.computed, two.computed))
+        self.cache.swap(first, second, max(one.held, two.held))
         one.slot, two.slot = second, first
         self.running[first], self.running[second] = two, one
 
