@@ -27,6 +27,7 @@ LAYERS = (
     "kernels",
     "cascade",
     "frame",
+    "segments",
     "attention",
     "backbone",
     "peft",

@@ -142,15 +142,47 @@ def _attend(
     if frame.observer is not None:
         window = window_of(frame, attention_mask, kwargs)
         frame.observer(AttentionCall(name, key, value, window))
+    if frame.segments:
+        return _in_segments(frame, name, base, kernel, module, query, key, value, kwargs), None
     call = _Call(frame, kernel, module, query, key, value, attention_mask, kwargs)
+    return _with_prefix(call, name, base)
+
+
+def _in_segments(
+    frame: Frame,
+    name: str,
+    base: str,
+    kernel: Callable[..., Any],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kwargs: Mapping[str, Any],
+) -> Tensor:
+    """Output (1, T, H * G, E) of a pass over flattened tokens; keys and values are those of all slots."""
+    outs = []
+    for segment in frame.segments:
+        segment.frame.called.add(name)
+        parts = segment.split(query), segment.held(key), segment.held(value), segment.masks[name]
+        call = _Call(segment.frame, kernel, module, *parts, kwargs)
+        outs.append(segment.joined(_with_prefix(call, name, base)[0]))
+    padding = query.shape[2] - sum(len(out) for out in outs)
+    if padding:
+        outs.append(outs[0].new_zeros(padding, *outs[0].shape[1:]))
+    return torch.cat(outs)[None]
+
+
+def _with_prefix(call: _Call, name: str, base: str) -> tuple[Tensor, Tensor | None]:
+    """Attention of a call that the prefixes of its frame join, if there are any."""
+    frame, module, mask, kwargs = call.frame, call.module, call.mask, call.kwargs
     site, own = frame.site(name), frame.own(name)
     apart = None
     if own is not None:
         _refuse_what_cannot_be_apart(module, kwargs)
-        additive = base == "eager" if attention_mask is None else attention_mask.dtype != torch.bool
+        additive = base == "eager" if mask is None else mask.dtype != torch.bool
         apart = _apart(call, own, additive)
     if site is not None:
-        _refuse_what_cannot_be_widened(module, attention_mask, query.shape[2], kwargs)
+        _refuse_what_cannot_be_widened(module, mask, call.query.shape[2], kwargs)
         result = _joint(call, site)
     else:
         result = call.run()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -118,6 +118,7 @@ class Frame:
     called: set[str] = field(default_factory=set)
     observer: Callable[[AttentionCall], None] | None = None
     mask_windows: MaskWindows = field(default_factory=dict)
+    segments: Sequence[Any] = ()  # of `foreword.segments.Segment`, each with a frame of its own
     _made: dict[tuple[int, object], tuple[Tensor | None, Any]] = field(default_factory=dict)
 
     def site(self, name: str) -> SiteTensors | None:

@@ -6,7 +6,7 @@ each config, the hooks, the instance's `generate` and the gradient checkpointing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar, cast
 
@@ -29,6 +29,7 @@ from foreword.frame import (
     noting_windows,
     set_place,
 )
+from foreword.segments import Segment
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -69,6 +70,7 @@ class Attachment:
         self.model = model
         self._bound: Bound | None = None
         self._source: Source | None = None
+        self._segments: Sequence[Segment] = ()
         self.observer: Any = None
         self._mask_windows: MaskWindows = {}
         self._names = {module: name for name, module in model.named_modules()}
@@ -146,13 +148,19 @@ class Attachment:
             source.release()
 
     @contextmanager
-    def using(self, bound: Bound | None) -> Iterator[None]:
-        """Bind the forward passes of a block to `bound` (None: to no prefix)."""
+    def using(self, bound: Bound | None, segments: Sequence[Segment] = ()) -> Iterator[None]:
+        """Bind the forward passes of a block to `bound` (None: to no prefix).
+
+        With `segments` a pass is one over flattened tokens: each segment has prefixes of its own, and
+        the caller has moved their positions.
+        """
         before = self._bound, self._source
         self.bound = bound
+        self._segments = segments
         try:
             yield
         finally:
+            self._segments = ()
             self._bind(*before)
 
     def _bind(self, bound: Bound | None, source: Source | None) -> None:
@@ -238,6 +246,8 @@ class Attachment:
                 "only language models carry a prefix for now"
             )
         bound = self.bound
+        if self._segments:
+            return Frame(self._names[module], bound, 1, None, segments=self._segments), None
         self.check_windows(bound)
         batch, queries = source.shape[:2]
         self._check_rows(batch, bound)
@@ -295,6 +305,8 @@ class Attachment:
                 )
 
     def _check_every_site(self, module: nn.Module, frame: Frame) -> None:
+        for segment in frame.segments:
+            self._check_every_site(module, segment.frame)
         if frame.bound is None:
             return
         under = self._names[module]

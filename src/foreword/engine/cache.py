@@ -1,18 +1,18 @@
 """The engine's cache of keys and values: a slot per request, written in place.
 
 transformers' own caches grow by concatenation, a copy of everything at each step, and have one length
-for all rows. Here each layer is one tensor with a place for every slot and token; a step writes the
+for all rows. Here each layer is one tensor with a place for every slot and column; a pass writes its
 new tokens where each row's own length says and reads a view.
 
-Shapes: S slots, H key/value heads, T tokens that a slot has room for, D key dimension, E value
-dimension; B rows of a step, Q new tokens per row, K columns that the step reads.
+Shapes: S slots, H key/value heads, R columns that a slot has room for, D key dimension, E value
+dimension; B rows of a pass, Q new tokens per row, K columns that they read; T new tokens of all rows.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -32,48 +32,146 @@ def rounded(tokens: int) -> int:
 
 
 @dataclass(frozen=True)
-class Step:
-    """Where one forward pass writes and reads.
+class Rows:
+    """Some rows of one forward pass, and where they write and read.
 
     Attributes:
         slots: Slot of each row.
-        starts: Tokens that each row has already, so the column of its first new one.
-        queries: New tokens per row Q; a row with fewer writes garbage behind its end, which its next
-            tokens overwrite and nobody sees.
+        starts: Columns that each row has already, so the column of its first new token.
+        sizes: New tokens of each.
         device: Where the keys and values are.
     """
 
     slots: tuple[int, ...]
     starts: tuple[int, ...]
-    queries: int
+    sizes: tuple[int, ...]
     device: torch.device
 
     @cached_property
+    def queries(self) -> int:
+        """New tokens of the longest row, Q."""
+        return max(self.sizes)
+
+    @cached_property
     def columns(self) -> int:
-        """Columns that the step reads, K: those of its longest row, and some that nobody sees."""
+        """Columns that are read, K: those of the longest row, and some that nobody sees."""
         return rounded(max(self.starts) + self.queries)
 
     @cached_property
-    def run(self) -> slice | None:
-        """The slots as a slice, if they are consecutive."""
+    def where(self) -> slice | Tensor:
+        """The slots, as a slice if they are consecutive."""
         first = self.slots[0]
-        consecutive = self.slots == tuple(range(first, first + len(self.slots)))
-        return slice(first, first + len(self.slots)) if consecutive else None
+        if self.slots == tuple(range(first, first + len(self.slots))):
+            return slice(first, first + len(self.slots))
+        return torch.tensor(self.slots, device=self.device)
 
-    @cached_property
-    def slot_B1(self) -> Tensor:
-        """Slot of each row, int64."""
-        return torch.tensor(self.slots, device=self.device)[:, None]
-
-    @cached_property
-    def place_BQ(self) -> Tensor:
-        """Column of each new token, int64."""
+    def places(self, queries: int) -> Tensor:
+        """Column of each row's first Q new tokens, int64 (B, Q), whether it has so many or not."""
         start_B = torch.tensor(self.starts, device=self.device)
-        return start_B[:, None] + torch.arange(self.queries, device=self.device)
+        return start_B[:, None] + torch.arange(queries, device=self.device)
+
+    def visible(self, window: int | None, queries: int, columns: int) -> Tensor:
+        """Which columns each new token sees: boolean (B, 1, Q, K), itself and what is before it.
+
+        Args:
+            window: Columns that are seen at most, or None.
+            queries: Tokens per row, Q.
+            columns: How many columns there are, K.
+        """
+        column_K = torch.arange(columns, device=self.device)
+        place_BQ1 = self.places(queries)[:, :, None]
+        seen_BQK = column_K <= place_BQ1
+        if window is not None:
+            seen_BQK &= column_K > place_BQ1 - window
+        return seen_BQK[:, None]
+
+
+class Step(Protocol):
+    """One forward pass, as the cache's layers see it."""
+
+    @property
+    def held(self) -> int:
+        """Columns of the longest row before the pass."""
+
+    @property
+    def columns(self) -> int:
+        """Columns that the longest row needs."""
+
+    def written(self, held: Tensor, new: Tensor) -> Tensor:
+        """Write new keys or values into what is held (S, H, R, D), and give what the model goes on with."""
+
+
+@dataclass(frozen=True)
+class Padded:
+    """A pass over rows (B, Q): a shorter row writes garbage behind its end, which its next tokens
+    overwrite and nobody sees.
+    """
+
+    rows: Rows
+
+    @property
+    def held(self) -> int:
+        """Columns of the longest row before the pass."""
+        return max(self.rows.starts)
+
+    @property
+    def columns(self) -> int:
+        """Columns that the longest row needs."""
+        return self.rows.columns
+
+    @cached_property
+    def _where(self) -> tuple[Tensor, Tensor]:
+        """Slot (B, 1) and column (B, Q) of each token, int64."""
+        slot_B = torch.tensor(self.rows.slots, device=self.rows.device)
+        return slot_B[:, None], self.rows.places(self.rows.queries)
+
+    def written(self, held: Tensor, new: Tensor) -> Tensor:
+        """New keys or values (B, H, Q, D); the rows' own from their first, (B, H, K, D)."""
+        slot_B1, place_BQ = self._where
+        held[slot_B1, :, place_BQ] = new.transpose(1, 2)
+        return held[self.rows.where][:, :, : self.columns]
+
+
+@dataclass(frozen=True)
+class Flat:
+    """A pass over the tokens of all rows one after the other, as one row of T tokens."""
+
+    groups: tuple[Rows, ...]
+
+    @property
+    def held(self) -> int:
+        """Columns of the longest row before the pass."""
+        return max(max(rows.starts) for rows in self.groups)
+
+    @property
+    def columns(self) -> int:
+        """Columns that the longest row needs."""
+        return max(rows.columns for rows in self.groups)
+
+    @cached_property
+    def _where(self) -> tuple[Tensor, Tensor]:
+        """Slot and column of each of the rows' N tokens, int64."""
+        slots: list[int] = []
+        places: list[int] = []
+        for rows in self.groups:
+            for slot, start, size in zip(rows.slots, rows.starts, rows.sizes, strict=True):
+                slots += [slot] * size
+                places += range(start, start + size)
+        device = self.groups[0].device
+        return torch.tensor(slots, device=device), torch.tensor(places, device=device)
+
+    def written(self, held: Tensor, new: Tensor) -> Tensor:
+        """New keys or values (1, H, T, D); all that is held, (S, H, R, D), of which rows take theirs.
+
+        Tokens behind those of the rows are padding.
+        """
+        slot_N, place_N = self._where
+        held[slot_N, :, place_N] = new[0].transpose(0, 1)[: len(slot_N)]
+        return held
 
 
 class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
-    """One layer's keys (S, H, T, D) and values (S, H, T, E)."""
+    """One layer's keys (S, H, R, D) and values (S, H, R, E)."""
 
     is_sliding = False
 
@@ -96,14 +194,12 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write (B, H, Q, D) and (B, H, Q, E); what the rows have now, (B, H, K, D) and (B, H, K, E)."""
+        """Write a pass's keys and values; what its attention goes on with (see `Step`)."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.step is not None
-        return (
-            _written(self.keys, key_states, self.step),
-            _written(self.values, value_states, self.step),
-        )
+        written = self.step.written
+        return written(self.keys, key_states), written(self.values, value_states)
 
     def resize(self, room: int) -> None:
         """Give each slot room for so many tokens, no more and no less; the first ones are kept."""
@@ -140,8 +236,8 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
                 tensor[two, :, :length] = kept
 
     def get_seq_length(self) -> int:
-        """Tokens of the longest row before the step."""
-        return 0 if self.step is None else max(self.step.starts)
+        """Columns of the longest row before the pass."""
+        return 0 if self.step is None else self.step.held
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Columns of the mask, and the first one's place."""
@@ -152,13 +248,6 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         return -1
 
     get_max_cache_shape = get_max_length
-
-
-def _written(held: Tensor, new: Tensor, step: Step) -> Tensor:
-    """Write new tokens (B, H, Q, D) into what is held (S, H, T, D), and give the rows' columns."""
-    held[step.slot_B1, :, step.place_BQ] = new.transpose(1, 2)
-    rows = held[step.run] if step.run is not None else held[step.slot_B1[:, 0]]
-    return rows[:, :, : step.columns]
 
 
 def _resized(tensor: Tensor, kept: int, room: int) -> Tensor:
@@ -232,18 +321,3 @@ class SlotCache(Cache):  # type: ignore[misc]
             if layer.is_initialized
             for tensor in (layer.keys, layer.values)
         )
-
-
-def visible(step: Step, window: int | None) -> Tensor:
-    """Which columns each new token sees: boolean (B, 1, Q, K), itself and what is before it.
-
-    Args:
-        step: The step.
-        window: Columns that are seen at most, or None.
-    """
-    column_K = torch.arange(step.columns, device=step.device)
-    place_BQ1 = step.place_BQ[:, :, None]
-    seen_BQK = column_K <= place_BQ1
-    if window is not None:
-        seen_BQK &= column_K > place_BQ1 - window
-    return seen_BQK[:, None]

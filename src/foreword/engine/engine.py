@@ -29,7 +29,7 @@ from foreword.engine.request import (
     Request,
     TokenLogprobs,
 )
-from foreword.engine.runner import PROBE, Front, Row, Runner
+from foreword.engine.runner import PROBE, Row, Runner
 from foreword.engine.sampler import Draw, logprobs_of, sample
 from foreword.engine.scheduler import Active, Limits, Scheduler
 from foreword.errors import DataError, ServeError, first_line
@@ -246,17 +246,47 @@ class Engine:
             self._finish(job, reason, error)  # type: ignore[arg-type]
 
     def _step(self) -> None:
-        """One step: a chunk of prompts, then one token for every row that decodes."""
+        """One step: a token for every row that decodes, and a chunk of the prompts."""
         self.steps += 1
         self.scheduler.admit()
         self.runner.cache.fit(self.scheduler.longest)
-        decoding: list[Any] = self.scheduler.running[: self.scheduler.decoding]
-        chunks: list[Any] = self.scheduler.chunks()
-        if chunks:
-            self._guarded([job for job, _ in chunks], lambda: self._prompts(chunks))
-        decoding = [job for job in decoding if not job.has_ended]
-        if decoding:
-            self._guarded(decoding, lambda: self._decode(decoding))
+        parts: list[Any] = [(job, 1) for job in self.scheduler.running[: self.scheduler.decoding]]
+        self._took(self._run([*parts, *self.scheduler.chunks()]))
+
+    def _run(self, parts: Sequence[tuple[_Job, int]]) -> list[tuple[_Job, int, Tensor]]:
+        """Each job's next tokens, and their logits.
+
+        If a pass fails, each job runs alone, and the one that fails alone ends.
+        """
+        try:
+            logits = self.runner.run([self._row(job, size) for job, size in parts])
+            return [(*part, logits_NV) for part, logits_NV in zip(parts, logits, strict=True)]
+        except Exception as error:  # the engine goes on
+            if len(parts) > 1:
+                return [each for part in parts for each in self._run([part])]
+            self._finish(parts[0][0], "error", first_line(error))
+            return []
+
+    def _row(self, job: _Job, size: int) -> Row:
+        if job.front is None:
+            job.front = self.runner.place(job.slot, job.request.prefix)
+        part = tuple(job.tokens[job.computed : job.computed + size])
+        whole = job.request.sampling.prompt_logprobs is not None and not job.is_decoding
+        return Row(job.slot, job.computed, part, job.front, size if whole else 1)
+
+    def _took(self, found: Sequence[tuple[_Job, int, Tensor]]) -> None:
+        """Count what a pass computed, and go on."""
+        ready = []
+        for job, size, logits_NV in found:
+            was_decoding = job.is_decoding
+            if not was_decoding:
+                self._note_prompt(job, size, logits_NV)
+            job.computed += size
+            if job.is_decoding:
+                ready.append((job, logits_NV[-1]))
+                if not was_decoding:
+                    self.scheduler.promote(job)
+        self._advance(ready)
 
     def _guarded(self, jobs: Sequence[_Job], action: Callable[[], None]) -> None:
         """Run an action; what it raises ends these jobs and no others."""
@@ -265,25 +295,6 @@ class Engine:
         except Exception as error:  # the engine goes on
             for job in jobs:
                 self._finish(job, "error", first_line(error))
-
-    def _prompts(self, chunks: Sequence[tuple[_Job, int]]) -> None:
-        rows = []
-        for job, size in chunks:
-            if job.front is None:
-                job.front = self.runner.place(job.slot, job.request.prefix)
-            part = tuple(job.tokens[job.computed : job.computed + size])
-            whole = job.request.sampling.prompt_logprobs is not None
-            rows.append(Row(job.slot, job.computed, part, job.front, size if whole else 1))
-        logits = self.runner.run(rows)
-        ready = []
-        for (job, size), logits_NV in zip(chunks, logits, strict=True):
-            self._note_prompt(job, size, logits_NV)
-            job.computed += size
-            if job.is_decoding:
-                ready.append((job, logits_NV[-1]))
-        for job, _ in ready:
-            self.scheduler.promote(job)
-        self._advance(ready)
 
     def _note_prompt(self, job: _Job, size: int, logits_NV: Tensor) -> None:
         """Keep the log-probabilities of the prompt's tokens that this chunk tells."""
@@ -298,15 +309,6 @@ class Engine:
             logprobs_of(logits_V, token, top)
             for logits_V, token in zip(logits_NV, following, strict=False)
         ]
-
-    def _decode(self, jobs: Sequence[_Job]) -> None:
-        rows = [
-            Row(job.slot, job.computed, (job.tokens[-1],), job.front or Front()) for job in jobs
-        ]
-        logits = self.runner.run(rows)
-        for job in jobs:
-            job.computed += 1
-        self._advance([(job, each[-1]) for job, each in zip(jobs, logits, strict=True)])
 
     def _advance(self, rows: Sequence[tuple[_Job, Tensor]]) -> None:
         """Choose the next token of each row, and tell."""

@@ -8,6 +8,7 @@ Shapes: B rows, Q new tokens of the longest row, K columns, V vocabulary, N want
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,17 +20,27 @@ from foreword.backbone import Backbone
 from foreword.backbone.attachment import Attachment
 from foreword.backbone.head import head_sees
 from foreword.backbone.signature import parameters_of
-from foreword.engine.bank import Bank
-from foreword.engine.cache import SlotCache, Step, visible
+from foreword.engine.bank import IDENTITY, Bank
+from foreword.engine.cache import Flat, Padded, Rows, SlotCache
 from foreword.errors import UnsupportedModel, first_line
-from foreword.frame import as_additive
+from foreword.frame import Bound, Frame, as_additive
 from foreword.prefix import Prefix
+from foreword.segments import Segment
 
 KINDS = ("full_attention", "sliding_attention")
 """Kinds of layers whose masks are known."""
 
 PROBE = (5, 7, 11, 13, 17)
 """Tokens that the proof runs on."""
+
+PROVEN = 4
+"""Rows of the proof."""
+
+SPARE = 64
+"""Columns more than what is needed that a pass reads, to read all that a slot has room for."""
+
+NONE = Bound({}, None, (0,), (False,), IDENTITY)
+"""What a pass over flattened tokens is bound to: its segments have the prefixes."""
 
 EXACT, ROUNDED = 1e-4, 2**-4
 """Largest difference allowed in the proof, relative to the largest logit, in float32 and else."""
@@ -116,13 +127,14 @@ class Runner:
             raise self._unsupported("it takes no position_ids")
         if other := [kind for kind in self.kinds if kind not in KINDS]:
             raise self._unsupported(f"it has {other[0]} layers")
-        self.cache = SlotCache(int(config.num_hidden_layers), slots)
+        self.cache = SlotCache(int(config.num_hidden_layers), max(slots, 2 * PROVEN))
         self.bank = Bank(backbone.sites)
         windows = {site.window for site in backbone.sites if site.window is not None}
         self.window = max(windows, default=None)
-        self.copied = 0
+        self.copied, self.is_flat = 0, False
         with torch.inference_mode():
             self._prove()
+            self.is_flat = self._can_be_flat(example)
             if example is not None and self.window is None:
                 self.copied = copied if self._copies(example) else 0
 
@@ -154,6 +166,21 @@ class Runner:
             rows = [Row(0, 0, PROBE, front), Row(1, 0, PROBE, Front(shared=example))]
             return _distance(*self._two_passes(rows)) <= self._allowed
         except Exception:  # then they are shared
+            return False
+
+    def _can_be_flat(self, example: Prefix | None) -> bool:
+        """Whether rows in one pass over flattened tokens give the logits that they give padded."""
+        try:
+            found = []
+            for self.is_flat, slot in ((False, 0), (True, PROVEN)):
+                rows = [Row(slot, 0, PROBE), Row(slot + 1, 0, PROBE[2:], Front(shared=example))]
+                self.run(rows)
+                more = [Row(row.slot, len(row.tokens), PROBE[:1], row.front) for row in rows]
+                late = Row(slot + 2, 0, PROBE[:2], Front(shared=example))
+                found.append(self.run([more[0], late, more[1], Row(slot + 3, 0, PROBE[1:])]))
+            pairs = zip(*found, strict=True)
+            return all(_distance(one[0], two[0]) <= self._allowed for one, two in pairs)
+        except Exception:  # then they are padded
             return False
 
     def _two_passes(self, rows: Sequence[Row]) -> list[Tensor]:
@@ -192,43 +219,155 @@ class Runner:
         return Front(prefix.length, prefix.length if prefix.meta.positions == "offset" else 0)
 
     def run(self, rows: Sequence[Row]) -> list[Tensor]:
-        """Logits float32 (wanted, V) of each row, of its last new tokens."""
-        queries = max(len(row.tokens) for row in rows)
-        slots, starts = tuple(row.slot for row in rows), tuple(row.start for row in rows)
-        step = Step(slots, starts, queries, self.device)
-        self.cache.at(step)
-        ids_BQ = torch.tensor([[*row.tokens, *[0] * (queries - len(row.tokens))] for row in rows])
-        wanted_BQ = torch.tensor([_wanted(row, queries) for row in rows], device=self.device)
-        first_B = torch.tensor([row.position for row in rows], device=self.device)
-        positions_BQ = first_B[:, None] + torch.arange(queries, device=self.device)
-        bound = self.bank.bound([row.front.shared for row in rows])
-        with self.attachment.using(bound), head_sees(self.model, wanted_BQ) as narrowed:
+        """Logits float32 (wanted, V) of each row, of its last new tokens.
+
+        Rows with one new token are computed together, and those with more: in one pass where the
+        model can run flattened tokens, else in two.
+        """
+        one = [index for index, row in enumerate(rows) if len(row.tokens) == 1]
+        more = [index for index, row in enumerate(rows) if len(row.tokens) > 1]
+        groups = [group for group in (one, more) if group]
+        found: list[Tensor] = []
+        if self.is_flat:
+            found = self._flat([[rows[index] for index in group] for group in groups])
+        else:
+            for group in groups:
+                found += self._padded([rows[index] for index in group])
+        placed = dict(zip([*one, *more], found, strict=True))
+        return [placed[index] for index in range(len(rows))]
+
+    def _flat(self, groups: Sequence[Sequence[Row]]) -> list[Tensor]:
+        """One pass over the tokens of all rows, group after group."""
+        every = [self._rows(group) for group in groups]
+        self.cache.at(Flat(tuple(every)))
+        segments, positions = [], []
+        first = 0
+        for group, rows in zip(groups, every, strict=True):
+            bound = self.bank.bound([row.front.shared for row in group])
+            segments.append(self._segment(group, rows, bound, first))
+            first += sum(rows.sizes)
+            offsets = bound.offsets if len(bound.offsets) > 1 else bound.offsets * len(group)
+            for row, offset in zip(group, offsets, strict=True):
+                positions += range(row.position + offset, row.position + offset + len(row.tokens))
+        rows_ = [row for group in groups for row in group]
+        ids = [token for row in rows_ for token in row.tokens]
+        wanted = [last for row in rows_ for last in _wanted(row, len(row.tokens))]
+        padding = _even(first) - first
+        ids, positions, wanted = (
+            [*each, *[type(each[0])(0)] * padding] for each in (ids, positions, wanted)
+        )
+        ids_1T = torch.tensor([ids], device=self.device)
+        return self._logits(
+            rows_,
+            ids_1T,
+            torch.tensor([positions], device=self.device),
+            torch.tensor([wanted], device=self.device),
+            self._by_kind(ids_1T.new_zeros(1, 1, 1, 1), None),
+            segments,
+        )
+
+    def _segment(self, group: Sequence[Row], rows: Rows, bound: Bound, first: int) -> Segment:
+        """A group's rows, whose tokens begin at place `first` of the pass."""
+        total = sum(rows.sizes)
+        queries = _even(rows.queries)
+        tokens: slice | Tensor = slice(first, first + total)
+        real = None
+        if total < queries * len(group):
+            starts = itertools.accumulate(rows.sizes, initial=first)
+            at = [
+                min(start + query, start + size - 1)
+                for start, size in zip(starts, rows.sizes, strict=False)
+                for query in range(queries)
+            ]
+            kept = [row * queries + q for row, size in enumerate(rows.sizes) for q in range(size)]
+            tokens, real = (torch.tensor(each, device=self.device) for each in (at, kept))
+        # Where the room is not much more than what is needed, all of it is read: it is contiguous.
+        columns = rows.columns if self.cache.room > rows.columns + SPARE else self.cache.room
+        frame = Frame("", bound, len(group), self._text_positions(group, queries))
+        masks = {
+            window: as_additive(rows.visible(window, queries, columns), self.model.dtype)
+            for window in {site.window for site in self.backbone.sites}
+        }
+        by_name = {site.name: masks[site.window] for site in self.backbone.sites}
+        return Segment(frame, tokens, real, queries, rows.where, columns, by_name)
+
+    def _rows(self, group: Sequence[Row]) -> Rows:
+        return Rows(
+            tuple(row.slot for row in group),
+            tuple(row.start for row in group),
+            tuple(len(row.tokens) for row in group),
+            self.device,
+        )
+
+    def _text_positions(self, group: Sequence[Row], queries: int) -> Tensor:
+        first_B = torch.tensor([row.position for row in group], device=self.device)
+        return first_B[:, None] + torch.arange(queries, device=self.device)
+
+    def _padded(self, group: Sequence[Row]) -> list[Tensor]:
+        """One pass over rows that are padded to the longest."""
+        rows = self._rows(group)
+        self.cache.at(Padded(rows))
+        queries = rows.queries
+        ids_BQ = torch.tensor([[*row.tokens, *[0] * (queries - len(row.tokens))] for row in group])
+        wanted_BQ = torch.tensor([_wanted(row, queries) for row in group], device=self.device)
+        full, windowed = (
+            as_additive(rows.visible(window, queries, rows.columns), self.model.dtype)
+            for window in (None, self.window)
+        )
+        return self._logits(
+            group,
+            ids_BQ.to(self.device),
+            self._text_positions(group, queries),
+            wanted_BQ,
+            self._by_kind(full, windowed),
+            (),
+        )
+
+    def _logits(
+        self,
+        rows: Sequence[Row],
+        ids: Tensor,
+        positions: Tensor,
+        wanted: Tensor,
+        mask: Any,
+        segments: Sequence[Segment],
+    ) -> list[Tensor]:
+        """Logits float32 (wanted, V) of each row, after one pass over token ids (B, Q) or (1, T)."""
+        bound = NONE if segments else self.bank.bound([row.front.shared for row in rows])
+        with (
+            self.attachment.using(bound, segments),
+            head_sees(self.model, wanted) as narrowed,
+        ):
             logits = self.model(
-                input_ids=ids_BQ.to(self.device),
-                attention_mask=self._masks(step),
-                position_ids=positions_BQ,
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
                 past_key_values=self.cache,
                 use_cache=True,
             ).logits
-        logits_NV = logits[0] if narrowed else logits[wanted_BQ]
+        logits_NV = logits[0] if narrowed else logits[wanted]
         return list(logits_NV.float().split([row.wanted for row in rows]))
 
-    def _masks(self, step: Step) -> Any:
+    def _by_kind(self, full: Tensor, windowed: Tensor | None) -> Any:
         """The mask, or one for each kind of layer where the model has several."""
-        full = self._mask(step, None)
+        if windowed is None or self.window is None:
+            windowed = full
         if not self.kinds or self.kinds == ("full_attention",):
-            return full if self.window is None else self._mask(step, self.window)
-        sliding = self._mask(step, self.window)
-        return {kind: full if kind == "full_attention" else sliding for kind in self.kinds}
-
-    def _mask(self, step: Step, window: int | None) -> Tensor:
-        return as_additive(visible(step, window), self.model.dtype)
+            return windowed
+        return {kind: full if kind == "full_attention" else windowed for kind in self.kinds}
 
 
 def _wanted(row: Row, queries: int) -> list[bool]:
     """Of which of the pass's new tokens the row wants logits."""
     size = len(row.tokens)
     return [size - row.wanted <= place < size for place in range(queries)]
+
+
+def _even(size: int) -> int:
+    """A size not much above another: for each that it has not seen, oneDNN makes its kernels anew."""
+    few, many = 8, 32
+    step = 1 if size == 1 else few if size <= 2 * many else many
+    return -(-size // step) * step
 
 
 def _distance(found_V: Tensor, expected_V: Tensor) -> float:

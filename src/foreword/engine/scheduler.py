@@ -56,8 +56,8 @@ class Limits:
 
     Attributes:
         rows: Requests that run at once.
-        prompt_tokens: Prompt tokens, padding included, computed beside a decoding step; a longer
-            prompt takes several steps, and the others do not wait for it.
+        prompt_tokens: Prompt tokens computed beside a decoding step; a longer prompt takes several
+            steps, and the others do not wait for it.
         cache_tokens: Tokens of all slots together: rows in use times the longest one's length.
         copied: Longest prefix that is copied in front of each of its rows; all rows share one copy of
             a longer one.
@@ -101,15 +101,15 @@ class Scheduler:
     def chunks(self) -> list[tuple[Active, int]]:
         """Prompts to go on with in this step, and how many tokens of each."""
         found: list[tuple[Active, int]] = []
-        longest = 0
+        room = self.limits.prompt_tokens
         for one in self.running[self.decoding :]:
             left = len(one.request.prompt) - one.computed
-            size = min(left, self.limits.prompt_tokens)
-            padded = max(longest, size) * (len(found) + 1)
-            if found and padded > self.limits.prompt_tokens:
+            if found and left > room:
                 break
-            found.append((one, size))
-            longest = max(longest, size)
+            found.append((one, min(left, room)))
+            room -= found[-1][1]
+            if room <= 0:
+                break
         return found
 
     @property
