@@ -351,19 +351,13 @@ def compare_others(bench: Bench, tasks: list[Set]) -> None:
                 parameters=0,
                 **test_figures(bench.backbone, None, task, task.settings()),
             )
+        short = replace(task, train=task.train[:EXAMPLES])
         for name in ("prefix", "lora"):
-            lr = (
-                TrainSettings(prompt="", target="").lr
-                if name == "prefix"
-                else search(bench, task, name)
-            )
-            short = replace(task, train=task.train[:EXAMPLES])
-            bench.tested(
-                f"final/{task.name}/{name}/seed 0",
-                METHODS[name],
-                short,
-                task.settings(lr=lr, optimizer=METHODS[name].optimizer),
-            )
+            settings = task.settings()
+            if name != "prefix":
+                lr, optimizer = search(bench, task, name), METHODS[name].optimizer
+                settings = replace(settings, lr=lr, optimizer=optimizer)
+            bench.tested(f"final/{task.name}/{name}/seed 0", METHODS[name], short, settings)
         report(bench, task)
 
 

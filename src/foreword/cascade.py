@@ -178,7 +178,7 @@ def shared_attention(
         split = scores.view(batch, heads, queries, -1)
         scores = (split + mask).view(scores.shape)
     weights = softmax(scores).to(value.dtype)
-    own = weights[..., length:].unflatten(0, (batch, kv_heads))
+    own = weights[..., length:].view(batch, kv_heads, each, -1)
     shared = torch.bmm(groups.gathered(weights[..., :length]), prefix_value.flatten(0, 1))
     out = groups.scattered(shared, each).view(batch, kv_heads, each, -1).add_(own @ value)
     return out.view(batch, heads, queries, value.shape[-1]).transpose(1, 2).contiguous()

@@ -1,8 +1,8 @@
 """Rows of different length in one forward pass without padding.
 
 The model sees the new tokens of all rows one after the other, as one row of T tokens, so that what it
-does token by token (all of it but attention) runs once and not over the padding of rows. At its attention
-calls the tokens part into segments: rows with as many new tokens as they need, each over its own keys.
+does token by token (all of it but attention) runs once, and not over the padding of rows. At its
+attention calls the tokens part into segments, and each row attends to its own keys.
 
 Shapes: T tokens of the pass; for one segment B rows, Q new tokens of the longest one, K columns, N
 tokens; S slots, R room of each; H heads, D key dimension, E value dimension.
@@ -47,7 +47,7 @@ class Segment:
     def split(self, query_1HTD: Tensor) -> Tensor:
         """Queries (1, H, T, D) of the pass as (B, H, Q, D) of the segment."""
         query_NHD = query_1HTD[0].transpose(0, 1)[self.tokens]
-        return query_NHD.unflatten(0, (-1, self.queries)).transpose(1, 2)
+        return query_NHD.view(-1, self.queries, *query_NHD.shape[1:]).transpose(1, 2)
 
     def held(self, states_SHRD: Tensor) -> Tensor:
         """Keys or values of all slots as those of the rows, (B, H, K, D)."""

@@ -98,13 +98,14 @@ class Step(Protocol):
         """Columns that the longest row needs."""
 
     def written(self, held: Tensor, new: Tensor) -> Tensor:
-        """Write new keys or values into what is held (S, H, R, D), and give what the model goes on with."""
+        """Write new keys or values into what is held (S, H, R, D); what the model goes on with."""
 
 
 @dataclass(frozen=True)
 class Padded:
-    """A pass over rows (B, Q): a shorter row writes garbage behind its end, which its next tokens
-    overwrite and nobody sees.
+    """A pass over rows (B, Q).
+
+    A shorter row writes garbage behind its end, which its next tokens overwrite and nobody sees.
     """
 
     rows: Rows

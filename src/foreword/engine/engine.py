@@ -250,8 +250,9 @@ class Engine:
         self.steps += 1
         self.scheduler.admit()
         self.runner.cache.fit(self.scheduler.longest)
-        parts: list[Any] = [(job, 1) for job in self.scheduler.running[: self.scheduler.decoding]]
-        self._took(self._run([*parts, *self.scheduler.chunks()]))
+        decoding = self.scheduler.running[: self.scheduler.decoding]
+        parts: list[Any] = [*((job, 1) for job in decoding), *self.scheduler.chunks()]
+        self._took(self._run(parts))
 
     def _run(self, parts: Sequence[tuple[_Job, int]]) -> list[tuple[_Job, int, Tensor]]:
         """Each job's next tokens, and their logits.

@@ -240,7 +240,8 @@ class Runner:
         """One pass over the tokens of all rows, group after group."""
         every = [self._rows(group) for group in groups]
         self.cache.at(Flat(tuple(every)))
-        segments, positions = [], []
+        segments: list[Segment] = []
+        positions: list[int] = []
         first = 0
         for group, rows in zip(groups, every, strict=True):
             bound = self.bank.bound([row.front.shared for row in group])
