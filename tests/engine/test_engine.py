@@ -6,7 +6,7 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -24,8 +24,10 @@ from foreword.engine import (
     Weighted,
 )
 from foreword.engine import engine as module
+from foreword.engine.runner import Row, Runner
 from foreword.errors import DataError, UnsupportedModel
 from foreword.prefix import Prefix
+from tests.backbone.test_packing import needs_onednn
 from tests.conftest import byte_tokenizer, tiny_model
 from tests.oracle.families import STANDARD, attention_of
 from tests.oracle.family import Family
@@ -197,6 +199,82 @@ def test_a_failing_row_harms_no_other(
     assert (found[4].finish, found[4].error) == ("error", "boom")
     for index in {*range(9)} - {4}:
         check(backbone, requests[index], found[index])
+
+
+def test_a_pass_that_fails_is_run_again_row_by_row(
+    backbone: foreword.Backbone, prefixes: list[Prefix], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = drawn(3, prefixes, count=9)
+    poison = 96  # no other request has this token
+    requests[4] = ask([5, poison, 7], prefixes[0])
+    run = Runner.run
+
+    def failing(self: Runner, rows: Sequence[Row]) -> list[torch.Tensor]:
+        if any(poison in row.tokens for row in rows):
+            raise RuntimeError("boom")
+        return run(self, rows)
+
+    with Engine(backbone, SMALL) as engine:
+        monkeypatch.setattr(Runner, "run", failing)
+        found = engine.generate(requests)
+    assert (found[4].finish, found[4].error) == ("error", "boom")
+    for index in {*range(9)} - {4}:
+        check(backbone, requests[index], found[index])
+
+
+def test_what_is_not_a_number_ends_with_its_request(
+    backbone: foreword.Backbone, prefixes: list[Prefix]
+) -> None:
+    """Its keys and values must not reach who has the slot after it."""
+    wild = Prefix(
+        prefixes[0].sites,
+        prefixes[0].keys,
+        tuple(torch.full_like(value, 3e38) for value in prefixes[0].values),
+        prefixes[0].meta,
+    )
+    requests = drawn(5, prefixes, count=12)
+    with Engine(backbone, SMALL) as engine:
+        bad = engine.generate([ask([3, 4, 5], wild, max_tokens=20) for _ in range(SMALL.rows)])
+        found = engine.generate(requests)
+    assert {(one.finish, one.error) for one in bad} == {
+        ("error", "the model's logits are not numbers")
+    }
+    for request, one in zip(requests, found, strict=True):
+        check(backbone, request, one)
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_rows_give_the_same_in_one_flat_pass_and_padded_in_two(
+    backbone: foreword.Backbone, prefixes: list[Prefix], flat: bool
+) -> None:
+    requests = drawn(8, prefixes, count=12)
+    with Engine(backbone, SMALL) as engine:
+        assert engine.runner.is_flat
+        engine.runner.is_flat = flat
+        found = engine.generate(requests)
+    for request, one in zip(requests, found, strict=True):
+        check(backbone, request, one)
+
+
+def test_room_that_is_not_needed_any_more_is_given_back(backbone: foreword.Backbone) -> None:
+    with Engine(backbone, SMALL) as engine:
+        engine.generate([ask([3] * 150)])
+        wide = engine.runner.cache.bytes
+        engine.generate([ask([3] * 10)])
+        assert engine.runner.cache.bytes < wide / 2
+
+
+@needs_onednn
+def test_in_bfloat16_with_packed_weights_answers_are_near_the_models() -> None:
+    """No token is further below the best one than bfloat16's rounding moves logits."""
+    half = foreword.Backbone(tiny_model().to(torch.bfloat16), byte_tokenizer(), name="tiny")
+    texts = ("one text", "another, longer text")
+    requests = drawn(9, [half.capture(half.tokens(text)) for text in texts], count=8)
+    with Engine(half, SMALL) as engine:
+        found = engine.generate(requests)
+    for request, one in zip(requests, found, strict=True):
+        assert one.error == ""
+        assert alone(half, request, one.tokens) <= 0.25
 
 
 def test_an_engine_whose_thread_fails_says_so_to_everyone(
