@@ -232,14 +232,17 @@ def test_what_is_not_a_number_ends_with_its_request(
         tuple(torch.full_like(value, 3e38) for value in prefixes[0].values),
         prefixes[0].meta,
     )
-    requests = drawn(5, prefixes, count=12)
+    requests = [ask([3 + index], max_tokens=3) for index in range(SMALL.rows)]
     with Engine(backbone, SMALL) as engine:
         bad = engine.generate([ask([3, 4, 5], wild, max_tokens=20) for _ in range(SMALL.rows)])
         found = engine.generate(requests)
+        # One that takes the place of a bad one while it runs itself.
+        bad += engine.generate([ask([3, 4, 5], wild), *requests])[:1]
+        found += engine.generate([ask([3, 4, 5], wild), *requests])[1:]
     assert {(one.finish, one.error) for one in bad} == {
         ("error", "the model's logits are not numbers")
     }
-    for request, one in zip(requests, found, strict=True):
+    for request, one in zip([*requests, *requests], found, strict=True):
         check(backbone, request, one)
 
 

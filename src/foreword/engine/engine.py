@@ -7,6 +7,7 @@ chunk of the prompts that wait (Yu et al., "Orca", OSDI 2022, section 3.1: sched
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import queue
 import threading
@@ -37,6 +38,8 @@ from foreword.prefix import Prefix
 
 Sink = Callable[[Event], None]
 """Called with each event of a request, in the engine's thread; it must not block."""
+
+CLOSED = "the engine takes no more requests: it is being closed"
 
 
 class EngineClosed(ServeError):
@@ -112,18 +115,43 @@ class Engine:
         """Take a request; `sink` gets its events.
 
         Raises:
-            EngineClosed: The engine takes no more requests.
-            DataError: The request does not fit the backbone.
+            ForewordError: The request cannot be taken, see `check`.
         """
+        self.check(request)
         size = len(request.prompt)
         context = size + self.room(size, request.prefix)
-        self._check(request, context)
         ahead = self.runner.columns_of(request.prefix)
         job = _Job(request, list(request.prompt), context, ahead, sink=sink)
         with self._door:
             if not self._accepts:
-                raise EngineClosed("the engine takes no more requests: it is being closed")
+                raise EngineClosed(CLOSED)
             self._inbox.put(lambda: self.scheduler.waiting.append(job))
+
+    def check(self, request: Request) -> None:
+        """See whether `submit` would take a request now.
+
+        Raises:
+            EngineClosed: The engine takes no more requests.
+            MismatchError: Its prefix does not fit the backbone.
+            DataError: There is no room for it, or a token is not in the vocabulary.
+        """
+        if not self._accepts:
+            raise EngineClosed(CLOSED)
+        prefix, size = request.prefix, len(request.prompt)
+        if prefix is not None:
+            self.backbone.check(prefix)
+        most = size + min(self.room(size, prefix), request.sampling.max_tokens)
+        most += self.runner.columns_of(prefix)
+        if most > self.limits.cache_tokens:
+            raise DataError(
+                f"prefix, prompt and output may come to {most} tokens; the engine has room for "
+                f"{self.limits.cache_tokens}"
+            )
+        vocabulary = int(self.backbone.model.get_input_embeddings().weight.shape[0])
+        named = itertools.chain(request.prompt, request.sampling.logit_bias)
+        wrong = next((token for token in named if not 0 <= token < vocabulary), None)
+        if wrong is not None:
+            raise DataError(f"token {wrong} is not in the vocabulary of {vocabulary}")
 
     def cancel(self, name: str) -> None:
         """End a request; its last event says ``cancelled``. One that has ended is left alone."""
@@ -197,22 +225,6 @@ class Engine:
             )
         return room
 
-    def _check(self, request: Request, context: int) -> None:
-        if request.prefix is not None:
-            self.backbone.check(request.prefix)
-        most = min(context, len(request.prompt) + request.sampling.max_tokens)
-        most += self.runner.columns_of(request.prefix)
-        if most > self.limits.cache_tokens:
-            raise DataError(
-                f"prefix, prompt and output may come to {most} tokens; the engine has room for "
-                f"{self.limits.cache_tokens}"
-            )
-        vocabulary = int(self.backbone.model.get_input_embeddings().weight.shape[0])
-        wrong = [token for token in request.prompt if not 0 <= token < vocabulary]
-        wrong += [token for token in request.sampling.logit_bias if not 0 <= token < vocabulary]
-        if wrong:
-            raise DataError(f"token {wrong[0]} is not in the vocabulary of {vocabulary}")
-
     # -- in the engine's thread ------------------------------------------------------------------
 
     def _loop(self) -> None:
@@ -254,10 +266,10 @@ class Engine:
         parts: list[Any] = [*((job, 1) for job in decoding), *self.scheduler.chunks()]
         self._took(self._run(parts))
 
-    def _run(self, parts: Sequence[tuple[_Job, int]]) -> list[tuple[_Job, int, Tensor]]:
-        """Each job's next tokens, and their logits.
+    def _run(self, parts: Sequence[tuple[_Job, int]]) -> list[tuple[_Job, int, Tensor | str]]:
+        """Each job's next tokens, and their logits or what went wrong.
 
-        If a pass fails, each job runs alone, and the one that fails alone ends.
+        If a pass fails, each job runs alone, and those that fail alone have failed.
         """
         try:
             logits = self.runner.run([self._row(job, size) for job, size in parts])
@@ -265,8 +277,7 @@ class Engine:
         except Exception as error:  # the engine goes on
             if len(parts) > 1:
                 return [each for part in parts for each in self._run([part])]
-            self._finish(parts[0][0], "error", first_line(error))
-            return []
+            return [(*parts[0], first_line(error))]
 
     def _row(self, job: _Job, size: int) -> Row:
         if job.front is None:
@@ -275,19 +286,37 @@ class Engine:
         whole = job.request.sampling.prompt_logprobs is not None and not job.is_decoding
         return Row(job.slot, job.computed, part, job.front, size if whole else 1)
 
-    def _took(self, found: Sequence[tuple[_Job, int, Tensor]]) -> None:
+    def _took(self, found: Sequence[tuple[_Job, int, Tensor | str]]) -> None:
         """Count what a pass computed, and go on."""
-        ready = []
-        for job, size, logits_NV in found:
-            was_decoding = job.is_decoding
-            if not was_decoding:
-                self._note_prompt(job, size, logits_NV)
+        # Before any job ends: slots move then, and with them what is computed.
+        for job, size, _ in found:
             job.computed += size
-            if job.is_decoding:
-                ready.append((job, logits_NV[-1]))
-                if not was_decoding:
-                    self.scheduler.promote(job)
+        for job, _, error in found:
+            if isinstance(error, str):
+                self._finish(job, "error", error)
+        given = [(job, size, logits) for job, size, logits in found if isinstance(logits, Tensor)]
+        self._discard([job for job, _, logits_NV in given if not _is_number(logits_NV[-1])])
+        for job, size, logits_NV in given:
+            if len(job.tokens) == len(job.request.prompt) and not job.has_ended:
+                self._guarded([job], partial(self._note_prompt, job, size, logits_NV))
+        ready = [
+            (job, logits_NV[-1])
+            for job, _, logits_NV in given
+            if job.is_decoding and not job.has_ended
+        ]
+        for job, _ in ready:
+            if job.slot >= self.scheduler.decoding:
+                self.scheduler.promote(job)
         self._advance(ready)
+
+    def _discard(self, jobs: Sequence[_Job]) -> None:
+        """End jobs whose logits are not numbers; no slot keeps what would spoil its next request."""
+        for job in jobs:
+            self.runner.cache.clear(job.slot)
+            self._finish(job, "error", "the model's logits are not numbers")
+        if jobs:  # one may have moved to another's slot before its own turn came
+            for slot in range(len(self.scheduler.running), self.limits.rows):
+                self.runner.cache.clear(slot)
 
     def _guarded(self, jobs: Sequence[_Job], action: Callable[[], None]) -> None:
         """Run an action; what it raises ends these jobs and no others."""
@@ -302,10 +331,10 @@ class Engine:
         top = job.request.sampling.prompt_logprobs
         if top is None:
             return
-        prompt = job.request.prompt
-        if job.computed == 0:
+        prompt, first = job.request.prompt, job.computed - size
+        if first == 0:
             job.prompt_logprobs.append(TokenLogprobs(prompt[0], float("nan"), ()))
-        following = prompt[job.computed + 1 : job.computed + size + 1]
+        following = prompt[first + 1 : first + size + 1]
         job.prompt_logprobs += [
             logprobs_of(logits_V, token, top)
             for logits_V, token in zip(logits_NV, following, strict=False)
@@ -318,11 +347,7 @@ class Engine:
         logits_BV = torch.stack([logits_V for _, logits_V in rows])
         tokens = sample(logits_BV, [job.drawing(logits_BV.device) for job, _ in rows])
         for (job, logits_V), token in zip(rows, tokens, strict=True):
-            if math.isfinite(logits_V[token]):
-                self._guarded([job], partial(self._tell, job, token, logits_V))
-            else:
-                self.runner.cache.clear(job.slot)
-                self._finish(job, "error", "the model's logits are not numbers")
+            self._guarded([job], partial(self._tell, job, token, logits_V))
 
     def _tell(self, job: _Job, token: int, logits_V: Tensor) -> None:
         sampling = job.request.sampling
@@ -364,6 +389,11 @@ class Engine:
         self.scheduler.release(job)
         rest = "" if job.text is None else job.text.end()
         job.sink(Event(job.request.name, text=rest, finish=reason, error=error))
+
+
+def _is_number(logits_V: Tensor) -> bool:
+    """Whether there is a likeliest token."""
+    return math.isfinite(logits_V.max())
 
 
 def completion(request: Request, events: Sequence[Event]) -> Completion:

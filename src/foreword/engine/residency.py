@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
 from foreword.errors import StoreError
 from foreword.prefix import Prefix
-from foreword.store import PrefixStore
-
-_Stamp = tuple[int, int, int]
+from foreword.store import PrefixStore, Stamp
 
 
 @dataclass(frozen=True)
 class _Held:
     prefix: Prefix
-    stamp: _Stamp
+    stamp: Stamp
 
 
 class Residency:
@@ -76,14 +73,13 @@ class Residency:
         except StoreError:
             return False
 
-    def _stamp(self, name: str) -> _Stamp:
+    def _stamp(self, name: str) -> Stamp:
         """What tells a file from the one that replaces it."""
         try:
-            found = os.stat(self.store.path(name))
-        except (OSError, ValueError):
+            return self.store.stamp(name)
+        except StoreError:
             self.forget(name)
-            raise StoreError(f"no prefix is called {name!r} in {self.store.folder}") from None
-        return found.st_mtime_ns, found.st_size, found.st_ino
+            raise
 
     def _evict(self) -> None:
         loose = [name for name in self._held if name not in self._pinned]
