@@ -1,11 +1,13 @@
 """Serving: the engine over many prefixes, and what else one could do.
 
     python benchmarks/serving.py [--shared ../shared] [--only tokens,latency,memory] [--rounds 3]
+                                 [--vllm PYTHON]
 
 - tokens: requests over 8 prefixes, 32 at once and as many again behind them, on E2E's real prompts and
   answers' lengths; tokens/s of the engine with and without prefixes, of PEFT switching adapters between
-  groups of the 32 requests, and of transformers' `generate` over static batches of 32; interleaved
-  rounds, medians.
+  groups of the 32 requests, of transformers' `generate` over static batches of 32 and of its
+  `generate_batch`, and of vLLM if the Python of its environment is given; interleaved rounds, each in
+  an order of its own, medians. Beside them, how many rows without prefixes equal the engine's.
 - latency: time to the first token and between tokens at 1, 8 and 32 clients; a prefix that is in
   memory against one that is read for the request.
 - memory: what a resident prefix takes, and 10,000 registered ones.
@@ -17,18 +19,23 @@ import argparse
 import gc
 import itertools
 import json
+import operator
 import random
 import statistics
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import SHARED, machine, memory_of_process, read_rows, table
 from peft import PeftModel
+from serving_peers import VLLM, Answers, ContinuousBatching, SideFailed
 from transformers import AutoModelForCausalLM
 
 import foreword
@@ -45,6 +52,8 @@ PREFIXES = 8
 LENGTHS = (16, 128)
 CLIENTS = (1, 8, 32)
 REGISTERED = 10_000
+BARE = "engine, no prefix"
+OURS, PEFT = "engine, 8 prefixes of {}", "PEFT, 8 adapters of {} in turn"
 
 
 def texts(backbone: Backbone, rows: Sequence[dict[str, Any]], length: int) -> list[Prefix]:
@@ -70,35 +79,67 @@ def asked(
     ]
 
 
-def timed(action: Callable[[], int]) -> float:
-    """Tokens per second of an action that says how many it made."""
-    began = time.perf_counter()
-    made = action()
-    return made / (time.perf_counter() - began)
+@dataclass
+class Side:
+    """One way to answer requests, and what was seen of it.
+
+    Attributes:
+        run: Answers requests that come at once.
+        prefixes: What the requests name in turn.
+        rates: Tokens per second, round by round.
+        equal: Whether a row without a prefix equals the engine's, row by row.
+        failure: Why the side does not run here.
+    """
+
+    run: Callable[[list[Request]], Answers]
+    prefixes: Sequence[Prefix | None] = (None,)
+    rates: list[float] = field(default_factory=list)
+    equal: list[bool] = field(default_factory=list)
+    failure: str = ""
+
+    def answer(self, requests: list[Request], *, counts: bool) -> Answers:
+        """The answers, none if the side fails; the rate is kept if the round counts."""
+        began = time.perf_counter()
+        try:
+            answers = self.run(requests)
+        except SideFailed as error:
+            self.failure = str(error)
+            return []
+        if counts:
+            self.rates.append(sum(map(len, answers)) / (time.perf_counter() - began))
+        return answers
+
+    def told(self) -> dict[str, Any]:
+        """The median rate and the share of equal rows, or why there are none."""
+        return {
+            "tokens/s": self.failure or statistics.median(self.rates),
+            "rows as the engine's": sum(self.equal) / len(self.equal) if self.equal else "",
+        }
 
 
-def of_engine(engine: Engine, requests: list[Request]) -> int:
-    """Tokens that the engine makes for requests that come at once."""
-    return sum(len(one.tokens) for one in engine.generate(requests))
+def of_engine(engine: Engine, requests: list[Request]) -> Answers:
+    """What the engine makes of requests that come at once."""
+    return [list(one.tokens) for one in engine.generate(requests)]
 
 
 @torch.inference_mode()
-def of_generate(model: Any, requests: Sequence[Request]) -> int:
-    """Useful tokens of `generate`, batch after batch, each of which runs until its longest row ends."""
-    return sum(_batch(model, requests[at : at + CONCURRENT]) for at in _waves(requests))
+def of_generate(model: Any, requests: Sequence[Request]) -> Answers:
+    """What `generate` makes, batch after batch, each of which runs until its longest row ends."""
+    return [row for at in _waves(requests) for row in _batch(model, requests[at : at + CONCURRENT])]
 
 
 def _waves(requests: Sequence[Request]) -> range:
     return range(0, len(requests), CONCURRENT)
 
 
-def _batch(model: Any, requests: Sequence[Request]) -> int:
+def _batch(model: Any, requests: Sequence[Request]) -> Answers:
     batch = left_padded([list(request.prompt) for request in requests], 0)
-    longest = max(request.sampling.max_tokens for request in requests)
-    model.generate(
-        **batch, max_new_tokens=longest, do_sample=False, eos_token_id=None, pad_token_id=0
+    sizes = [request.sampling.max_tokens for request in requests]
+    rows = model.generate(
+        **batch, max_new_tokens=max(sizes), do_sample=False, eos_token_id=None, pad_token_id=0
     )
-    return sum(request.sampling.max_tokens for request in requests)
+    width = batch["input_ids"].shape[1]
+    return [row[width : width + size].tolist() for row, size in zip(rows, sizes, strict=True)]
 
 
 class Switching:
@@ -116,63 +157,89 @@ class Switching:
             else:
                 self.model.load_adapter(str(place), adapter_name=str(index))
 
-    def run(self, requests: Sequence[Request]) -> int:
-        """Useful tokens, group after group of those that are there at once."""
-        made = 0
+    def run(self, requests: Sequence[Request]) -> Answers:
+        """Group after group of those that are there at once; answers in that order."""
+        answers: Answers = []
         for at in _waves(requests):
             for index in range(PREFIXES):
                 self.model.set_adapter(str(index))
-                made += of_generate(self.model, requests[at : at + CONCURRENT][index::PREFIXES])
-        return made
+                answers += of_generate(self.model, requests[at : at + CONCURRENT][index::PREFIXES])
+        return answers
 
 
-def tokens(backbone: Backbone, rows: list[dict[str, Any]], rounds: int) -> dict[str, Any]:
-    """Tokens per second of all sides, interleaved."""
-    found: dict[str, list[float]] = {}
+def all_sides(
+    backbone: Backbone, rows: list[dict[str, Any]], vllm: Path | None, stack: ExitStack
+) -> dict[str, Side]:
+    """The sides by name, the engine without prefixes first; the stack closes what they hold."""
+    made = {length: texts(backbone, rows, length) for length in LENGTHS}
     plain = AutoModelForCausalLM.from_pretrained(
         backbone.model.config.name_or_path, dtype=backbone.dtype
     )
-    with tempfile.TemporaryDirectory() as folder:
-        prefixes = {length: texts(backbone, rows, length) for length in LENGTHS}
-        moved = {n: [backbone.moved(p, "offset") for p in made] for n, made in prefixes.items()}
-        peft = {n: Switching(backbone, made, Path(folder)) for n, made in moved.items()}
-    with Engine(backbone) as engine:
-        for index in range(rounds + 1):
+    batching = stack.enter_context(ContinuousBatching(backbone, CONCURRENT))
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    peft = {
+        length: Switching(backbone, [backbone.moved(p, "offset") for p in prefixes], folder)
+        for length, prefixes in made.items()
+    }
+    engine = stack.enter_context(Engine(backbone))
+    sides = {
+        BARE: Side(partial(of_engine, engine)),
+        "generate, static batches, no prefix": Side(partial(of_generate, plain)),
+        "generate_batch, no prefix": Side(batching.run),
+    }
+    if vllm is not None:
+        server = stack.enter_context(VLLM(vllm, backbone, CONCURRENT))
+        sides["vLLM, no prefix"] = Side(server.run)
+    for length, prefixes in made.items():
+        sides[OURS.format(length)] = Side(partial(of_engine, engine), prefixes)
+        sides[PEFT.format(length)] = Side(peft[length].run, prefixes)
+    return sides
+
+
+def tokens(
+    backbone: Backbone, rows: list[dict[str, Any]], rounds: int, vllm: Path | None
+) -> dict[str, Any]:
+    """Tokens per second of all sides, interleaved."""
+    with ExitStack() as stack:
+        sides = all_sides(backbone, rows, vllm, stack)
+        for index in range(rounds + 1):  # the first round warms up
             size = CONCURRENT * WAVES if index else WARM_UP
-            part = random.Random(index).sample(rows, size)
-            bare = asked(backbone, part, [None])
-            sides: dict[str, Callable[[], int]] = {
-                "engine, no prefix": lambda part=bare: of_engine(engine, part),
-                "generate, static batches, no prefix": lambda part=bare: of_generate(plain, part),
-            }
-            for length in LENGTHS:
-                requests = asked(backbone, part, prefixes[length])
-                sides[f"engine, 8 prefixes of {length}"] = lambda part=requests: of_engine(
-                    engine, part
-                )
-                sides[f"PEFT, 8 adapters of {length} in turn"] = (
-                    lambda part=requests, side=peft[length]: side.run(part)
-                )
-            for name, side in sides.items():
-                rate = timed(side)
-                if index:  # the first round warms up
-                    found.setdefault(name, []).append(rate)
-            print(
-                json.dumps({name: round(seen[-1], 1) for name, seen in found.items()}), flush=True
-            )
-    median = {name: statistics.median(seen) for name, seen in found.items()}
-    print(table([{"side": name, "tokens/s": rate} for name, rate in median.items()]))
-    bare_rate = median["engine, no prefix"]
+            _round(backbone, sides, random.Random(index).sample(rows, size), index)
+            last = {name: round(side.rates[-1], 1) for name, side in sides.items() if side.rates}
+            print(json.dumps(last), flush=True)
+    told = {name: side.told() for name, side in sides.items()}
+    print(table([{"side": name, **each} for name, each in told.items()]))
+    return {"sides": told, "ratios": _ratios(sides)}
+
+
+def _round(
+    backbone: Backbone, sides: dict[str, Side], part: list[dict[str, Any]], index: int
+) -> None:
+    """Let the sides that run answer the same rows, in an order of this round."""
+    answers: dict[str, Answers] = {}
+    for name in random.Random(index).sample(list(sides), len(sides)):
+        side = sides[name]
+        if not side.failure:
+            requests = asked(backbone, part, side.prefixes)
+            answers[name] = side.answer(requests, counts=index > 0)
+    for name, made in answers.items():
+        if None in sides[name].prefixes:
+            sides[name].equal += map(operator.eq, made, answers[BARE])
+
+
+def _ratios(sides: dict[str, Side]) -> dict[str, float]:
+    """The engine's rates over the others', and over its own without prefixes."""
+    median = {name: statistics.median(side.rates) for name, side in sides.items() if side.rates}
     ratios = {
-        "engine over static generate": bare_rate / median["generate, static batches, no prefix"]
+        f"engine over {name}": median[BARE] / rate
+        for name, rate in median.items()
+        if None in sides[name].prefixes and name != BARE
     }
     for length in LENGTHS:
-        ours = median[f"engine, 8 prefixes of {length}"]
-        ratios[f"prefixes of {length} over none"] = ours / bare_rate
-        ratios[f"prefixes of {length} over PEFT"] = (
-            ours / median[f"PEFT, 8 adapters of {length} in turn"]
-        )
-    return {"tokens_per_second": median, "ratios": ratios}
+        ours = median[OURS.format(length)]
+        ratios[f"prefixes of {length} over none"] = ours / median[BARE]
+        ratios[f"prefixes of {length} over PEFT"] = ours / median[PEFT.format(length)]
+    return ratios
 
 
 def latency(backbone: Backbone, rows: list[dict[str, Any]], rounds: int) -> dict[str, Any]:
@@ -306,6 +373,7 @@ def main() -> None:
     parser.add_argument("--only", default="tokens,latency,memory")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))
+    parser.add_argument("--vllm", type=Path, help="the Python of an environment that has vLLM")
     arguments = parser.parse_args()
     file = arguments.shared / "data" / "data2text" / "e2e_dev.jsonl"
     rows: Any = read_rows(file) if file.is_file() else foreword.read_rows("foreword/e2e:train")
@@ -313,7 +381,7 @@ def main() -> None:
     backbone = foreword.load(dtype=arguments.dtype)
     report: dict[str, Any] = {**machine(), "backbone": backbone.name, "dtype": str(backbone.dtype)}
     stages: dict[str, Callable[[], dict[str, Any]]] = {
-        "tokens": lambda: tokens(backbone, rows, arguments.rounds),
+        "tokens": lambda: tokens(backbone, rows, arguments.rounds, arguments.vllm),
         "latency": lambda: latency(backbone, rows, arguments.rounds),
         "memory": lambda: memory(backbone, rows),
     }

@@ -1,0 +1,140 @@
+"""What the engine is compared with besides `generate` and PEFT: servers that batch continuously.
+
+Both take requests without prefixes, run at most so many at once, let the next one in as one ends, and
+make as many tokens for each as it asks for, whatever these are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers.generation import ContinuousBatchingConfig
+
+from foreword.backbone import Backbone
+from foreword.engine import Request
+
+Answers = list[list[int]]
+"""New tokens of each request."""
+
+BLOCKS = 2
+"""Blocks of 256 tokens per request at once in the cache of transformers: twice what E2E's rows take."""
+STEP = 512
+"""Most tokens in one pass of transformers: its mask has that many rows, and more gained nothing."""
+
+
+class SideFailed(Exception):
+    """A side that does not run here, and why."""
+
+
+class ContinuousBatching:
+    """transformers' own: what `generate_batch` runs, asked through its manager.
+
+    `generate_batch` itself has one `max_new_tokens` for all requests, and builds its cache at each call.
+    On a CPU it takes `sdpa` and `paged|eager`; both see the keys of all requests under one mask, and the
+    latter is the faster one.
+    """
+
+    def __init__(self, backbone: Backbone, rows: int) -> None:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            backbone.model.config.name_or_path,
+            dtype=backbone.dtype,
+            attn_implementation="paged|eager",
+        )
+        self.manager = model.init_continuous_batching(
+            GenerationConfig(do_sample=False, eos_token_id=-1),  # -1: no token ends a request
+            ContinuousBatchingConfig(
+                max_requests_per_batch=rows,
+                num_blocks=BLOCKS * rows,  # else 60% of the machine's memory
+                max_batch_tokens=STEP,
+                allow_block_sharing=False,
+            ),
+        )
+
+    def __enter__(self) -> ContinuousBatching:
+        self.manager.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.manager.stop(hard_stop=True)
+        self.manager.destroy()
+
+    def run(self, requests: Sequence[Request]) -> Answers:
+        """Tokens of requests that come at once.
+
+        Raises:
+            SideFailed: The manager's thread has died, or a request failed.
+        """
+        names = [
+            self.manager.add_request(
+                list(request.prompt), max_new_tokens=request.sampling.max_tokens
+            )
+            for request in requests
+        ]
+        found: dict[str, list[int]] = {}
+        while len(found) < len(names):
+            result = self.manager.get_result(timeout=1)
+            if result is not None and result.error is None:
+                found[result.request_id] = result.generated_tokens
+            elif result is not None or not self.manager.is_running():
+                raise SideFailed(str(result.error if result else "its thread has ended"))
+        return [found[name] for name in names]
+
+
+class VLLM:
+    """vLLM on the CPU, under the Python of its own environment; `environ` may change its settings.
+
+    All in one process: otherwise it has three, one of which spins beside the threads that compute, and
+    for a second more, into the next side's turn.
+    """
+
+    def __init__(self, python: Path, backbone: Backbone, rows: int) -> None:
+        settings = {
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_LOGGING_LEVEL": "ERROR",
+            "VLLM_NO_USAGE_STATS": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
+        program = Path(__file__).with_name("vllm_side.py")
+        dtype = str(backbone.dtype).removeprefix("torch.")
+        self.process = subprocess.Popen(
+            [python, program, backbone.model.config.name_or_path, dtype, str(rows)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**settings, **os.environ},
+            text=True,
+        )
+
+    def __enter__(self) -> VLLM:
+        self._read()  # that the model is loaded
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.__exit__(None, None, None)  # ends its input, and waits
+
+    def run(self, requests: Sequence[Request]) -> Answers:
+        """Tokens of requests that come at once.
+
+        Raises:
+            SideFailed: The process has ended.
+        """
+        assert self.process.stdin is not None
+        asked = [(request.prompt, request.sampling.max_tokens) for request in requests]
+        print(json.dumps(asked), file=self.process.stdin, flush=True)
+        answers: Answers = self._read()
+        return answers
+
+    def _read(self) -> Any:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SideFailed(f"vLLM's process ended with code {self.process.wait()}")
+        return json.loads(line)
