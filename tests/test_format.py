@@ -383,6 +383,29 @@ def test_a_prefix_is_written_in_the_first_version_that_can_say_it() -> None:
             prefix_file.decode(content.replace(one, other))
 
 
+# Headers alone
+
+
+@pytest.mark.parametrize("file", [GOLDEN, GOLDEN_2])
+def test_an_outline_is_the_prefix_without_its_contents(file: Path) -> None:
+    whole, outline = prefix_file.load(file), prefix_file.outline(file)
+    assert outline.describe() == whole.describe()
+    assert {tensor.device.type for tensor in (*outline.keys, *outline.values)} == {"meta"}
+    assert prefix_file.claims(file) == json.loads(json.dumps(whole.describe()))
+
+
+def test_an_outline_does_not_read_the_tensors(tmp_path: Path) -> None:
+    """A file of which only the header is there, and holes in place of the rest."""
+    content = GOLDEN.read_bytes()
+    size = 8 + int.from_bytes(content[:8], "little")
+    file = tmp_path / "hollow.safetensors"
+    file.write_bytes(content[:size])
+    os.truncate(file, len(content))
+    assert prefix_file.outline(file).describe() == golden().describe()
+    with pytest.raises(CorruptFile, match="its contents have digest"):
+        prefix_file.load(file)
+
+
 # Hostile files
 
 
@@ -409,6 +432,23 @@ def test_a_hostile_file_is_refused_by_its_own_error(name: str) -> None:
     assert len(message) < 1000
     assert message.isprintable()
     assert peak < 4 * 2**20
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_the_header_of_a_hostile_file_is_read_or_refused(name: str) -> None:
+    """An outline does not see the tensors; what the header itself shows is refused as in loading."""
+    file = ATTACKS / f"{name}.safetensors"
+    error, part = REFUSED[name]
+    for read in (prefix_file.claims, prefix_file.outline):
+        try:
+            read(file)
+        except FormatError as caught:
+            refusal = caught
+        else:
+            continue
+        if read is prefix_file.outline:
+            assert type(refusal) is error
+            assert part in str(refusal)
 
 
 @pytest.mark.parametrize("contents", [make.good, lambda: make.as_version_2(softmax="own")])

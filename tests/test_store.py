@@ -106,6 +106,17 @@ def test_a_prefix_that_cannot_be_saved_does_not_replace_one(store: PrefixStore) 
     assert store.load("a").digest == prefix(1).digest
 
 
+def test_a_stamp_tells_a_file_from_the_one_that_replaces_it(store: PrefixStore) -> None:
+    store.save("a", prefix(1))
+    before = store.stamp("a")
+    assert store.stamp("a") == before
+    store.save("a", prefix(2), overwrite=True)
+    assert store.stamp("a") != before
+    for name in ("b", "../a"):
+        with pytest.raises(StoreError, match=r"no prefix is called 'b'|is not a name"):
+            store.stamp(name)
+
+
 def test_removing_removes_one(store: PrefixStore) -> None:
     store.save("a", prefix(1))
     store.save("b", prefix(2))

@@ -14,9 +14,9 @@ import os
 import re
 import reprlib
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import safetensors.torch
 import torch
@@ -39,6 +39,8 @@ from foreword.prefix import (
     tensor_bytes,
 )
 
+T = TypeVar("T")
+
 FORMAT = "foreword-prefix"
 VERSIONS = ("1", "2")
 """Versions that are read; a prefix is written as the first that can say it."""
@@ -52,6 +54,7 @@ MAX_NAME = 256
 """Longest name of a site, in characters."""
 
 _CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_DTYPES = {code: dtype for dtype, code in _CODES.items()}
 _NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _SIZES = {"F32": 4, "BF16": 2, "F16": 2}
 _STACK = re.compile(r"[a-z][a-z_]{0,31}")
@@ -118,10 +121,34 @@ def load(path: str | os.PathLike[str]) -> Prefix:
         UnsupportedVersion: It was written by a newer version of the format.
         FormatError: It is not a prefix file, cannot be read, or holds NaN.
     """
-    place = Path(path)
+    return _opened(Path(path), _read)
+
+
+def outline(path: str | os.PathLike[str]) -> Prefix:
+    """A prefix as its file's header describes it, on the meta device: its tensors hold nothing.
+
+    The header is checked as `load` checks it; tensors and digest are not looked at.
+
+    Raises:
+        FormatError: As `load`.
+    """
+    return _opened(Path(path), _outlined)
+
+
+def claims(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a file's header says of its prefix, unchecked: for sorting many files quickly.
+
+    Raises:
+        FormatError: It cannot be read, or says nothing.
+    """
+    return _opened(Path(path), _claimed)
+
+
+def _opened(place: Path, read: Callable[[BinaryIO, int], T]) -> T:
+    """What is read from a file; errors name it."""
     try:
         with place.open("rb") as file:
-            return _read(file, os.fstat(file.fileno()).st_size)
+            return read(file, os.fstat(file.fileno()).st_size)
     except FormatError as error:
         raise type(error)(f"{place}: {error}") from error
     except (OSError, ValueError) as error:
@@ -135,12 +162,7 @@ def decode(content: bytes) -> Prefix:
 
 def _read(file: BinaryIO, size: int) -> Prefix:
     """The prefix in a file of `size` bytes; its tensors are read once its header is approved."""
-    raw = raw_header(file, size)
-    header = parsed("header", raw)
-    version, described, digest = _metadata(header)
-    _check_spelling(header, raw)
-    sites, length, dtype, meta = _described(version, described)
-    _check_tensors(header, sites, length, dtype, size - 8 - len(raw))
+    sites, _, _, meta, digest = _approved(file, size)
     file.seek(0)
     content = file.read(size)
     try:
@@ -162,6 +184,42 @@ def _read(file: BinaryIO, size: int) -> Prefix:
             "it was altered or damaged: get it again from where it came"
         )
     return prefix
+
+
+def _outlined(file: BinaryIO, size: int) -> Prefix:
+    """The prefix in a file of `size` bytes, without what its tensors hold."""
+    sites, length, dtype, meta, _ = _approved(file, size)
+
+    def empty(heads: int, dim: int) -> torch.Tensor:
+        return torch.empty(heads, length, dim, dtype=dtype, device="meta")
+
+    keys = tuple(empty(site.kv_heads, site.key_dim) for site in sites)
+    values = tuple(empty(site.kv_heads, site.value_dim) for site in sites)
+    return Prefix(sites, keys, values, meta)
+
+
+def _claimed(file: BinaryIO, size: int) -> dict[str, Any]:
+    try:
+        header = json.loads(raw_header(file, size))
+        found = json.loads(header["__metadata__"]["prefix"])
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise CorruptFile("its header has no description") from error
+    if not isinstance(found, dict):
+        raise CorruptFile(f"its description is {_short(found)}, expected an object")
+    return found
+
+
+def _approved(
+    file: BinaryIO, size: int
+) -> tuple[tuple[Site, ...], int, torch.dtype, PrefixMeta, str]:
+    """Sites, length, dtype, meta and claimed digest from the header of a file of `size` bytes."""
+    raw = raw_header(file, size)
+    header = parsed("header", raw)
+    version, described, digest = _metadata(header)
+    _check_spelling(header, raw)
+    sites, length, code, meta = _described(version, described)
+    _check_tensors(header, sites, length, code, size - 8 - len(raw))
+    return sites, length, _DTYPES[code], meta, digest
 
 
 def raw_header(file: BinaryIO, size: int) -> bytes:

@@ -16,6 +16,9 @@ from foreword.prefix import Prefix
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
+Stamp = tuple[int, int, int]
+"""Time of change, size and number of a file."""
+
 
 def default_folder() -> Path:
     """The store's folder: ``FOREWORD_STORE``, else ``prefixes`` in the user's data folder."""
@@ -68,6 +71,18 @@ class PrefixStore:
             raise StoreError(f"cannot read the folder {self.folder}: {reason(error)}") from error
         stems = {f.stem for f in files if f.suffix == prefix_file.SUFFIX and os.path.isfile(f)}
         yield from sorted(filter(_NAME.fullmatch, stems))
+
+    def stamp(self, name: str) -> Stamp:
+        """What tells the file of the prefix called `name` from one that replaces it.
+
+        Raises:
+            StoreError: There is none.
+        """
+        try:
+            found = os.stat(self.path(name))
+        except (OSError, ValueError):
+            raise StoreError(f"no prefix is called {name!r} in {self.folder}") from None
+        return found.st_mtime_ns, found.st_size, found.st_ino
 
     def save(self, name: str, prefix: Prefix, *, overwrite: bool = False) -> Path:
         """Write a prefix under a name, whole or not at all.

@@ -566,6 +566,7 @@ def test_other_weights_warn_once_and_strict_refuses(tiny: foreword.Backbone) -> 
         foreword.attach(other, prefix)
     with pytest.raises(MismatchError, match="--strict"):
         foreword.attach(other, prefix, strict=True)
+    other.check(prefix, warn=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         foreword.attach(tiny, prefix, strict=True)

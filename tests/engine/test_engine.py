@@ -25,7 +25,7 @@ from foreword.engine import (
 )
 from foreword.engine import engine as module
 from foreword.engine.runner import Row, Runner
-from foreword.errors import DataError, UnsupportedModel
+from foreword.errors import DataError, MismatchError, UnsupportedModel
 from foreword.prefix import Prefix
 from tests.backbone.test_packing import needs_onednn
 from tests.conftest import byte_tokenizer, tiny_model
@@ -323,6 +323,21 @@ def test_bad_requests_are_refused_before_they_run(
 ) -> None:
     with Engine(backbone, SMALL) as engine, pytest.raises(DataError, match=message):
         engine.generate([request_()])
+
+
+def test_what_is_checked_is_what_would_be_taken(
+    backbone: foreword.Backbone, prefixes: list[Prefix]
+) -> None:
+    smaller = foreword.Backbone(tiny_model(num_hidden_layers=2), byte_tokenizer(), name="smaller")
+    with Engine(backbone, SMALL) as engine:
+        engine.check(ask([3], prefixes[0], max_tokens=10_000))
+        assert engine.scheduler.is_idle
+        with pytest.raises(DataError, match="token -1 is not"):
+            engine.check(ask([3, -1]))
+        with pytest.raises(MismatchError, match="made on 'smaller'"):
+            engine.check(ask([3], smaller.capture([5, 6])))
+    with pytest.raises(EngineClosed, match="takes no more"):
+        engine.check(ask([3]))
 
 
 def test_output_ends_at_the_context(backbone: foreword.Backbone, prefixes: list[Prefix]) -> None:

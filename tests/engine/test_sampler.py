@@ -23,8 +23,11 @@ def kept(top_k: int, top_p: float) -> set[int]:
     return set(_kept(LOGITS[0], top_k, top_p).isfinite().nonzero()[:, 0].tolist())
 
 
-def test_without_temperature_the_likeliest_is_taken() -> None:
-    assert draws(5, temperature=0.0) == [1] * 5
+@pytest.mark.parametrize("temperature", [0.0, 1e-320, 1e-40, 9e-6])
+@pytest.mark.parametrize("top_p", [1.0, 0.5])
+def test_without_temperature_the_likeliest_is_taken(temperature: float, top_p: float) -> None:
+    """Logits divided by a temperature near 0 are infinite, and some other token was taken."""
+    assert draws(5, temperature=temperature, top_p=top_p) == [1] * 5
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])

@@ -290,8 +290,13 @@ class Backbone:
             with attachment.using(bound):
                 yield attachment
 
-    def check(self, prefix: Prefix, *, strict: bool = False) -> None:
+    def check(self, prefix: Prefix, *, strict: bool = False, warn: bool = True) -> None:
         """See whether the prefix fits this backbone and its tokenizer.
+
+        Args:
+            prefix: The prefix.
+            strict: Refuse other weights too.
+            warn: Warn of other weights.
 
         Raises:
             MismatchError: Geometry or tokenizer differ; with `strict`, other weights too.
@@ -308,7 +313,8 @@ class Backbone:
                 f"on: {prefix.meta.backbone!r}"
             )
         whole = len(prefix.sites) == len(self.sites)
-        _check_weights(prefix, self.fingerprint, self.name or self.family, strict, whole=whole)
+        name = self.name or self.family
+        _check_weights(prefix, self.fingerprint, name, strict, whole=whole, warn=warn)
 
 
 def measure(model: PreTrainedModel) -> Measured:
@@ -368,7 +374,13 @@ def check_geometry(prefix: Prefix, sites: Sequence[Site], backbone: str) -> None
 
 
 def _check_weights(
-    prefix: Prefix, fingerprint: str, backbone: str, strict: bool, *, whole: bool
+    prefix: Prefix,
+    fingerprint: str,
+    backbone: str,
+    strict: bool,
+    *,
+    whole: bool,
+    warn: bool = True,
 ) -> None:
     made_on = prefix.meta.fingerprint
     if not made_on or made_on == fingerprint:
@@ -388,7 +400,8 @@ def _check_weights(
     )
     if strict:
         raise MismatchError(message + "; drop --strict (strict=True) to use it all the same")
-    warnings.warn(message, OtherWeights, stacklevel=3)
+    if warn:
+        warnings.warn(message, OtherWeights, stacklevel=3)
 
 
 def attach(

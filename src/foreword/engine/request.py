@@ -13,6 +13,9 @@ from foreword.prefix import Prefix
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
+COLDEST = 1e-5
+"""At a temperature below it the likeliest token is taken: logits divided by it could overflow."""
+
 _numbers = itertools.count()
 
 
@@ -77,7 +80,7 @@ class Sampling:
     @property
     def is_greedy(self) -> bool:
         """Whether the likeliest token is taken."""
-        return self.temperature == 0
+        return self.temperature < COLDEST
 
     @property
     def changes_logits(self) -> bool:

@@ -9,8 +9,9 @@ from typing import Any
 
 from foreword.engine import Event, TokenLogprobs
 from foreword.engine.request import Completion
+from foreword.errors import ForewordError
 from foreword.serve.completions import Asked
-from foreword.serve.failures import Failure, body
+from foreword.serve.failures import Failure, as_failure, body
 from foreword.serve.schemas import ChatRequest, CompletionRequest
 
 DONE = b"data: [DONE]\n\n"
@@ -52,7 +53,8 @@ class Answers:
                 generated += len(event.tokens)
                 if event.text or event.finish or event.logprobs:
                     yield self._sent([self._piece(index, event)])
-        except Failure as failure:  # the status has been sent; say it in the stream
+        except (Failure, ForewordError) as error:  # the status has been sent; say it in the stream
+            failure = as_failure(error)
             yield _data(body(failure.status, failure.message, failure.param))
             return
         if options is not None and options.include_usage:
@@ -128,11 +130,16 @@ class Answers:
         return {
             "tokens": spelled,
             "token_logprobs": [_finite(one.logprob) for one in told],
-            "top_logprobs": [
-                {self._spelled(token): value for token, value in one.top} or None for one in told
-            ],
+            "top_logprobs": [self._by_text(one.top) or None for one in told],
             "text_offset": offsets,
         }
+
+    def _by_text(self, top: Sequence[tuple[int, float]]) -> dict[str, float]:
+        """Log-probabilities by text, best first; of tokens that spell alike the likeliest counts."""
+        found: dict[str, float] = {}
+        for token, value in top:
+            found.setdefault(self._spelled(token), value)
+        return found
 
     def _chat_logprobs(self, told: Sequence[TokenLogprobs]) -> Json | None:
         """As chats tell them: one object per token."""

@@ -3,39 +3,45 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
+import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request, Response, UploadFile
-from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from foreword import format as prefix_file
 from foreword.backbone import Backbone
 from foreword.engine import Engine
 from foreword.engine.residency import Residency
-from foreword.errors import StoreError
+from foreword.errors import FormatError, StoreError
 from foreword.serve import failures
 from foreword.serve.answers import Answers
+from foreword.serve.catalogue import Catalogue
 from foreword.serve.completions import Asked, Completions
-from foreword.serve.failures import Failure
+from foreword.serve.failures import Failure, told
+from foreword.serve.guard import Guard, Receive, Scope, Send
 from foreword.serve.metrics import Metrics
 from foreword.serve.schemas import ChatRequest, CompletionRequest, LoadRequest, NameRequest
 from foreword.version import __version__
 
 log = logging.getLogger("foreword.serve")
 
-OPEN_TO_ALL = ("/health", "/ready")
-"""Paths that need no key."""
+WITH_BODY = (400, 401, 408, 413)
+"""Statuses that any request with a body may be refused with."""
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+ANSWERED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "OpenAI's object; with `stream` a stream of server-sent events",
+        "content": {"text/event-stream": {}},
+    }
+}
+"""How completions are described."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class ServeOptions:
         api_key: The key that requests must bring, or None for none.
         queue: Choices that may be open at once.
         most_tokens: Tokens that one choice may come to; None: what the context leaves.
-        seconds: Time that one request may take.
+        seconds: Time that one request may take, and its body to come.
         body_bytes: Largest body of a request.
         upload_bytes: Largest file that is uploaded.
     """
@@ -87,30 +93,38 @@ def create_app(
         yield
         await run_in_threadpool(engine.close)
 
-    app = FastAPI(
+    app = _App(
         title="Foreword",
         version=__version__,
         summary="OpenAI's API over one backbone and many prefixes",
         lifespan=lifespan,
     )
     failures.install(app)
-    app.add_middleware(_Guard, options=options)
+    app.add_middleware(
+        Guard,
+        api_key=options.api_key,
+        body_bytes=options.body_bytes,
+        upload_bytes=options.upload_bytes,
+        seconds=options.seconds,
+    )
     _completion_routes(app, service)
-    _model_routes(app, service)
-    _prefix_routes(app, service)
+    _model_routes(app, backbone, residency)
+    _prefix_routes(app, backbone, residency)
 
     @app.get("/health")
     async def health() -> dict[str, str]:
         """Whether the process lives."""
         return {"status": "ok"}
 
-    @app.get("/ready")
+    @app.get("/ready", responses={503: {"description": failures.MEANING[503]}})
     async def ready() -> JSONResponse:
         """Whether requests are taken."""
         takes = engine.accepts
         return JSONResponse({"ready": takes}, 200 if takes else 503)
 
-    @app.get("/metrics", response_class=PlainTextResponse)
+    text = {"description": "Counters", "content": {"text/plain": {"schema": {"type": "string"}}}}
+
+    @app.get("/metrics", response_class=Response, responses={200: text, **told(401)})
     async def metrics_text() -> Response:
         """Counters for Prometheus."""
         return Response(
@@ -120,17 +134,27 @@ def create_app(
     return app
 
 
+class _App(FastAPI):
+    """FastAPI, described without the status 422, instead of which `failures` answers 400."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The description."""
+        described = super().openapi()
+        for path in described["paths"].values():
+            for route in path.values():
+                route["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            described["components"]["schemas"].pop(name, None)
+        return described
+
+
 def _completion_routes(app: FastAPI, service: Completions) -> None:
     async def answered(request: Request, body: CompletionRequest | ChatRequest) -> Response:
         began = time.perf_counter()
         asked = await service.asked(body)
         answers = Answers(asked, service.backbone.tokenizer)
         if body.stream:
-            place = service.place(asked)
-            place.__enter__()
-            return StreamingResponse(
-                _streamed(service, asked, answers, place), media_type="text/event-stream"
-            )
+            return _Stream(_streamed(service, asked, answers), service.place(asked))
         with service.place(asked):
             found = await _unless_gone(request, service.whole(asked))
         log.info(
@@ -145,28 +169,48 @@ def _completion_routes(app: FastAPI, service: Completions) -> None:
         )
         return JSONResponse(answers.whole(found))
 
-    @app.post("/v1/completions")
+    refusals = {**ANSWERED, **told(*WITH_BODY, 404, 429, 500, 503, 504)}
+
+    @app.post("/v1/completions", responses=refusals)
     async def completions(request: Request, body: CompletionRequest) -> Response:
         """Go on from a prompt."""
         return await answered(request, body)
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", responses=refusals)
     async def chat(request: Request, body: ChatRequest) -> Response:
         """Answer a conversation."""
         return await answered(request, body)
 
 
-async def _streamed(
-    service: Completions, asked: Asked, answers: Answers, place: Any
-) -> AsyncIterator[bytes]:
-    """A stream that gives its place back when it ends, however it ends."""
+class _Stream(StreamingResponse):
+    """A stream that gives its place back when it ends, however it ends, even before it began.
+
+    Args:
+        chunks: What is sent.
+        place: Held meanwhile.
+    """
+
+    def __init__(self, chunks: AsyncGenerator[bytes], place: AbstractContextManager[None]) -> None:
+        super().__init__(chunks, media_type="text/event-stream")
+        self.chunks = chunks
+        self.place = place
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self.place:
+            try:
+                await super().__call__(scope, receive, send)
+            finally:
+                await self.chunks.aclose()
+
+
+async def _streamed(service: Completions, asked: Asked, answers: Answers) -> AsyncGenerator[bytes]:
+    """A stream that cancels what has not ended when it is left."""
     events = service.events(asked)
     try:
         async for chunk in answers.stream(events):
             yield chunk
     finally:
-        await events.aclose()  # type: ignore[attr-defined]
-        place.__exit__(None, None, None)
+        await events.aclose()
 
 
 async def _unless_gone(request: Request, work: Awaitable[Any]) -> Any:
@@ -191,9 +235,9 @@ async def _gone(request: Request) -> None:
             return
 
 
-def _model_routes(app: FastAPI, service: Completions) -> None:
+def _model_routes(app: FastAPI, backbone: Backbone, residency: Residency) -> None:
     began = int(time.time())
-    backbone = service.backbone
+    catalogue = Catalogue(backbone, residency.store)
 
     def described(name: str) -> dict[str, Any]:
         is_base = name == backbone.name
@@ -207,23 +251,24 @@ def _model_routes(app: FastAPI, service: Completions) -> None:
             "max_model_len": backbone.context,
         }
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", responses=told(400, 401))
     async def models() -> dict[str, Any]:
-        """The backbone and the prefixes."""
-        names = await run_in_threadpool(lambda: list(service.residency.store))
+        """The backbone, and the prefixes that fit it."""
+        names = await run_in_threadpool(lambda: list(catalogue))
         return {"object": "list", "data": [described(name) for name in (backbone.name, *names)]}
 
-    @app.get("/v1/models/{name:path}")
+    @app.get("/v1/models/{name:path}", responses=told(400, 401, 404))
     async def model(name: str) -> dict[str, Any]:
         """One of them."""
-        if name != backbone.name and name not in service.residency:
-            raise Failure(404, f"no model is called {name!r}; GET /v1/models lists them", "model")
+        if name != backbone.name:
+            if name not in residency:
+                message = f"no model is called {name!r}; GET /v1/models lists them"
+                raise Failure(404, message, "model")
+            await run_in_threadpool(catalogue.check, name)
         return described(name)
 
 
-def _prefix_routes(app: FastAPI, service: Completions) -> None:
-    residency = service.residency
-    backbone = service.backbone
+def _prefix_routes(app: FastAPI, backbone: Backbone, residency: Residency) -> None:
 
     async def kept(name: str, content: bytes, *, overwrite: bool) -> dict[str, Any]:
         """Check a file's content, and store it."""
@@ -252,7 +297,7 @@ def _prefix_routes(app: FastAPI, service: Completions) -> None:
             "recipe": dict(prefix.meta.recipe),
         }
 
-    @app.get("/v1/prefixes")
+    @app.get("/v1/prefixes", responses=told(400, 401))
     async def listed() -> dict[str, Any]:
         """Names of all prefixes, and which are in memory."""
         names = await run_in_threadpool(lambda: list(residency.store))
@@ -265,94 +310,44 @@ def _prefix_routes(app: FastAPI, service: Completions) -> None:
             ],
         }
 
-    @app.get("/v1/prefixes/{name}")
+    @app.get("/v1/prefixes/{name}", responses=told(400, 401, 404))
     async def inspect(name: str) -> dict[str, Any]:
         """What a prefix is."""
         return await run_in_threadpool(inspected, name)
 
-    @app.put("/v1/prefixes/{name}")
+    @app.put("/v1/prefixes/{name}", responses=told(*WITH_BODY, 404))
     async def upload(name: str, file: UploadFile, overwrite: bool = False) -> dict[str, Any]:
         """Store an uploaded file under a name."""
         return await kept(name, await file.read(), overwrite=overwrite)
 
-    @app.delete("/v1/prefixes/{name}")
+    @app.delete("/v1/prefixes/{name}", responses=told(400, 401, 404))
     async def delete(name: str) -> dict[str, Any]:
         """Delete a prefix; requests under way keep it."""
         await run_in_threadpool(residency.store.remove, name)
         residency.forget(name)
         return {"name": name, "deleted": True}
 
-    @app.post("/v1/load_prefix")
+    @app.post("/v1/load_prefix", responses=told(*WITH_BODY))
     async def load(body: LoadRequest) -> dict[str, Any]:
         """Store a file of the server's disk under a name."""
 
         def read() -> bytes:
+            if not os.path.isfile(body.path):  # a pipe would be waited for
+                raise FormatError(f"cannot read {body.path}: there is no such file")
             return prefix_file.encode(prefix_file.load(body.path))
 
         content = await run_in_threadpool(read)
         return await kept(body.name, content, overwrite=body.overwrite)
 
-    @app.post("/v1/pin_prefix")
+    @app.post("/v1/pin_prefix", responses=told(*WITH_BODY, 404))
     async def pin(body: NameRequest) -> dict[str, Any]:
         """Keep a prefix in memory."""
         await run_in_threadpool(residency.pin, body.name)
         return {"name": body.name, "pinned": True}
 
-    @app.post("/v1/unpin_prefix")
+    @app.post("/v1/unpin_prefix", responses=told(*WITH_BODY, 404))
     async def unpin(body: NameRequest) -> dict[str, Any]:
         """Let a prefix go when others need the room."""
         residency.unpin(body.name)
+        residency.store.stamp(body.name)  # what is not there cannot be unpinned
         return {"name": body.name, "pinned": False}
-
-
-class _Guard:
-    """The key and the size of a body, before anything is read."""
-
-    def __init__(self, app: Any, options: ServeOptions) -> None:
-        self.app = app
-        self.options = options
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        headers = dict(scope["headers"])
-        failure = self._key(scope["path"], headers) or self._length(scope["path"], headers)
-        if failure is not None:
-            await failure.response(scope, receive, send)
-            return
-        most, seen = self._most(scope["path"]), 0
-
-        async def counted() -> MutableMapping[str, Any]:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > most:
-                raise Failure(413, f"the body is larger than {most} bytes")
-            return message
-
-        await self.app(scope, counted, send)
-
-    def _most(self, path: str) -> int:
-        uploads = path.startswith("/v1/prefixes/")
-        return self.options.upload_bytes if uploads else self.options.body_bytes
-
-    def _key(self, path: str, headers: dict[bytes, bytes]) -> Failure | None:
-        key = self.options.api_key
-        if key is None or path in OPEN_TO_ALL:
-            return None
-        given = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
-        if hmac.compare_digest(given, key.encode()):
-            return None
-        return Failure(
-            401,
-            "a key is needed: send 'Authorization: Bearer KEY'",
-            headers={"WWW-Authenticate": "Bearer"},
-        )
-
-    def _length(self, path: str, headers: dict[bytes, bytes]) -> Failure | None:
-        told = headers.get(b"content-length", b"0")
-        most = self._most(path)
-        if told.isdigit() and int(told) > most:
-            return Failure(413, f"the body is larger than {most} bytes; it has {int(told)}")
-        return None

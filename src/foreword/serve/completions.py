@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +24,8 @@ from foreword.prefix import Prefix
 from foreword.serve.failures import Failure
 from foreword.serve.metrics import Metrics
 from foreword.serve.schemas import ChatRequest, CompletionRequest, Sampled
+
+Body = CompletionRequest | ChatRequest
 
 CHAT = Task(None, None)
 """Conversations in the backbone's own chat template."""
@@ -98,50 +100,61 @@ class Completions:
             raise Failure(404, f"no model is called {model!r}; GET /v1/models lists them", "model")
         return await run_in_threadpool(self.residency.get, model)
 
-    async def asked(self, body: CompletionRequest | ChatRequest) -> Asked:
-        """The engine's requests.
+    async def asked(self, body: Body) -> Asked:
+        """The engine's requests, each of which it would take.
 
         Raises:
-            Failure: A field asks for what is not served.
+            Failure: A field asks for what is not served, or for too many choices.
             DataError: A prompt cannot be used.
+            MismatchError: The prefix was made for another backbone.
+            EngineClosed: The engine takes no more requests.
         """
         prefix = await self.prefix(body.model)
-        if body.stream_options is not None and not body.stream:
-            raise Failure(400, "stream_options: only with stream", "stream_options")
+        _see_that_fields_agree(body)
         if isinstance(body, ChatRequest):
-            prompts = [self._conversation(body, prefix)]
-            sampling = self._chat_sampling(body)
+            kind, count, sampling = "chatcmpl", 1, self._chat_sampling(body)
         else:
-            prompts = [self._prompt(prompt, prefix) for prompt in body.prompts]
-            sampling = self._sampling(body, body.max_tokens)
-            sampling = replace(
-                sampling,
-                logprobs=body.logprobs,
-                prompt_logprobs=body.logprobs if body.echo else None,
-            )
-            if not prompts:
-                raise Failure(400, "prompt: expected at least one; found none", "prompt")
-            if body.echo and body.stream:
-                raise Failure(400, "echo: not supported with stream", "echo")
-        identity = f"{'chatcmpl' if isinstance(body, ChatRequest) else 'cmpl'}-{uuid.uuid4().hex}"
+            kind, count, sampling = "cmpl", len(body.prompts), self._plain_sampling(body)
+        self._see_that_it_fits(count * body.n)
+        prompts = await run_in_threadpool(self._prompts, body, prefix)
+        identity = f"{kind}-{uuid.uuid4().hex}"
         chosen = () if prefix is None else (Weighted(prefix),)
         requests = []
         for place, ids in enumerate(prompts):
-            room = self._room(ids, prefix)
+            most = max(1, min(sampling.max_tokens, self._room(ids, prefix)))
             for copy in range(body.n):
-                index = place * body.n + copy
                 seed = None if body.seed is None else body.seed + copy
-                limited = replace(
-                    sampling, seed=seed, max_tokens=max(1, min(sampling.max_tokens, room))
-                )
-                requests.append(Request(tuple(ids), limited, chosen, f"{identity}-{index}"))
+                limited = replace(sampling, seed=seed, max_tokens=most)
+                name = f"{identity}-{place * body.n + copy}"
+                requests.append(Request(tuple(ids), limited, chosen, name))
+            self.engine.check(requests[-1])  # a stream's status is sent before it is submitted
+        return Asked(
+            body, tuple(requests), self._echoed(body, requests), identity, int(time.time())
+        )
+
+    def _see_that_it_fits(self, count: int) -> None:
+        """Refuse more choices than may be open, before they cost anything."""
+        if self.open + count > self.queue:
+            self.metrics.refused.inc()
+            raise Failure(
+                429,
+                f"{self.open} requests are open and {self.queue} allowed; {count} more are too many. "
+                "Try again later",
+                headers={"Retry-After": "1"},
+            )
+
+    def _prompts(self, body: Body, prefix: Prefix | None) -> list[list[int]]:
+        """Token ids of each prompt."""
+        if isinstance(body, ChatRequest):
+            return [self._conversation(body, prefix)]
+        return [self._prompt(prompt, prefix) for prompt in body.prompts]
+
+    def _echoed(self, body: Body, requests: Sequence[Request]) -> tuple[str, ...]:
+        """Text of each choice's prompt, where it was asked for."""
+        if isinstance(body, ChatRequest) or not body.echo:
+            return ("",) * len(requests)
         tokenizer: Any = self.backbone.tokenizer
-        echoed = isinstance(body, CompletionRequest) and body.echo
-        texts = [
-            tokenizer.decode(one.prompt, skip_special_tokens=True) if echoed else ""
-            for one in requests
-        ]
-        return Asked(body, tuple(requests), tuple(texts), identity, int(time.time()))
+        return tuple(tokenizer.decode(one.prompt, skip_special_tokens=True) for one in requests)
 
     def _room(self, ids: Sequence[int], prefix: Prefix | None) -> int:
         room = self.engine.room(len(ids), prefix)
@@ -191,13 +204,12 @@ class Completions:
             ignore_eos=body.ignore_eos,
         )
 
+    def _plain_sampling(self, body: CompletionRequest) -> Sampling:
+        told = body.logprobs if body.echo else None
+        sampling = self._sampling(body, body.max_tokens)
+        return replace(sampling, logprobs=body.logprobs, prompt_logprobs=told)
+
     def _chat_sampling(self, body: ChatRequest) -> Sampling:
-        if body.max_tokens is not None and body.max_completion_tokens is not None:
-            raise Failure(
-                400, "max_tokens: give it or max_completion_tokens, not both", "max_tokens"
-            )
-        if body.top_logprobs is not None and not body.logprobs:
-            raise Failure(400, "top_logprobs: only with logprobs", "top_logprobs")
         sampling = self._sampling(body, body.max_completion_tokens or body.max_tokens)
         return replace(sampling, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
 
@@ -211,20 +223,14 @@ class Completions:
             Failure: There are too many already.
         """
         count = len(asked.requests)
-        if self.open + count > self.queue:
-            self.metrics.refused.inc()
-            raise Failure(
-                429,
-                f"{self.open} requests are open and {self.queue} allowed; try again later",
-                headers={"Retry-After": "1"},
-            )
+        self._see_that_it_fits(count)
         self.open += count
         try:
             yield
         finally:
             self.open -= count
 
-    async def events(self, asked: Asked) -> AsyncIterator[tuple[int, Event]]:
+    async def events(self, asked: Asked) -> AsyncGenerator[tuple[int, Event]]:
         """The events of all choices as they come; leaving early cancels what has not ended."""
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
@@ -275,3 +281,20 @@ class Completions:
         async for index, event in self.events(asked):
             events[index].append(event)
         return [completion(r, each) for r, each in zip(asked.requests, events, strict=True)]
+
+
+def _see_that_fields_agree(body: Body) -> None:
+    """Refuse fields that are served, but not beside each other."""
+    if body.stream_options is not None and not body.stream:
+        raise Failure(400, "stream_options: only with stream", "stream_options")
+    if isinstance(body, ChatRequest):
+        if body.max_tokens is not None and body.max_completion_tokens is not None:
+            message = "max_tokens: give it or max_completion_tokens, not both"
+            raise Failure(400, message, "max_tokens")
+        if body.top_logprobs is not None and not body.logprobs:
+            raise Failure(400, "top_logprobs: only with logprobs", "top_logprobs")
+    else:
+        if not body.prompts:
+            raise Failure(400, "prompt: expected at least one; found none", "prompt")
+        if body.echo and body.stream:
+            raise Failure(400, "echo: not supported with stream", "echo")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from foreword.errors import (
     DataError,
@@ -16,7 +19,9 @@ from foreword.errors import (
     MismatchError,
     ServeError,
     StoreError,
+    first_line,
 )
+from foreword.serve.schemas import ErrorBody
 
 
 class Failure(Exception):
@@ -48,13 +53,33 @@ class Failure(Exception):
         return JSONResponse(body(self.status, self.message, self.param), self.status, self.headers)
 
 
+_PART = re.compile(r"\w+")
 _KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
 def body(status: int, message: str, param: str | None = None) -> dict[str, Any]:
     """OpenAI's error object."""
     kind = "server_error" if status >= 500 else _KINDS.get(status, "invalid_request_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": status}}
+    plain = message.encode(errors="replace").decode()  # a path may hold what UTF-8 cannot spell
+    return {"error": {"message": plain, "type": kind, "param": param, "code": status}}
+
+
+MEANING = {
+    400: "The request cannot be served as it is",
+    401: "The server has a key, and the request brings another or none",
+    404: "There is no model or prefix of this name",
+    408: "The body took too long to come",
+    413: "The body is too large",
+    429: "Too many requests are open",
+    500: "The server failed",
+    503: "The server takes no more requests",
+    504: "The request took too long",
+}
+
+
+def told(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """How the description of a route tells the statuses that it may refuse with."""
+    return {status: {"model": ErrorBody, "description": MEANING[status]} for status in statuses}
 
 
 def status_of(error: ForewordError) -> int:
@@ -67,6 +92,11 @@ def status_of(error: ForewordError) -> int:
     return 400 if isinstance(error, known) else 500
 
 
+def as_failure(error: Failure | ForewordError) -> Failure:
+    """An error as what the request is answered with."""
+    return error if isinstance(error, Failure) else Failure(status_of(error), str(error))
+
+
 def install(app: FastAPI) -> None:
     """Answer every kind of error in the same form."""
 
@@ -76,20 +106,48 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(ForewordError)
     async def _(_: Request, error: ForewordError) -> JSONResponse:
-        return Failure(status_of(error), str(error)).response
+        return as_failure(error).response
 
     @app.exception_handler(HTTPException)
-    async def _(_: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse(
-            body(error.status_code, str(error.detail)), error.status_code, error.headers
-        )
+    async def _(request: Request, error: HTTPException) -> JSONResponse:
+        detail, cause, headers = str(error.detail), error.__cause__, error.headers
+        if error.status_code == 400 and cause is not None:
+            detail = f"the body cannot be read: {first_line(cause)}"
+        if error.status_code == 405:  # of several routes with one path, Starlette tells the first's
+            headers = {"Allow": ", ".join(_methods(app, request))}
+        return JSONResponse(body(error.status_code, detail), error.status_code, headers)
 
     @app.exception_handler(RequestValidationError)
     async def _(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
-        # Of a field that may have several types the type's name is no part of the field's.
-        name = place[0] if place else None
-        why = "this field is not supported" if first["type"] == "extra_forbidden" else first["msg"]
-        where = f"{'.'.join(place)}: " if place else "the body: "
-        return Failure(400, where + why, name).response
+        return _misfit(error.errors()).response
+
+    @app.exception_handler(Exception)
+    async def _(_: Request, error: Exception) -> JSONResponse:
+        kind = type(error).__name__
+        return Failure(500, f"the server failed ({kind}); its log says more").response
+
+
+def _methods(app: FastAPI, request: Request) -> list[str]:
+    """The methods that a request's path has."""
+    found = [route for route in app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for route in found for method in getattr(route, "methods", None) or ()})
+
+
+def _misfit(errors: Sequence[Any]) -> Failure:
+    """The first of what does not fit a schema; of a field of several types, of that which it has."""
+    first = next((one for one in errors if not one["type"].endswith("_type")), errors[0])
+    match first["type"]:
+        case "json_invalid":
+            why, at = first["ctx"]["error"], first["loc"][-1]
+            return Failure(400, f"the body is not JSON: {why} at character {at}")
+        case "model_attributes_type" if len(first["loc"]) == 1:
+            return Failure(400, "the body: expected a JSON object, sent as application/json")
+        case "extra_forbidden":
+            why = "this field is not supported"
+        case _:
+            why = first["msg"]
+    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+    # Of a field that may have several types the type's name is no part of the field's.
+    place[1:] = [part for part in place[1:] if part != "str" and _PART.fullmatch(part)]
+    where, name = (".".join(place), place[0]) if place else ("the body", None)
+    return Failure(400, f"{where}: {why}", name)

@@ -7,15 +7,31 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
-Stop = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)]
+
+def _spelled(text: str) -> str:
+    """The text, once UTF-8 can spell it: JSON may hold half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise PydanticCustomError(
+            "half_character", "half of a surrogate pair is no character"
+        ) from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_spelled)]
+Mark = Annotated[Text, Field(min_length=1)]
+Stop = Annotated[list[Mark], Field(max_length=16)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
 class Strict(BaseModel):
-    """A model that refuses fields that it does not know."""
+    """A model that refuses fields that it does not know, and values of another type."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class StreamOptions(Strict):
@@ -27,14 +43,14 @@ class StreamOptions(Strict):
 class Sampled(Strict):
     """What both kinds of completion share."""
 
-    model: str = Field(min_length=1, max_length=256)
+    model: Text = Field(min_length=1, max_length=256)
     n: int = Field(1, ge=1, le=64)
-    stop: Stop | Annotated[str, Field(min_length=1)] | None = None
+    stop: Stop | Mark | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     temperature: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, le=2**31 - 1)
-    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: dict[Annotated[int, Field(strict=False)], Bias] | None = None
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     ignore_eos: bool = False
@@ -50,7 +66,7 @@ class Sampled(Strict):
 class CompletionRequest(Sampled):
     """Body of POST /v1/completions."""
 
-    prompt: str | list[int] | list[str] | list[list[int]]
+    prompt: Text | list[int] | list[Text] | list[list[int]]
     max_tokens: int | None = Field(16, ge=0, le=2**31 - 1)
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: bool = False
@@ -67,14 +83,14 @@ class TextPart(Strict):
     """A piece of a message's text."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(Strict):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Text | list[TextPart]
 
     @property
     def turn(self) -> dict[str, str]:
@@ -97,12 +113,27 @@ class ChatRequest(Sampled):
 class LoadRequest(Strict):
     """Body of POST /v1/load_prefix: a file on the server's disk, under a name."""
 
-    name: str
-    path: str
+    name: Text
+    path: Text
     overwrite: bool = False
 
 
 class NameRequest(Strict):
     """Body of requests about one prefix."""
 
-    name: str
+    name: Text
+
+
+class Problem(BaseModel):
+    """What is wrong with a request."""
+
+    message: str
+    type: str
+    param: str | None
+    code: int
+
+
+class ErrorBody(BaseModel):
+    """OpenAI's error object: the body of every answer with a status from 400 on."""
+
+    error: Problem

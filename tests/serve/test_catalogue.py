@@ -1,0 +1,143 @@
+"""Which prefixes of a store are models, told by their headers."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+import foreword
+from foreword import format as prefix_file
+from foreword.engine import Engine, Limits
+from foreword.engine.residency import Residency
+from foreword.errors import FormatError, MismatchError, StoreError
+from foreword.serve import create_app
+from foreword.serve.catalogue import Catalogue
+from foreword.store import PrefixStore
+from tests.attacks import make
+from tests.conftest import byte_tokenizer, tiny_model
+
+
+@pytest.fixture(scope="module")
+def backbone() -> foreword.Backbone:
+    return foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
+
+
+@pytest.fixture
+def store(backbone: foreword.Backbone, tmp_path: Path) -> PrefixStore:
+    """Two prefixes that fit, one of the same geometry, two that do not, and one that is no prefix."""
+    store = PrefixStore(tmp_path / "store")
+    prefix = backbone.capture(backbone.tokens("text"))
+    store.save("one", prefix)
+    store.save("two", backbone.capture(backbone.tokens("another text")))
+    store.save("other-weights", prefix.with_meta(fingerprint="ab" * 32))
+    store.save("other-tokens", prefix.with_meta(tokenizer="ab" * 32))
+    smaller = foreword.Backbone(tiny_model(num_hidden_layers=2), byte_tokenizer(), name="smaller")
+    store.save("smaller", smaller.capture(smaller.tokens("text")))
+    store.path("damaged").write_bytes(store.path("one").read_bytes()[:100])
+    return store
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each file's header was read, and how often a header was checked or a file loaded."""
+    counts: Counter[str] = Counter()
+    for name in ("claims", "outline", "load"):
+        real = getattr(prefix_file, name)
+
+        def counted(path: Path, name: str = name, real: object = real) -> object:
+            counts[path.stem if name == "claims" else name] += 1
+            return real(path)  # type: ignore[operator]
+
+        monkeypatch.setattr(prefix_file, name, counted)
+    return counts
+
+
+def test_what_fits_is_listed(backbone: foreword.Backbone, store: PrefixStore) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "error"
+        )  # weights of another revision are served, with a warning then
+        assert list(Catalogue(backbone, store)) == ["one", "other-weights", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("smaller", MismatchError, "has 2 sites, fewer than 'tiny'.*made on 'smaller'"),
+        ("other-tokens", MismatchError, "made with another tokenizer"),
+        ("damaged", FormatError, "its header claims"),
+        ("none", StoreError, "no prefix is called 'none'"),
+    ],
+)
+def test_what_does_not_says_why(
+    backbone: foreword.Backbone,
+    store: PrefixStore,
+    name: str,
+    error: type[Exception],
+    message: str,
+) -> None:
+    with pytest.raises(error, match=message):
+        Catalogue(backbone, store).check(name)
+
+
+def test_a_header_is_read_once_and_no_tensor_ever(
+    backbone: foreword.Backbone, store: PrefixStore, reads: Counter[str]
+) -> None:
+    catalogue = Catalogue(backbone, store)
+    assert [list(catalogue) for _ in range(3)] == [["one", "other-weights", "two"]] * 3
+    kinds = 4  # of sites, weights and tokenizer
+    assert reads == Counter([*store, *["outline"] * kinds])
+
+
+def test_a_file_that_is_replaced_is_looked_at_again(
+    backbone: foreword.Backbone, store: PrefixStore, reads: Counter[str]
+) -> None:
+    catalogue = Catalogue(backbone, store)
+    list(catalogue)
+    os.replace(store.path("smaller"), store.path("two"))
+    os.replace(store.path("one"), store.path("damaged"))
+    assert list(catalogue) == ["damaged", "other-weights"]
+    assert (reads["two"], reads["damaged"], reads["other-weights"]) == (2, 2, 1)
+    store.save("one", prefix_file.load(store.path("damaged")))
+    assert list(catalogue) == ["damaged", "one", "other-weights"]
+
+
+def test_a_file_that_is_deleted_meanwhile_is_not_listed(
+    backbone: foreword.Backbone, store: PrefixStore
+) -> None:
+    listed = iter(Catalogue(backbone, store))
+    assert next(listed) == "one"
+    store.remove("two")
+    assert list(listed) == ["other-weights"]
+
+
+def test_hostile_headers_are_not_listed(backbone: foreword.Backbone, tmp_path: Path) -> None:
+    store = PrefixStore(tmp_path)
+    for name, content in make.attacks().items():
+        store.path(name).write_bytes(content)
+    assert list(Catalogue(backbone, store)) == []
+
+
+def test_the_server_lists_what_it_can_serve(
+    backbone: foreword.Backbone, store: PrefixStore
+) -> None:
+    own = foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
+    engine = Engine(own, Limits(rows=2))
+    with TestClient(create_app(own, engine, Residency(store))) as client:
+        listed = [one["id"] for one in client.get("/v1/models").json()["data"]]
+        assert listed == ["tiny", "one", "other-weights", "two"]
+        prefixes = [one["name"] for one in client.get("/v1/prefixes").json()["data"]]
+        assert prefixes == list(store)
+        for name, why in (("smaller", "made on 'smaller'"), ("damaged", "its header claims")):
+            asked = {"model": name, "prompt": "x", "stream": True}
+            for answer in (
+                client.get(f"/v1/models/{name}"),
+                client.post("/v1/completions", json=asked),
+            ):
+                assert answer.status_code == 400
+                assert why in answer.json()["error"]["message"]

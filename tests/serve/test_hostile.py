@@ -1,0 +1,319 @@
+"""Clients and files that mean harm: one clear refusal each, and the others are served meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+import foreword
+from foreword.engine import Engine, Limits
+from foreword.engine.residency import Residency
+from foreword.serve import ServeOptions, create_app
+from foreword.serve.completions import Completions
+from foreword.store import PrefixStore
+from tests.attacks import make
+from tests.conftest import byte_tokenizer, tiny_model
+
+JSON = {"content-type": "application/json"}
+ASKED = {"model": "one", "prompt": "once", "max_tokens": 4, "temperature": 0}
+PART = b'--x\r\nContent-Disposition: form-data; name="%s"\r\n\r\n'
+OPTIONS = ServeOptions(queue=12, body_bytes=2**20, upload_bytes=2**16, seconds=30.0)
+
+
+@pytest.fixture(scope="module")
+def backbone() -> foreword.Backbone:
+    return foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
+
+
+@pytest.fixture(scope="module")
+def engine(backbone: foreword.Backbone) -> Iterator[Engine]:
+    with Engine(backbone, Limits(rows=4, prompt_tokens=32)) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def folder(backbone: foreword.Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("store")
+    PrefixStore(folder).save("one", backbone.capture(backbone.tokens("text of one")))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def app(backbone: foreword.Backbone, engine: Engine, folder: Path) -> FastAPI:
+    return create_app(backbone, engine, Residency(PrefixStore(folder)), OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def client(app: FastAPI) -> TestClient:
+    """A client without the application's lifespan, which would end the engine."""
+    return TestClient(app)
+
+
+def told(answer: httpx.Response, status: int) -> str:
+    """What an answer says in OpenAI's form, once its status is seen to be the expected one."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    error = answer.json()["error"]
+    assert error["code"] == status
+    return str(error["message"])
+
+
+def asynchronous(app: FastAPI) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+
+
+# -- bodies --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"model": "one", "prompt": "\xff\xfe"}', "the body cannot be read: 'utf-8' codec"),
+        (b'{"model": "one", "prompt": "x"', "the body is not JSON: Expecting ',' delimiter"),
+        (b"[" * 100_000 + b"]" * 100_000, "the body cannot be read: maximum recursion depth"),
+        (b'{"model": "one", "prompt": [' + b"9" * 5000 + b"]}", "integer string conversion"),
+        (b'{"model": "one", "prompt": "\\ud800"}', "prompt: half of a surrogate pair"),
+        (b'{"model": "one", "prompt": ["x", "\\ud800"]}', "prompt.1: half of a surrogate pair"),
+        (b'{"model": "one", "prompt": "x", "stop": "\\ud800"}', "stop: half of a surrogate pair"),
+        (b'{"model": "one", "prompt": "x", "\\ud800": 1}', "the body: "),
+        (b'{"model": "one", "prompt": "x", "top_p": NaN}', "top_p: "),
+        (b'{"model": "one", "prompt": "x", "temperature": 1e999}', "temperature: "),
+        (b'{"model": "one", "prompt": "x", "logit_bias": {"5": NaN}}', "logit_bias.5: "),
+        (b'{"model": "one", "prompt": "x", "n": "2"}', "n: "),
+        (b'{"model": "one", "prompt": "x", "stream": "yes"}', "stream: "),
+        (b'{"model": "one", "prompt": [true]}', "prompt: "),
+        (b"null", "the body: expected a JSON object"),
+        (b"", "the body: "),
+    ],
+)
+def test_what_is_no_request_is_said_to_be_none(
+    client: TestClient, content: bytes, message: str
+) -> None:
+    """Half of a surrogate pair came as far as the tokenizer, and was answered 500."""
+    answer = client.post("/v1/completions", content=content, headers=JSON)
+    assert message in told(answer, 400)
+
+
+def test_a_body_that_is_not_sent_as_json_is_refused(client: TestClient) -> None:
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    answer = client.post("/v1/completions", content=json.dumps(ASKED), headers=form)
+    assert "sent as application/json" in told(answer, 400)
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/prefixes/big"])
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_a_body_that_is_too_large_is_not_read(
+    client: TestClient, path: str, is_chunked: bool
+) -> None:
+    """In chunks without a length it was answered 400: FastAPI thought that it could not be parsed."""
+    part, method = b"x" * 2**15, "PUT" if "prefixes" in path else "POST"
+    most = OPTIONS.upload_bytes if "prefixes" in path else OPTIONS.body_bytes
+    times = most // len(part) + 1
+    kind = "multipart/form-data; boundary=x" if "prefixes" in path else "application/json"
+    content: Any = (part for _ in range(times)) if is_chunked else part * times
+    answer = client.request(method, path, content=content, headers={"content-type": kind})
+    assert f"larger than {most} bytes" in told(answer, 413)
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "1048577", "000001048577"])
+def test_a_length_that_is_too_large_is_refused(client: TestClient, length: str) -> None:
+    """Python refuses to read a number of 5,000 digits, which was answered 500."""
+    answer = client.post("/v1/completions", content=b"{}", headers={"content-length": length})
+    assert "larger than 1048576 bytes" in told(answer, 413)
+
+
+# -- prompts -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prompt", ["x" * 100_000, [5] * 100_000])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_of_100_000_tokens_has_no_room(
+    client: TestClient, prompt: Any, stream: bool
+) -> None:
+    answer = client.post("/v1/completions", json={**ASKED, "prompt": prompt, "stream": stream})
+    assert "the prompt has 100000 tokens" in told(answer, 400)
+
+
+@pytest.mark.parametrize("token", [-1, 258, 2**40, -(2**70)])
+@pytest.mark.parametrize("more", [{}, {"stream": True}, {"echo": True}])
+def test_a_token_that_is_not_in_the_vocabulary_is_refused(
+    client: TestClient, token: int, more: dict[str, Any]
+) -> None:
+    """A stream was refused after its status 200, and an echo failed in the tokenizer."""
+    for body in ({"prompt": [5, token]}, {"logit_bias": {str(token): 1}}):
+        answer = client.post("/v1/completions", json={**ASKED, **body, **more})
+        assert f"token {token} is not in the vocabulary of 258" in told(answer, 400)
+
+
+def test_many_prompts_are_refused_before_they_cost_anything(client: TestClient) -> None:
+    """Three million requests were made of these before they were counted: 85 seconds."""
+    began = time.perf_counter()
+    answer = client.post("/v1/completions", json={**ASKED, "prompt": ["x"] * 50_000, "n": 64})
+    assert "3200000 more are too many" in told(answer, 429)
+    assert time.perf_counter() - began < 20
+
+
+# -- names and paths -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["../one", "/etc/passwd", "..", ".one", "a/b", "one\0", "é", ""])
+def test_a_path_is_no_name(client: TestClient, name: str, folder: Path) -> None:
+    url = "".join(f"%{byte:02x}" for byte in name.encode())
+    before = sorted(folder.parent.rglob("*"))
+    for method, path in (
+        ("GET", f"/v1/models/{url}" if name else "/v1/models/%20"),
+        ("GET", f"/v1/prefixes/{url}" if name else "/v1/prefixes/%20"),
+        ("DELETE", f"/v1/prefixes/{url}" if name else "/v1/prefixes/%20"),
+        ("PUT", f"/v1/prefixes/{url}" if name else "/v1/prefixes/%20"),
+    ):
+        files = {"file": (folder / "one.safetensors").read_bytes()} if method == "PUT" else None
+        answer = client.request(method, path, files=files)
+        assert answer.status_code in (400, 404), (method, path)
+        assert told(answer, answer.status_code)
+    file = str(folder / "one.safetensors")
+    assert "is not a name" in told(client.post("/v1/load_prefix", json=_load(name, file)), 400)
+    for path in ("/v1/pin_prefix", "/v1/unpin_prefix"):
+        assert "is not a name" in told(client.post(path, json={"name": name}), 400)
+    answer = client.post("/v1/completions", json={**ASKED, "model": name})
+    assert told(answer, 404 if name else 400)
+    assert sorted(folder.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize("path", ["", "\0", ".", "/dev/zero", "no/such/file", "x" * 5000])
+def test_a_path_that_is_no_prefix_file_is_refused(client: TestClient, path: str) -> None:
+    assert told(client.post("/v1/load_prefix", json=_load("new", path)), 400)
+
+
+def test_a_pipe_is_not_waited_for(client: TestClient, tmp_path: Path) -> None:
+    """A thread of the server was held for good, and forty of them are all that it has."""
+    os.mkfifo(tmp_path / "pipe")
+    answer = client.post("/v1/load_prefix", json=_load("new", str(tmp_path / "pipe")))
+    assert "there is no such file" in told(answer, 400)
+
+
+def _load(name: str, path: str) -> dict[str, Any]:
+    return {"name": name, "path": path, "overwrite": True}
+
+
+def test_a_name_that_is_not_there_cannot_be_unpinned(client: TestClient) -> None:
+    assert "no prefix is called" in told(
+        client.post("/v1/unpin_prefix", json={"name": "none"}), 404
+    )
+
+
+# -- files ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attack", make.attacks())
+def test_every_hostile_file_is_refused(client: TestClient, attack: str, folder: Path) -> None:
+    """Among them files that are cut off, claim another header or declare a shape of petabytes."""
+    content = (Path(make.__file__).parent / f"{attack}.safetensors").read_bytes()
+    before = sorted(folder.iterdir())
+    assert told(client.put("/v1/prefixes/bad", files={"file": content}), 400)
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"", "multipart/form-data"),
+        (b"no form", "multipart/form-data; boundary=x"),
+        (PART % b"file" + b"cut", "multipart/form-data; boundary=x"),
+        (PART % b"file" + b"no file\r\n--x--\r\n", "multipart/form-data; boundary=x"),
+        (PART % b"\xff" + b"y\r\n--x--\r\n", "multipart/form-data; boundary=x; charset=none"),
+        (b"file=x", "application/x-www-form-urlencoded"),
+        (b"{}", "application/json"),
+    ],
+)
+def test_an_upload_that_is_no_form_with_a_file_is_refused(
+    client: TestClient, body: bytes, kind: str
+) -> None:
+    answer = client.put("/v1/prefixes/bad", content=body, headers={"content-type": kind})
+    assert told(answer, 400)
+
+
+# -- clients that are slow, or go away -----------------------------------------------------------
+
+
+def test_others_are_served_while_a_body_comes_byte_by_byte(app: FastAPI) -> None:
+    others = []
+
+    async def ask() -> httpx.Response:
+        async with asynchronous(app) as slow, asynchronous(app) as quick:
+
+            async def byte_by_byte() -> AsyncIterator[bytes]:
+                for number, byte in enumerate(json.dumps(ASKED).encode()):
+                    if number % 20 == 0:
+                        others.append(await quick.post("/v1/completions", json=ASKED))
+                    yield bytes([byte])
+
+            return await slow.post("/v1/completions", content=byte_by_byte(), headers=JSON)
+
+    found = [asyncio.run(ask()), *others]
+    assert len(found) > 3
+    assert {one.status_code for one in found} == {200}
+    assert len({one.json()["choices"][0]["text"] for one in found}) == 1
+
+
+def test_a_body_that_does_not_come_is_given_up(
+    backbone: foreword.Backbone, engine: Engine, folder: Path
+) -> None:
+    options = ServeOptions(seconds=0.2)
+    app = create_app(backbone, engine, Residency(PrefixStore(folder)), options)
+
+    async def never() -> AsyncIterator[bytes]:
+        yield b'{"model": '
+        await asyncio.sleep(600)
+
+    async def ask() -> httpx.Response:
+        async with asynchronous(app) as client:
+            return await client.post("/v1/completions", content=never(), headers=JSON)
+
+    answer = asyncio.run(ask())
+    assert "the body took more than 0.2 s to come" in told(answer, 408)
+    assert answer.headers["connection"] == "close"
+
+
+def test_a_stream_that_never_begins_gives_its_place_back(
+    app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that went away before the first byte kept its place, for good."""
+    services = []
+    place = Completions.place
+
+    def noted(service: Completions, asked: Any) -> Any:
+        services.append(service)
+        return place(service, asked)
+
+    monkeypatch.setattr(Completions, "place", noted)
+    content = json.dumps({**ASKED, "stream": True}).encode()
+    messages = [{"type": "http.request", "body": content}]
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop(0) if messages else {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        await asyncio.sleep(0.01)
+
+    scope: dict[str, Any] = {
+        "type": "http",
+        "asgi": {"spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": "/v1/completions",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+    }
+    asyncio.run(app(scope, receive, send))  # type: ignore[arg-type]
+    assert [service.open for service in services] == [0]
