@@ -206,6 +206,13 @@ def test_hostile_bodies_are_refused(
     assert message in answer.json()["error"]["message"]
 
 
+def test_a_whole_number_may_be_spelled_with_a_point(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "one", "prompt": "once", "temperature": 0}
+    found = client.completions.create(**asked, max_tokens=3.0, n=2.0)  # type: ignore[call-overload]
+    same = client.completions.create(**asked, max_tokens=3, n=2)
+    assert [one.text for one in found.choices] == [one.text for one in same.choices]
+
+
 def test_a_full_queue_says_when_to_come_back(app: TestClient) -> None:
     answer = app.post("/v1/completions", json={"model": "one", "prompt": "x", "n": 13})
     assert answer.status_code == 429

@@ -220,4 +220,4 @@ def test_values_at_random(
 
     run()
     record_testsuite_property(f"{route}, random", dict(statuses))
-    assert statuses[200] or route.startswith("DELETE"), "none got beyond the first check"
+    assert statuses[200] or SHARES[route] < 0.1, "none got beyond the first check"

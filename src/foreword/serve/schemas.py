@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 
@@ -22,7 +22,13 @@ def _spelled(text: str) -> str:
     return text
 
 
+def _whole(value: Any) -> Any:
+    """The number as a whole one, if it is: JSON's 3.0 is as whole as its 3."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 Text = Annotated[str, AfterValidator(_spelled)]
+Whole = Annotated[int, BeforeValidator(_whole)]
 Mark = Annotated[Text, Field(min_length=1)]
 Stop = Annotated[list[Mark], Field(max_length=16)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
@@ -44,12 +50,12 @@ class Sampled(Strict):
     """What both kinds of completion share."""
 
     model: Text = Field(min_length=1, max_length=256)
-    n: int = Field(1, ge=1, le=64)
+    n: Whole = Field(1, ge=1, le=64)
     stop: Stop | Mark | None = None
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    seed: Whole | None = Field(None, ge=-(2**63), lt=2**63)
     temperature: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1, le=2**31 - 1)
+    top_k: Whole | None = Field(None, ge=-1, le=2**31 - 1)
     logit_bias: dict[Annotated[int, Field(strict=False)], Bias] | None = None
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
@@ -67,8 +73,8 @@ class CompletionRequest(Sampled):
     """Body of POST /v1/completions."""
 
     prompt: Text | list[int] | list[Text] | list[list[int]]
-    max_tokens: int | None = Field(16, ge=0, le=2**31 - 1)
-    logprobs: int | None = Field(None, ge=0, le=20)
+    max_tokens: Whole | None = Field(16, ge=0, le=2**31 - 1)
+    logprobs: Whole | None = Field(None, ge=0, le=20)
     echo: bool = False
 
     @property
@@ -104,10 +110,10 @@ class ChatRequest(Sampled):
     """Body of POST /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1)
-    max_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
-    max_completion_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
+    max_tokens: Whole | None = Field(None, ge=1, le=2**31 - 1)
+    max_completion_tokens: Whole | None = Field(None, ge=1, le=2**31 - 1)
     logprobs: bool = False
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: Whole | None = Field(None, ge=0, le=20)
 
 
 class LoadRequest(Strict):
