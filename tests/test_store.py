@@ -241,3 +241,10 @@ def test_without_it_the_users_data_folder_is_used(
     if value is not None:
         monkeypatch.setenv("FOREWORD_STORE", value)
     assert default_folder() == Path(platformdirs.user_data_dir("foreword")) / "prefixes"
+
+
+def test_an_unknown_name_is_answered_with_some_of_the_known_ones(store: PrefixStore) -> None:
+    for number in range(12):
+        store.path(f"p{number:02}").write_bytes(b"")
+    with pytest.raises(StoreError, match=r"p00, .*, p09 and 2 more\)"):
+        store.load("none")

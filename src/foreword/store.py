@@ -16,6 +16,9 @@ from foreword.prefix import Prefix
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
+SHOWN = 10
+"""Names that an error shows at most."""
+
 Stamp = tuple[int, int, int]
 """Time of change, size and number of a file."""
 
@@ -123,8 +126,10 @@ class PrefixStore:
             raise StoreError(f"cannot delete {path}: {reason(error)}") from error
 
     def _unknown(self, name: str) -> str:
-        known = ", ".join(self) or "it is empty"
-        return f"no prefix is called {name!r} in {self.folder} ({known})"
+        names = list(self)
+        known = ", ".join(names[:SHOWN]) or "it is empty"
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        return f"no prefix is called {name!r} in {self.folder} ({known}{more})"
 
 
 def taken(name: str, folder: Path) -> str:
