@@ -244,6 +244,7 @@ def test_without_it_the_users_data_folder_is_used(
 
 
 def test_an_unknown_name_is_answered_with_some_of_the_known_ones(store: PrefixStore) -> None:
+    store.folder.mkdir()
     for number in range(12):
         store.path(f"p{number:02}").write_bytes(b"")
     with pytest.raises(StoreError, match=r"p00, .*, p09 and 2 more\)"):
