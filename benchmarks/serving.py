@@ -373,7 +373,9 @@ def main() -> None:
     parser.add_argument("--only", default="tokens,latency,memory")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))
-    parser.add_argument("--vllm", type=Path, help="the Python of an environment that has vLLM")
+    parser.add_argument(
+        "--vllm", type=Path, metavar="PYTHON", help="that of an environment that has vLLM"
+    )
     arguments = parser.parse_args()
     file = arguments.shared / "data" / "data2text" / "e2e_dev.jsonl"
     rows: Any = read_rows(file) if file.is_file() else foreword.read_rows("foreword/e2e:train")
