@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import foreword
+from foreword.backbone.bind import bind_rows
 from foreword.engine import (
     Completion,
     Engine,
@@ -22,6 +23,7 @@ from foreword.engine import (
     Request,
     Sampling,
     Weighted,
+    bank,
 )
 from foreword.engine import engine as module
 from foreword.engine.runner import Row, Runner
@@ -29,6 +31,7 @@ from foreword.errors import DataError, MismatchError, UnsupportedModel
 from foreword.prefix import Prefix
 from tests.backbone.test_packing import needs_onednn
 from tests.conftest import byte_tokenizer, tiny_model
+from tests.engine.lone import alone, generated
 from tests.oracle.families import STANDARD, attention_of
 from tests.oracle.family import Family
 
@@ -67,31 +70,6 @@ def drawn(seed: int, prefixes: list[Prefix], count: int = 30) -> list[Request]:
         )
         for _ in range(count)
     ]
-
-
-def alone(backbone: foreword.Backbone, request: Request, tokens: tuple[int, ...]) -> float:
-    """How far below the best a request's tokens ever are when it runs alone, teacher-forced."""
-    ids = torch.tensor([[*request.prompt, *tokens]])
-    with backbone.attached(request.prefix), torch.no_grad():
-        logits = backbone.model(input_ids=ids, use_cache=False).logits[0]
-    scores = logits[len(request.prompt) - 1 : -1]
-    chosen = scores.gather(1, torch.tensor(tokens)[:, None])[:, 0]
-    return float((scores.amax(dim=-1) - chosen).max())
-
-
-def generated(backbone: foreword.Backbone, request: Request) -> tuple[int, ...]:
-    """What transformers' own `generate` gives for the request alone."""
-    ids = torch.tensor([request.prompt])
-    with backbone.attached(request.prefix), torch.no_grad():
-        out = backbone.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=request.sampling.max_tokens,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-    return tuple(out[0, len(request.prompt) :].tolist())
 
 
 def check(backbone: foreword.Backbone, request: Request, found: Completion) -> None:
@@ -257,6 +235,24 @@ def test_rows_give_the_same_in_one_flat_pass_and_padded_in_two(
         found = engine.generate(requests)
     for request, one in zip(requests, found, strict=True):
         check(backbone, request, one)
+
+
+def test_the_groups_of_a_step_share_one_stack(
+    backbone: foreword.Backbone, prefixes: list[Prefix], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stacked = []
+
+    def counted(*args: object) -> object:
+        stacked.append(1)
+        return bind_rows(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(bank, "bind_rows", counted)
+    one = bank.Bank(backbone.sites)
+    for _ in range(3):  # one row that begins beside three that decode
+        one.hold(prefixes)
+        assert one.bound(prefixes[:3]).row_of_B != one.bound(prefixes[3:]).row_of_B
+    assert not one.bound([None, None]).sites
+    assert len(stacked) == 1
 
 
 def test_room_that_is_not_needed_any_more_is_given_back(backbone: foreword.Backbone) -> None:

@@ -22,6 +22,7 @@ from foreword.engine.residency import Residency
 from foreword.prefix import Prefix
 from foreword.store import PrefixStore
 from tests.conftest import byte_tokenizer, tiny_model
+from tests.engine.lone import alone, generated
 
 REQUESTS, CLIENTS = 200, 4
 TIE, TIES = 1e-4, REQUESTS // 200
@@ -122,10 +123,10 @@ def test_every_answer_is_its_own(
     ties = 0
     for asked in done:
         assert asked.events[-1].error == ""
-        found, expected = asked.tokens, generated(backbone, asked.request)
+        found, expected = asked.tokens, list(generated(backbone, asked.request))
         if found != expected[: len(found)]:
             ties += 1
-            assert behind(backbone, asked.request, found) <= TIE
+            assert alone(backbone, asked.request, tuple(found)) <= TIE
         elif asked.events[-1].finish != "cancelled":
             assert found == expected
     assert len(done) == REQUESTS
@@ -140,28 +141,3 @@ def test_some_were_cut_off_evicted_and_replaced(
     assert residency.evictions > 5
     digests = {one.prefix.digest for asked in done for one in asked.request.prefixes}
     assert len(digests) > 2 * len(NAMES)
-
-
-def generated(backbone: foreword.Backbone, request: Request) -> list[int]:
-    """What `generate` gives for the request alone."""
-    ids = torch.tensor([request.prompt])
-    with backbone.attached(request.prefix), torch.no_grad():
-        out = backbone.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=request.sampling.max_tokens,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-    return [int(token) for token in out[0, len(request.prompt) :]]
-
-
-def behind(backbone: foreword.Backbone, request: Request, tokens: list[int]) -> float:
-    """How far below the best the tokens ever are when they are forced on the request alone."""
-    ids = torch.tensor([[*request.prompt, *tokens]])
-    with backbone.attached(request.prefix), torch.no_grad():
-        logits = backbone.model(input_ids=ids, use_cache=False).logits[0]
-    scores = logits[len(request.prompt) - 1 : -1]
-    chosen = scores.gather(1, torch.tensor(tokens)[:, None])[:, 0]
-    return float((scores.amax(dim=-1) - chosen).max())

@@ -27,15 +27,18 @@ class Bank:
         self._digests: tuple[str, ...] = ()
         self._stack: Bound | None = None
 
-    def bound(self, prefixes: Sequence[Prefix | None]) -> Bound:
-        """What a step with these rows attends to."""
-        by_digest = {prefix.digest: prefix for prefix in prefixes if prefix is not None}
-        if not by_digest:
-            return Bound({}, None, (0,), (False,), IDENTITY)
-        if self._stack is None or not self._serves(set(by_digest)):
-            self._digests = tuple(sorted(by_digest))
+    def hold(self, prefixes: Sequence[Prefix | None]) -> None:
+        """Have the prefixes of a step in the stack, before its groups of rows ask for theirs."""
+        wanted = {prefix.digest: prefix for prefix in prefixes if prefix is not None}
+        if wanted and not self._serves(set(wanted)):
+            self._digests = tuple(sorted(wanted))
             # The last row of the stack is no prefix, for the rows that have none.
-            self._stack = bind_rows([*(by_digest[d] for d in self._digests), None], self.sites)
+            self._stack = bind_rows([*(wanted[d] for d in self._digests), None], self.sites)
+
+    def bound(self, prefixes: Sequence[Prefix | None]) -> Bound:
+        """What rows with these prefixes, which are held, attend to."""
+        if self._stack is None or all(prefix is None for prefix in prefixes):
+            return Bound({}, None, (0,), (False,), IDENTITY)
         place = {digest: row for row, digest in enumerate(self._digests)}
         none = len(self._digests)
         rows = tuple(none if p is None else place[p.digest] for p in prefixes)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,56 +86,9 @@ class Rows:
         return seen_BQK[:, None]
 
 
-class Step(Protocol):
-    """One forward pass, as the cache's layers see it."""
-
-    @property
-    def held(self) -> int:
-        """Columns of the longest row before the pass."""
-
-    @property
-    def columns(self) -> int:
-        """Columns that the longest row needs."""
-
-    def written(self, held: Tensor, new: Tensor) -> Tensor:
-        """Write new keys or values into what is held (S, H, R, D); what the model goes on with."""
-
-
 @dataclass(frozen=True)
-class Padded:
-    """A pass over rows (B, Q).
-
-    A shorter row writes garbage behind its end, which its next tokens overwrite and nobody sees.
-    """
-
-    rows: Rows
-
-    @property
-    def held(self) -> int:
-        """Columns of the longest row before the pass."""
-        return max(self.rows.starts)
-
-    @property
-    def columns(self) -> int:
-        """Columns that the longest row needs."""
-        return self.rows.columns
-
-    @cached_property
-    def _where(self) -> tuple[Tensor, Tensor]:
-        """Slot (B, 1) and column (B, Q) of each token, int64."""
-        slot_B = torch.tensor(self.rows.slots, device=self.rows.device)
-        return slot_B[:, None], self.rows.places(self.rows.queries)
-
-    def written(self, held: Tensor, new: Tensor) -> Tensor:
-        """New keys or values (B, H, Q, D); the rows' own from their first, (B, H, K, D)."""
-        slot_B1, place_BQ = self._where
-        held[slot_B1, :, place_BQ] = new.transpose(1, 2)
-        return held[self.rows.where][:, :, : self.columns]
-
-
-@dataclass(frozen=True)
-class Flat:
-    """A pass over the tokens of all rows one after the other, as one row of T tokens."""
+class Step:
+    """One forward pass, as the cache's layers see it: some groups of rows."""
 
     groups: tuple[Rows, ...]
 
@@ -148,6 +101,36 @@ class Flat:
     def columns(self) -> int:
         """Columns that the longest row needs."""
         return max(rows.columns for rows in self.groups)
+
+    def written(self, held: Tensor, new: Tensor) -> Tensor:
+        """Write new keys or values into what is held (S, H, R, D); what the model goes on with."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Padded(Step):
+    """A pass over the rows (B, Q) of one group.
+
+    A shorter row writes garbage behind its end, which its next tokens overwrite and nobody sees.
+    """
+
+    @cached_property
+    def _where(self) -> tuple[Tensor, Tensor]:
+        """Slot (B, 1) and column (B, Q) of each token, int64."""
+        (rows,) = self.groups
+        slot_B = torch.tensor(rows.slots, device=rows.device)
+        return slot_B[:, None], rows.places(rows.queries)
+
+    def written(self, held: Tensor, new: Tensor) -> Tensor:
+        """New keys or values (B, H, Q, D); the rows' own from their first, (B, H, K, D)."""
+        slot_B1, place_BQ = self._where
+        held[slot_B1, :, place_BQ] = new.transpose(1, 2)
+        return held[self.groups[0].where][:, :, : self.columns]
+
+
+@dataclass(frozen=True)
+class Flat(Step):
+    """A pass over the tokens of all rows one after the other, as one row of T tokens."""
 
     @cached_property
     def _where(self) -> tuple[Tensor, Tensor]:

@@ -224,6 +224,7 @@ class Runner:
         Rows with one new token are computed together, and those with more: in one pass where the
         model can run flattened tokens, else in two.
         """
+        self.bank.hold([row.front.shared for row in rows])
         one = [index for index, row in enumerate(rows) if len(row.tokens) == 1]
         more = [index for index, row in enumerate(rows) if len(row.tokens) > 1]
         groups = [group for group in (one, more) if group]
@@ -250,16 +251,16 @@ class Runner:
             offsets = bound.offsets if len(bound.offsets) > 1 else bound.offsets * len(group)
             for row, offset in zip(group, offsets, strict=True):
                 positions += range(row.position + offset, row.position + offset + len(row.tokens))
-        rows_ = [row for group in groups for row in group]
-        ids = [token for row in rows_ for token in row.tokens]
-        wanted = [last for row in rows_ for last in _wanted(row, len(row.tokens))]
+        flat = [row for group in groups for row in group]
+        ids = [token for row in flat for token in row.tokens]
+        wanted = [last for row in flat for last in _wanted(row, len(row.tokens))]
         padding = _even(first) - first
-        ids, positions, wanted = (
-            [*each, *[type(each[0])(0)] * padding] for each in (ids, positions, wanted)
-        )
+        ids += [0] * padding
+        positions += [0] * padding
+        wanted += [False] * padding
         ids_1T = torch.tensor([ids], device=self.device)
         return self._logits(
-            rows_,
+            flat,
             ids_1T,
             torch.tensor([positions], device=self.device),
             torch.tensor([wanted], device=self.device),
@@ -307,7 +308,7 @@ class Runner:
     def _padded(self, group: Sequence[Row]) -> list[Tensor]:
         """One pass over rows that are padded to the longest."""
         rows = self._rows(group)
-        self.cache.at(Padded(rows))
+        self.cache.at(Padded((rows,)))
         queries = rows.queries
         ids_BQ = torch.tensor([[*row.tokens, *[0] * (queries - len(row.tokens))] for row in group])
         wanted_BQ = torch.tensor([_wanted(row, queries) for row in group], device=self.device)
