@@ -26,7 +26,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -35,14 +35,15 @@ from typing import Any
 import torch
 from common import SHARED, machine, memory_of_process, read_rows, table
 from peft import PeftModel
-from serving_peers import VLLM, Answers, ContinuousBatching, SideFailed
-from transformers import AutoModelForCausalLM
+from serving_peers import VLLM, Answers, ContinuousBatching, SideFailed, copy_of
 
 import foreword
 from foreword.backbone import Backbone
+from foreword.backbone.embedded import NAME
 from foreword.data import left_padded
 from foreword.engine import Engine, Event, Request, Sampling, Weighted
 from foreword.engine.residency import Residency
+from foreword.engine.threads import give_up_pool
 from foreword.prefix import Prefix
 from foreword.store import PrefixStore
 
@@ -85,6 +86,7 @@ class Side:
 
     Attributes:
         run: Answers requests that come at once.
+        turn: What is entered for a turn, and left after it, outside the clock.
         prefixes: What the requests name in turn.
         rates: Tokens per second, round by round.
         equal: Whether a row without a prefix equals the engine's, row by row.
@@ -92,6 +94,7 @@ class Side:
     """
 
     run: Callable[[list[Request]], Answers]
+    turn: AbstractContextManager[Any] = field(default_factory=nullcontext)
     prefixes: Sequence[Prefix | None] = (None,)
     rates: list[float] = field(default_factory=list)
     equal: list[bool] = field(default_factory=list)
@@ -99,14 +102,17 @@ class Side:
 
     def answer(self, requests: list[Request], *, counts: bool) -> Answers:
         """The answers, none if the side fails; the rate is kept if the round counts."""
-        began = time.perf_counter()
-        try:
-            answers = self.run(requests)
-        except SideFailed as error:
-            self.failure = str(error)
-            return []
+        give_up_pool()  # of this thread: the engine's would have to run beside it
+        with self.turn:
+            began = time.perf_counter()
+            try:
+                answers = self.run(requests)
+            except SideFailed as error:
+                self.failure = str(error)
+                return []
+            seconds = time.perf_counter() - began
         if counts:
-            self.rates.append(sum(map(len, answers)) / (time.perf_counter() - began))
+            self.rates.append(sum(map(len, answers)) / seconds)
         return answers
 
     def told(self) -> dict[str, Any]:
@@ -135,8 +141,9 @@ def _waves(requests: Sequence[Request]) -> range:
 def _batch(model: Any, requests: Sequence[Request]) -> Answers:
     batch = left_padded([list(request.prompt) for request in requests], 0)
     sizes = [request.sampling.max_tokens for request in requests]
+    inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
     rows = model.generate(
-        **batch, max_new_tokens=max(sizes), do_sample=False, eos_token_id=None, pad_token_id=0
+        **inputs, max_new_tokens=max(sizes), do_sample=False, eos_token_id=None, pad_token_id=0
     )
     width = batch["input_ids"].shape[1]
     return [row[width : width + size].tolist() for row, size in zip(rows, sizes, strict=True)]
@@ -146,8 +153,7 @@ class Switching:
     """PEFT with one adapter per prefix; each group of requests is one batch under its own."""
 
     def __init__(self, backbone: Backbone, prefixes: Sequence[Prefix], folder: Path) -> None:
-        name = backbone.model.config.name_or_path
-        base = AutoModelForCausalLM.from_pretrained(name, dtype=backbone.dtype)
+        base = copy_of(backbone)
         self.model: Any = None
         for index, prefix in enumerate(prefixes):
             place = folder / f"peft-{prefix.length}-{index}"
@@ -172,10 +178,8 @@ def all_sides(
 ) -> dict[str, Side]:
     """The sides by name, the engine without prefixes first; the stack closes what they hold."""
     made = {length: texts(backbone, rows, length) for length in LENGTHS}
-    plain = AutoModelForCausalLM.from_pretrained(
-        backbone.model.config.name_or_path, dtype=backbone.dtype
-    )
-    batching = stack.enter_context(ContinuousBatching(backbone, CONCURRENT))
+    plain = copy_of(backbone)
+    batching = ContinuousBatching(backbone, CONCURRENT)
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     peft = {
         length: Switching(backbone, [backbone.moved(p, "offset") for p in prefixes], folder)
@@ -185,14 +189,14 @@ def all_sides(
     sides = {
         BARE: Side(partial(of_engine, engine)),
         "generate, static batches, no prefix": Side(partial(of_generate, plain)),
-        "generate_batch, no prefix": Side(batching.run),
+        "generate_batch, no prefix": Side(batching.run, batching),
     }
     if vllm is not None:
         server = stack.enter_context(VLLM(vllm, backbone, CONCURRENT))
         sides["vLLM, no prefix"] = Side(server.run)
     for length, prefixes in made.items():
-        sides[OURS.format(length)] = Side(partial(of_engine, engine), prefixes)
-        sides[PEFT.format(length)] = Side(peft[length].run, prefixes)
+        sides[OURS.format(length)] = Side(partial(of_engine, engine), prefixes=prefixes)
+        sides[PEFT.format(length)] = Side(peft[length].run, prefixes=prefixes)
     return sides
 
 
@@ -372,6 +376,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--only", default="tokens,latency,memory")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--backbone", default=NAME, help="a name or folder; default: embedded")
     parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))
     parser.add_argument(
         "--vllm", type=Path, metavar="PYTHON", help="that of an environment that has vLLM"
@@ -380,7 +385,7 @@ def main() -> None:
     file = arguments.shared / "data" / "data2text" / "e2e_dev.jsonl"
     rows: Any = read_rows(file) if file.is_file() else foreword.read_rows("foreword/e2e:train")
     random.Random(0).shuffle(rows)
-    backbone = foreword.load(dtype=arguments.dtype)
+    backbone = foreword.load(arguments.backbone, dtype=arguments.dtype)
     report: dict[str, Any] = {**machine(), "backbone": backbone.name, "dtype": str(backbone.dtype)}
     stages: dict[str, Callable[[], dict[str, Any]]] = {
         "tokens": lambda: tokens(backbone, rows, arguments.rounds, arguments.vllm),

@@ -33,6 +33,13 @@ class SideFailed(Exception):
     """A side that does not run here, and why."""
 
 
+def copy_of(backbone: Backbone, **options: Any) -> Any:
+    """The backbone's model, read once more, which nothing is attached to."""
+    name = backbone.model.config.name_or_path
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=backbone.dtype, **options)
+    return model.to(backbone.device).eval()
+
+
 class ContinuousBatching:
     """transformers' own: what `generate_batch` runs, asked through its manager.
 
@@ -42,22 +49,20 @@ class ContinuousBatching:
     """
 
     def __init__(self, backbone: Backbone, rows: int) -> None:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            backbone.model.config.name_or_path,
-            dtype=backbone.dtype,
-            attn_implementation="paged|eager",
-        )
-        self.manager = model.init_continuous_batching(
+        self.model = copy_of(backbone, attn_implementation="paged|eager")
+        self.rows = rows
+
+    def __enter__(self) -> ContinuousBatching:
+        """Start its thread, for one turn: an idle one's pool would slow the other sides down."""
+        self.manager = self.model.init_continuous_batching(
             GenerationConfig(do_sample=False, eos_token_id=-1),  # -1: no token ends a request
             ContinuousBatchingConfig(
-                max_requests_per_batch=rows,
-                num_blocks=BLOCKS * rows,  # else 60% of the machine's memory
+                max_requests_per_batch=self.rows,
+                num_blocks=BLOCKS * self.rows,  # else 60% of the machine's memory
                 max_batch_tokens=STEP,
                 allow_block_sharing=False,
             ),
         )
-
-    def __enter__(self) -> ContinuousBatching:
         self.manager.start()
         return self
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -38,6 +40,53 @@ def test_packed_layers_give_what_the_layers_give() -> None:
         found, expected, rtol=2**-6, atol=2**-6 * float(expected.abs().max())
     )
     assert torch.equal(logits(made), expected)
+
+
+@needs_onednn
+@pytest.mark.parametrize("bias", [False, True])
+def test_layers_that_read_the_same_are_one_product(bias: bool) -> None:
+    made: nn.Module = tiny_model(attention_bias=bias).to(torch.bfloat16)
+    expected = logits(made)
+    before = {name: tensor.clone() for name, tensor in made.state_dict().items()}
+    with packed(made, lambda: logits(made)) as layers:
+        first: Any = made.model.layers[0]  # type: ignore[union-attr, index]
+        products = [
+            first.self_attn.q_proj.__dict__["forward"].func.__self__.layers,
+            first.mlp.gate_proj.__dict__["forward"].func.__self__.layers,
+        ]
+        assert [len(each) for each in products] == [3, 2]
+        found = logits(made)
+        again = logits(made)
+    assert layers == 3 * 7 + 1
+    torch.testing.assert_close(
+        found, expected, rtol=2**-6, atol=2**-6 * float(expected.abs().max())
+    )
+    assert torch.equal(again, found)
+    assert all(torch.equal(made.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+class Changes(nn.Module):
+    """Reads one tensor twice, and changes it in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(16, 8).bfloat16(), nn.Linear(16, 8).bfloat16()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        inputs = inputs.clone()
+        first: Tensor = self.one(inputs)
+        return torch.cat([first, self.two(inputs.neg_())], dim=-1)
+
+
+@needs_onednn
+def test_layers_that_only_seem_to_read_the_same_stay_apart() -> None:
+    torch.manual_seed(0)
+    made = Changes()
+    inputs = torch.randn(3, 16).bfloat16()
+    expected = made(inputs)
+    with packed(made, lambda: made(inputs)) as layers:
+        assert layers == 2
+        torch.testing.assert_close(made(inputs), expected, rtol=2**-6, atol=2**-6)
 
 
 @needs_onednn

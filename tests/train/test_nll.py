@@ -12,11 +12,15 @@ from foreword.train.nll import token_nll
 TARGETS, VOCABULARY = 37, 101
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("chunk", [1, 8, TARGETS, 1000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_values_and_gradients_equal_cross_entropy(
-    monkeypatch: pytest.MonkeyPatch, chunk: int, dtype: torch.dtype
+    monkeypatch: pytest.MonkeyPatch, chunk: int, dtype: torch.dtype, fused: bool
 ) -> None:
+    if fused:  # what a GPU runs
+        monkeypatch.setattr(nll, "_sizes", nll._fused_sizes)
+        monkeypatch.setattr(nll, "_gradient", nll._fused_gradient)
     monkeypatch.setitem(nll.CHUNK_BYTES, "cpu", 4 * VOCABULARY * chunk)
     torch.manual_seed(0)
     logits = (3 * torch.randn(TARGETS, VOCABULARY)).to(dtype).requires_grad_()

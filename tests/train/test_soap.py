@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from foreword.train.soap import FAINT, LARGEST, SOAP
+from foreword.train.soap import FAINT, LARGEST, SOAP, _shared_eigenvectors
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -107,6 +107,39 @@ def test_a_kept_state_goes_on_bit_for_bit() -> None:
     assert other.state[parameter]["covariance"].dtype == torch.float64
     follow(parameter, other, gradients[7:])
     assert torch.equal(parameter.detach(), whole)
+
+
+def test_parameters_that_move_together_move_as_each_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shapes = [(2, 5, 8), (2, 5, 8), (3, 4), (2, 5, 8), (3, 4), (1, 2, LARGEST + 1)]
+    ways = []
+    for together in (False, True):
+        if together:  # what a GPU runs
+            monkeypatch.setattr(SOAP, "_together", lambda self, given: _by_shape(given))
+        parameters = [nn.Parameter(torch.zeros(shape)) for shape in shapes]
+        optimizer = SOAP(parameters, lr=0.1)
+        for step in range(11):
+            for index, parameter in enumerate(parameters):
+                parameter.grad = draw(*parameter.shape, seed=100 * step + index)
+            optimizer.step()
+        ways.append(parameters)
+    for one, other in zip(*ways, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_eigenvectors_found_in_threads_are_the_same() -> None:
+    root = draw(3, 2, 8, 8).double()
+    covariance = root @ root.mT
+    expected = torch.linalg.eigh(covariance)[1]
+    torch.testing.assert_close(_shared_eigenvectors(covariance), expected)
+
+
+def _by_shape(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+    by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        by_shape.setdefault(parameter.shape, []).append(parameter)
+    return list(by_shape.values())
 
 
 def test_a_closure_is_called_with_gradients() -> None:

@@ -20,12 +20,13 @@ def head_sees(model: nn.Module, wanted_BT: Tensor) -> Iterator[list[bool]]:
     its output layer, or one that calls it otherwise, gives all logits as ever.
     """
     narrowed: list[bool] = []
+    rows_N, tokens_N = wanted_BT.nonzero(as_tuple=True)  # now: it waits for the device
 
     def narrow(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if len(inputs) != 1 or inputs[0].shape[:-1] != wanted_BT.shape:
             return None
         narrowed.append(True)
-        return (inputs[0][wanted_BT][None],)
+        return (inputs[0][rows_N, tokens_N][None],)
 
     find = getattr(model, "get_output_embeddings", None)
     head = find() if callable(find) else None

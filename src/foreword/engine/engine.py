@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import math
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from foreword.backbone import Backbone
+from foreword.backbone.attachment import Attachment
 from foreword.backbone.packing import packed
 from foreword.engine.detokeniser import Detokeniser
 from foreword.engine.request import (
@@ -33,6 +33,7 @@ from foreword.engine.request import (
 from foreword.engine.runner import PROBE, Row, Runner
 from foreword.engine.sampler import Draw, logprobs_of, sample
 from foreword.engine.scheduler import Active, Limits, Scheduler
+from foreword.engine.threads import give_up_pool
 from foreword.errors import DataError, ServeError, first_line
 from foreword.prefix import Prefix
 
@@ -63,8 +64,12 @@ class _Job(Active):
         return self.draw
 
 
-def _put(events: queue.SimpleQueue[tuple[int, Event]], index: int, event: Event) -> None:
-    events.put((index, event))
+def _logits(backbone: Backbone, attachment: Attachment) -> Tensor:
+    """What the model gives for a few tokens."""
+    with torch.inference_mode(), attachment.using(None):
+        ids = torch.tensor([PROBE], device=backbone.device)
+        logits: Tensor = backbone.model(input_ids=ids, use_cache=False).logits
+    return logits
 
 
 class Engine:
@@ -91,7 +96,7 @@ class Engine:
         with ExitStack() as stack:  # which undoes what was done, if one of these fails
             attachment = stack.enter_context(backbone.attached(None))
             _ = backbone.fingerprint  # read before the weights are packed
-            stack.enter_context(packed(backbone.model))
+            stack.enter_context(packed(backbone.model, partial(_logits, backbone, attachment)))
             self.runner = Runner(
                 backbone, attachment, self.limits.rows, example, self.limits.copied
             )
@@ -101,6 +106,7 @@ class Engine:
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._accepts, self._stopping = True, False
         self._door = threading.Lock()  # what is accepted is in the inbox before the order to stop
+        give_up_pool()
         self._thread = threading.Thread(target=self._loop, name="foreword-engine", daemon=True)
         self._thread.start()
 
@@ -165,15 +171,18 @@ class Engine:
     def generate(self, requests: Iterable[Request]) -> list[Completion]:
         """Answers to requests, in their order; one that fails says so in its ``error``."""
         requests = list(requests)
-        events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
-        for index, request in enumerate(requests):
-            self.submit(request, partial(_put, events, index))
         found: list[list[Event]] = [[] for _ in requests]
-        open_ = len(requests)
-        while open_:
-            index, event = events.get()
-            found[index].append(event)
-            open_ -= event.finish is not None
+        ended: queue.SimpleQueue[Event] = queue.SimpleQueue()
+
+        def note(events: list[Event], event: Event) -> None:
+            events.append(event)
+            if event.finish is not None:  # waking this thread at each token would take it a core
+                ended.put(event)
+
+        for request, events in zip(requests, found, strict=True):
+            self.submit(request, partial(note, events))
+        for _ in requests:
+            ended.get()
         return [completion(request, each) for request, each in zip(requests, found, strict=True)]
 
     async def stream(self, request: Request) -> AsyncIterator[Event]:
@@ -243,6 +252,8 @@ class Engine:
     def _listen(self) -> bool:
         """Do what other threads asked for, waiting while there is nothing else; whether to go on."""
         while not (self.scheduler.is_idle and self._stopping):
+            if self.scheduler.is_idle and self._inbox.empty():
+                give_up_pool()
             try:
                 self._inbox.get(block=self.scheduler.is_idle)()
             except queue.Empty:
@@ -295,19 +306,25 @@ class Engine:
             if isinstance(error, str):
                 self._finish(job, "error", error)
         given = [(job, size, logits) for job, size, logits in found if isinstance(logits, Tensor)]
-        self._discard([job for job, _, logits_NV in given if not _is_number(logits_NV[-1])])
+        if not given:
+            return
+        last_BV = torch.stack([logits_NV[-1] for _, _, logits_NV in given])
+        are_numbers = last_BV.amax(dim=-1).isfinite().tolist()  # one wait for the device
+        self._discard([job for (job, *_), fine in zip(given, are_numbers, strict=True) if not fine])
         for job, size, logits_NV in given:
             if len(job.tokens) == len(job.request.prompt) and not job.has_ended:
                 self._guarded([job], partial(self._note_prompt, job, size, logits_NV))
         ready = [
-            (job, logits_NV[-1])
-            for job, _, logits_NV in given
+            (job, row)
+            for row, (job, *_) in enumerate(given)
             if job.is_decoding and not job.has_ended
         ]
         for job, _ in ready:
             if job.slot >= self.scheduler.decoding:
                 self.scheduler.promote(job)
-        self._advance(ready)
+        rows = [row for _, row in ready]
+        logits_BV = last_BV if len(rows) == len(given) else last_BV[rows]
+        self._advance([job for job, _ in ready], logits_BV)
 
     def _discard(self, jobs: Sequence[_Job]) -> None:
         """End jobs whose logits are not numbers; no slot keeps what would spoil its next request."""
@@ -340,13 +357,12 @@ class Engine:
             for logits_V, token in zip(logits_NV, following, strict=False)
         ]
 
-    def _advance(self, rows: Sequence[tuple[_Job, Tensor]]) -> None:
+    def _advance(self, jobs: Sequence[_Job], logits_BV: Tensor) -> None:
         """Choose the next token of each row, and tell."""
-        if not rows:
+        if not jobs:
             return
-        logits_BV = torch.stack([logits_V for _, logits_V in rows])
-        tokens = sample(logits_BV, [job.drawing(logits_BV.device) for job, _ in rows])
-        for (job, logits_V), token in zip(rows, tokens, strict=True):
+        tokens = sample(logits_BV, [job.drawing(logits_BV.device) for job in jobs])
+        for job, token, logits_V in zip(jobs, tokens, logits_BV, strict=True):
             self._guarded([job], partial(self._tell, job, token, logits_V))
 
     def _tell(self, job: _Job, token: int, logits_V: Tensor) -> None:
@@ -389,11 +405,6 @@ class Engine:
         self.scheduler.release(job)
         rest = "" if job.text is None else job.text.end()
         job.sink(Event(job.request.name, text=rest, finish=reason, error=error))
-
-
-def _is_number(logits_V: Tensor) -> bool:
-    """Whether there is a likeliest token."""
-    return math.isfinite(logits_V.max())
 
 
 def completion(request: Request, events: Sequence[Event]) -> Completion:

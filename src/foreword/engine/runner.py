@@ -367,8 +367,7 @@ def _wanted(row: Row, queries: int) -> list[bool]:
 
 def _even(size: int) -> int:
     """A size not much above another: for each that it has not seen, oneDNN makes its kernels anew."""
-    few, many = 8, 32
-    step = 1 if size == 1 else few if size <= 2 * many else many
+    step = 1 if size == 1 else 8 if size <= 256 else 32
     return -(-size // step) * step
 
 

@@ -7,12 +7,14 @@ dimension by itself and is blind to that; turned to the axes of their covariance
 Source: Vyas et al., "SOAP: Improving and Stabilizing Shampoo using Adam", 2024 (arXiv 2409.11321),
 algorithm 3; here per head, with one side turned (section 7) and the momentum kept in the original axes.
 
-Shapes: H key/value heads, P prefix length, D dimension.
+Shapes: N parameters of one shape, H key/value heads, P prefix length, D dimension.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -62,70 +64,120 @@ class SOAP(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._move(parameter, parameter.grad, group)
+            for parameters in self._together(group["params"]):
+                self._move(parameters, group)
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As every optimiser's, but for the covariances, which stay float64 on the CPU."""
+        """As every optimiser's, but for the covariances, which stay float64."""
         super().load_state_dict(state_dict)
         parameters = [p for group in self.param_groups for p in group["params"]]
         for index, saved in state_dict["state"].items():
             if "covariance" in saved:
-                kept = saved["covariance"].to("cpu", copy=True)
+                place = _place_of_float64(parameters[index].device)
+                kept = saved["covariance"].to(place, copy=True)
                 self.state[parameters[index]]["covariance"] = kept
 
-    def _move(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[parameter]
-        turns = parameter.ndim == 3 and parameter.shape[-1] <= LARGEST
-        if not state:
-            state["step"] = 0
-            state["momentum"] = torch.zeros_like(parameter)
-            state["square"] = torch.zeros_like(parameter)
-        state["step"] += 1
-        axes = self._axes(state, gradient, group) if turns else None
-        if turns and state["step"] == 1:
+    def _together(self, parameters: Iterable[nn.Parameter]) -> Iterable[list[nn.Parameter]]:
+        """Parameters that move by the same operations: on a GPU, where each is a launch, all alike."""
+        groups: dict[object, list[nn.Parameter]] = {}
+        for parameter in parameters:
+            if parameter.grad is not None:
+                step = self.state[parameter].get("step", 0)
+                alike = parameter.shape, parameter.dtype, parameter.device, step
+                alone = id(parameter) if parameter.device.type == "cpu" else None
+                groups.setdefault((alike, alone), []).append(parameter)
+        return groups.values()
+
+    def _move(self, parameters: Sequence[nn.Parameter], group: dict[str, Any]) -> None:
+        """A step of parameters of one shape, which are stacked: N more dimensions below."""
+        states = [self.state[parameter] for parameter in parameters]
+        gradient = _stacked([p.grad for p in parameters if p.grad is not None])
+        for parameter, state in zip(parameters, states, strict=True):
+            if not state:
+                state["step"] = 0
+                state["momentum"] = torch.zeros_like(parameter)
+                state["square"] = torch.zeros_like(parameter)
+            state["step"] += 1
+        step = states[0]["step"]
+        turns = gradient.ndim == 4 and gradient.shape[-1] <= LARGEST
+        axes = self._axes(states, gradient, group) if turns else None
+        if turns and step == 1:
             return
         first, second = group["betas"]
-        state["momentum"].lerp_(gradient, 1 - first)
-        momentum = state["momentum"] / (1 - first ** state["step"])
+        momentum = _blended(states, "momentum", gradient, 1 - first) / (1 - first**step)
         if axes is not None:
             gradient, momentum = gradient @ axes, momentum @ axes
-        state["square"].lerp_(gradient.square(), 1 - second)
-        square = state["square"] / (1 - second ** state["step"])
+        square = _blended(states, "square", gradient.square(), 1 - second) / (1 - second**step)
         if axes is None:
             change = momentum / (square.sqrt() + group["eps"])
         else:
-            damping = group["damping"] * square.mean(dim=(1, 2), keepdim=True).sqrt()
+            damping = group["damping"] * square.mean(dim=(-2, -1), keepdim=True).sqrt()
             size = (square.sqrt() + damping).clamp_min(torch.finfo(square.dtype).tiny)
             change = momentum / size @ axes.mT
-        parameter.sub_(change, alpha=group["lr"])
+        torch._foreach_sub_(list(parameters), list(change.unbind()), alpha=group["lr"])
 
-    def _axes(self, state: dict[str, Any], gradient_HPD: Tensor, group: dict[str, Any]) -> Tensor:
-        """The axes (H, D, D) after this gradient.
+    def _axes(
+        self, states: Sequence[dict[str, Any]], gradient_NHPD: Tensor, group: dict[str, Any]
+    ) -> Tensor:
+        """The axes (N, H, D, D) after these gradients.
 
         The covariance is kept in float64: in float32 its small eigenvalues, and so their axes, would
         be rounding errors of the large ones.
         """
-        long_HPD = gradient_HPD.to("cpu", torch.float64)
-        covariance_HDD = long_HPD.mT @ long_HPD
-        if "covariance" not in state:
-            state["covariance"] = torch.zeros_like(covariance_HDD)
-        state["covariance"].lerp_(covariance_HDD, 1 - group["covariance_beta"])
-        if state["step"] == 1 or state["step"] % group["every"] == 0:
-            state["axes"] = _eigenvectors(state["covariance"]).to(gradient_HPD)
-        axes: Tensor = state["axes"]
-        return axes
+        long_NHPD = gradient_NHPD.to(_place_of_float64(gradient_NHPD.device), torch.float64)
+        new_NHDD = long_NHPD.mT @ long_NHPD
+        for state, new_HDD in zip(states, new_NHDD, strict=True):
+            state.setdefault("covariance", torch.zeros_like(new_HDD))
+        covariance_NHDD = _blended(states, "covariance", new_NHDD, 1 - group["covariance_beta"])
+        step = states[0]["step"]
+        if step == 1 or step % group["every"] == 0:
+            axes_NHDD = _eigenvectors(covariance_NHDD).to(gradient_NHPD)
+            for state, axes_HDD in zip(states, axes_NHDD, strict=True):
+                state["axes"] = axes_HDD.clone()
+            return axes_NHDD
+        return _stacked([state["axes"] for state in states])
 
 
-def _eigenvectors(covariance_HDD: Tensor) -> Tensor:
-    """Eigenvectors by rising eigenvalue, so that they keep their order.
+def _place_of_float64(device: torch.device) -> torch.device:
+    """The device, or the CPU for one that may know no float64."""
+    return device if device.type == "cuda" else torch.device("cpu")
+
+
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors of one shape under a new first dimension; a single one is not copied."""
+    return tensors[0][None] if len(tensors) == 1 else torch.stack(list(tensors))
+
+
+def _blended(states: Sequence[dict[str, Any]], name: str, new: Tensor, weight: float) -> Tensor:
+    """Move what the states keep under a name towards new values; what they keep then, stacked."""
+    kept = [state[name] for state in states]
+    stacked = _stacked(kept).lerp_(new, weight)
+    if len(kept) > 1:
+        torch._foreach_copy_(kept, list(stacked.unbind()))
+    return stacked
+
+
+def _eigenvectors(covariance: Tensor) -> Tensor:
+    """Eigenvectors (any, D, D) by rising eigenvalue, so that they keep their order; on the CPU.
 
     Where no gradient has been yet, any axes would be eigenvectors; a faint slope along the diagonal
-    decides, not rounding errors.
+    decides, not rounding errors. A GPU takes longer over so small matrices than a CPU, whose cores
+    share those of a GPU's many parameters (benchmarks/LOG.md).
     """
-    slope_D = torch.linspace(0, FAINT, covariance_HDD.shape[-1], dtype=covariance_HDD.dtype)
-    trace_H1 = covariance_HDD.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
-    axes_HDD: Tensor = torch.linalg.eigh(covariance_HDD + torch.diag_embed(slope_D * trace_H1))[1]
-    return axes_HDD
+    on_cpu = covariance.cpu()
+    slope_D = torch.linspace(0, FAINT, on_cpu.shape[-1], dtype=on_cpu.dtype)
+    trace = on_cpu.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
+    sloped = on_cpu + torch.diag_embed(slope_D * trace)
+    if covariance.device.type == "cpu":
+        axes: Tensor = torch.linalg.eigh(sloped)[1]
+        return axes
+    return _shared_eigenvectors(sloped)
+
+
+def _shared_eigenvectors(covariance: Tensor) -> Tensor:
+    """Eigenvectors (any, D, D), each core's share in a thread of its own."""
+    parts = covariance.flatten(0, -3).chunk(os.cpu_count() or 1)
+    with ThreadPoolExecutor(len(parts)) as threads:
+        found = [axes for _, axes in threads.map(torch.linalg.eigh, parts)]
+    return torch.cat(found).view(covariance.shape)
