@@ -1,7 +1,7 @@
 """Serving: the engine over many prefixes, and what else one could do.
 
     python benchmarks/serving.py [--shared ../shared] [--only tokens,latency,memory] [--rounds 3]
-                                 [--vllm PYTHON]
+                                 [--vllm PYTHON] [--sides engine]
 
 - tokens: requests over 8 prefixes, 32 at once and as many again behind them, on E2E's real prompts and
   answers' lengths; tokens/s of the engine with and without prefixes, of PEFT switching adapters between
@@ -201,11 +201,12 @@ def all_sides(
 
 
 def tokens(
-    backbone: Backbone, rows: list[dict[str, Any]], rounds: int, vllm: Path | None
+    backbone: Backbone, rows: list[dict[str, Any]], rounds: int, vllm: Path | None, only: str
 ) -> dict[str, Any]:
-    """Tokens per second of all sides, interleaved."""
+    """Tokens per second of all sides, or of those whose names begin so, interleaved."""
     with ExitStack() as stack:
-        sides = all_sides(backbone, rows, vllm, stack)
+        every = all_sides(backbone, rows, vllm, stack)
+        sides = {name: side for name, side in every.items() if name.startswith(only)}
         for index in range(rounds + 1):  # the first round warms up
             size = CONCURRENT * WAVES if index else WARM_UP
             _round(backbone, sides, random.Random(index).sample(rows, size), index)
@@ -240,9 +241,10 @@ def _ratios(sides: dict[str, Side]) -> dict[str, float]:
         if None in sides[name].prefixes and name != BARE
     }
     for length in LENGTHS:
-        ours = median[OURS.format(length)]
+        ours, peft = median[OURS.format(length)], median.get(PEFT.format(length))
         ratios[f"prefixes of {length} over none"] = ours / median[BARE]
-        ratios[f"prefixes of {length} over PEFT"] = ours / median[PEFT.format(length)]
+        if peft is not None:
+            ratios[f"prefixes of {length} over PEFT"] = ours / peft
     return ratios
 
 
@@ -376,6 +378,9 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--only", default="tokens,latency,memory")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--sides", default="", help="only those whose names begin so, such as engine"
+    )
     parser.add_argument("--backbone", default=NAME, help="a name or folder; default: embedded")
     parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))
     parser.add_argument(
@@ -388,7 +393,7 @@ def main() -> None:
     backbone = foreword.load(arguments.backbone, dtype=arguments.dtype)
     report: dict[str, Any] = {**machine(), "backbone": backbone.name, "dtype": str(backbone.dtype)}
     stages: dict[str, Callable[[], dict[str, Any]]] = {
-        "tokens": lambda: tokens(backbone, rows, arguments.rounds, arguments.vllm),
+        "tokens": lambda: tokens(backbone, rows, arguments.rounds, arguments.vllm, arguments.sides),
         "latency": lambda: latency(backbone, rows, arguments.rounds),
         "memory": lambda: memory(backbone, rows),
     }

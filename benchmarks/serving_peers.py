@@ -110,16 +110,24 @@ class VLLM:
         }
         program = Path(__file__).with_name("vllm_side.py")
         dtype = str(backbone.dtype).removeprefix("torch.")
-        self.process = subprocess.Popen(
-            [python, program, backbone.model.config.name_or_path, dtype, str(rows)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**settings, **os.environ},
-            text=True,
-        )
+        try:
+            self.process = subprocess.Popen(
+                [python, program, backbone.model.config.name_or_path, dtype, str(rows)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**settings, **os.environ},
+                text=True,
+            )
+        except OSError as error:
+            raise SystemExit(f"--vllm {python}: {error.strerror}; expected a Python") from error
 
     def __enter__(self) -> VLLM:
-        self._read()  # that the model is loaded
+        try:
+            self._read()  # that the model is loaded
+        except SideFailed as error:
+            raise SystemExit(
+                f"--vllm: {error}; expected the Python of vLLM's environment"
+            ) from error
         return self
 
     def __exit__(self, *_: object) -> None:

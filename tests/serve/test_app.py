@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -258,6 +260,32 @@ def test_hostile_files_are_refused(app: TestClient, content: bytes) -> None:
     answer = app.put("/v1/prefixes/bad", files={"file": content})
     assert answer.status_code == 400
     assert app.get("/v1/prefixes/bad").status_code == 404
+
+
+@pytest.mark.parametrize(("reason", "status"), [(errno.ENOSPC, 507), (errno.EROFS, 500)])
+def test_a_disk_that_refuses_is_the_servers_fault(
+    app: TestClient,
+    backbone: foreword.Backbone,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    reason: int,
+    status: int,
+) -> None:
+    file = tmp_path / "p.safetensors"
+    foreword.format.save(backbone.capture(backbone.tokens("text")), file)
+    content = file.read_bytes()
+
+    def refuse(_: int) -> None:
+        raise OSError(reason, os.strerror(reason))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("foreword.files.os.fsync", refuse)
+        answer = app.put("/v1/prefixes/full", files={"file": content})
+    assert answer.status_code == status
+    assert answer.json()["error"]["type"] == "server_error"
+    assert app.get("/v1/prefixes/full").status_code == 404
+    assert app.put("/v1/prefixes/full", files={"file": content}).status_code == 200
+    app.delete("/v1/prefixes/full")
 
 
 def test_a_prefix_of_another_backbone_is_refused(app: TestClient, tmp_path: Path) -> None:

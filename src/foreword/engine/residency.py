@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from foreword.engine.threads import give_up_pool
 from foreword.errors import StoreError
 from foreword.prefix import Prefix
 from foreword.store import PrefixStore, Stamp
@@ -59,6 +60,7 @@ class Residency:
                 return held.prefix
         prefix = self.store.load(name)
         _ = prefix.digest  # computed here, not by the first step that needs it
+        give_up_pool()
         with self._lock:
             self.misses += 1
             self._held[name] = _Held(prefix, stamp)

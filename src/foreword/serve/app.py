@@ -13,6 +13,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response, UploadFile
 from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from foreword import format as prefix_file
@@ -27,7 +28,14 @@ from foreword.serve.completions import Asked, Completions
 from foreword.serve.failures import Failure, told
 from foreword.serve.guard import Guard, Receive, Scope, Send
 from foreword.serve.metrics import Metrics
-from foreword.serve.schemas import ChatRequest, CompletionRequest, LoadRequest, NameRequest
+from foreword.serve.schemas import (
+    ChatAnswer,
+    ChatRequest,
+    CompletionAnswer,
+    CompletionRequest,
+    LoadRequest,
+    NameRequest,
+)
 from foreword.version import __version__
 
 log = logging.getLogger("foreword.serve")
@@ -35,13 +43,18 @@ log = logging.getLogger("foreword.serve")
 WITH_BODY = (400, 401, 408, 413)
 """Statuses that any request with a body may be refused with."""
 
-ANSWERED: dict[int | str, dict[str, Any]] = {
-    200: {
+STORING = (500, 507)
+"""Statuses that a request that writes to the store may be refused with, besides."""
+
+
+def _answered(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """How a route of completions is described."""
+    answer = {
+        "model": model,
         "description": "OpenAI's object; with `stream` a stream of server-sent events",
         "content": {"text/event-stream": {}},
     }
-}
-"""How completions are described."""
+    return {200: answer, **told(*WITH_BODY, 404, 429, 500, 503, 504)}
 
 
 @dataclass(frozen=True)
@@ -169,14 +182,12 @@ def _completion_routes(app: FastAPI, service: Completions) -> None:
         )
         return JSONResponse(answers.whole(found))
 
-    refusals = {**ANSWERED, **told(*WITH_BODY, 404, 429, 500, 503, 504)}
-
-    @app.post("/v1/completions", responses=refusals)
+    @app.post("/v1/completions", responses=_answered(CompletionAnswer))
     async def completions(request: Request, body: CompletionRequest) -> Response:
         """Go on from a prompt."""
         return await answered(request, body)
 
-    @app.post("/v1/chat/completions", responses=refusals)
+    @app.post("/v1/chat/completions", responses=_answered(ChatAnswer))
     async def chat(request: Request, body: ChatRequest) -> Response:
         """Answer a conversation."""
         return await answered(request, body)
@@ -315,19 +326,19 @@ def _prefix_routes(app: FastAPI, backbone: Backbone, residency: Residency) -> No
         """What a prefix is."""
         return await run_in_threadpool(inspected, name)
 
-    @app.put("/v1/prefixes/{name}", responses=told(*WITH_BODY, 404))
+    @app.put("/v1/prefixes/{name}", responses=told(*WITH_BODY, 404, *STORING))
     async def upload(name: str, file: UploadFile, overwrite: bool = False) -> dict[str, Any]:
         """Store an uploaded file under a name."""
         return await kept(name, await file.read(), overwrite=overwrite)
 
-    @app.delete("/v1/prefixes/{name}", responses=told(400, 401, 404))
+    @app.delete("/v1/prefixes/{name}", responses=told(400, 401, 404, *STORING))
     async def delete(name: str) -> dict[str, Any]:
         """Delete a prefix; requests under way keep it."""
         await run_in_threadpool(residency.store.remove, name)
         residency.forget(name)
         return {"name": name, "deleted": True}
 
-    @app.post("/v1/load_prefix", responses=told(*WITH_BODY))
+    @app.post("/v1/load_prefix", responses=told(*WITH_BODY, *STORING))
     async def load(body: LoadRequest) -> dict[str, Any]:
         """Store a file of the server's disk under a name."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -74,7 +75,13 @@ MEANING = {
     500: "The server failed",
     503: "The server takes no more requests",
     504: "The request took too long",
+    507: "The server's disk is full",
 }
+
+FULL = {errno.ENOSPC, errno.EDQUOT}
+"""What the system calls a disk, or a user's share of it, that is full."""
+REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
+"""And one that does not let the server write, or is broken."""
 
 
 def told(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -88,6 +95,11 @@ def status_of(error: ForewordError) -> int:
         return 404
     if isinstance(error, ServeError):
         return 503
+    if isinstance(error, StoreError) and isinstance(error.__cause__, OSError):
+        if error.__cause__.errno in FULL:
+            return 507
+        if error.__cause__.errno in REFUSED:
+            return 500
     known = (DataError, FormatError, MismatchError, StoreError)
     return 400 if isinstance(error, known) else 500
 

@@ -1,4 +1,4 @@
-"""What requests may hold: OpenAI's fields that are served, and no others.
+"""What requests may hold, OpenAI's fields that are served and no others; and what answers do.
 
 A field that is not here is refused by name. Nothing is accepted and ignored.
 """
@@ -128,6 +128,95 @@ class NameRequest(Strict):
     """Body of requests about one prefix."""
 
     name: Text
+
+
+Ending = Literal["stop", "length"]
+
+
+class Usage(BaseModel):
+    """How many tokens a request took."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Answer(BaseModel):
+    """What both kinds of answers share."""
+
+    id: str
+    created: int
+    model: str
+    usage: Usage
+
+
+class TextLogprobs(BaseModel):
+    """Log-probabilities of a text's tokens, in parallel lists."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class TextChoice(BaseModel):
+    """One continuation."""
+
+    index: int
+    text: str
+    logprobs: TextLogprobs | None
+    finish_reason: Ending
+
+
+class CompletionAnswer(Answer):
+    """Answer of POST /v1/completions."""
+
+    object: Literal["text_completion"]
+    choices: list[TextChoice]
+
+
+class Logprob(BaseModel):
+    """One token's log-probability."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(Logprob):
+    """That of a chosen token, with the likeliest ones."""
+
+    top_logprobs: list[Logprob]
+
+
+class ChatLogprobs(BaseModel):
+    """Log-probabilities of an answer's tokens."""
+
+    content: list[TokenLogprob]
+    refusal: None
+
+
+class ChatTurn(BaseModel):
+    """What the model says."""
+
+    role: Literal["assistant"]
+    content: str
+
+
+class ChatChoice(BaseModel):
+    """One answer."""
+
+    index: int
+    message: ChatTurn
+    logprobs: ChatLogprobs | None
+    finish_reason: Ending
+
+
+class ChatAnswer(Answer):
+    """Answer of POST /v1/chat/completions."""
+
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
 
 
 class Problem(BaseModel):
