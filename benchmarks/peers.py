@@ -1,4 +1,4 @@
-"""What prefixes are compared with, from PEFT, trained by the same Trainer with the same settings.
+"""What prefixes are compared with: PEFT's methods and full fine-tuning, by the same Trainer.
 
 Each side is given a backbone, rows and settings, and yields a backbone that has learned the task: a
 pair of the (changed) backbone and the prefix to use with it, or None.
@@ -6,6 +6,7 @@ pair of the (changed) backbone and the prefix to use with it, or None.
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,7 +17,6 @@ from typing import Any
 import torch
 from peft import (
     LoraConfig,
-    PeftModel,
     PrefixTuningConfig,
     TaskType,
     get_peft_model,
@@ -39,9 +39,9 @@ Learned = tuple[Backbone, Prefix | None, int]
 
 
 class Peer(nn.Module):
-    """The trained parameters of a PEFT model; the model itself stays beside, as in our own module."""
+    """The trained parameters of a model; the model itself stays beside, as in our own module."""
 
-    def __init__(self, model: PeftModel) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.trained = nn.ParameterList(p for p in model.parameters() if p.requires_grad)
         self._beside = (model,)
@@ -62,14 +62,16 @@ def lora(
     folder: Path,
     callbacks: Sequence[TrainerCallback],
     rank: int = 3,
+    modules: Sequence[str] = ("q_proj", "v_proj"),
+    task: TaskType = TaskType.CAUSAL_LM,
 ) -> Iterator[Learned]:
     """LoRA on the query and value projections; scale 2 (alpha is twice the rank), no dropout."""
     set_seed(settings.seed)
     config = LoraConfig(
         r=rank,
         lora_alpha=2 * rank,
-        target_modules=["q_proj", "v_proj"],
-        task_type=TaskType.CAUSAL_LM,
+        target_modules=list(modules),
+        task_type=task,
     )
     model = get_peft_model(backbone.model, config)
     try:
@@ -80,6 +82,23 @@ def lora(
     finally:
         model.unload()
         backbone.model.__dict__.pop("peft_config", None)
+
+
+@contextmanager
+def full(
+    backbone: Backbone,
+    rows: Sequence[Encoded],
+    settings: TrainSettings,
+    folder: Path,
+    callbacks: Sequence[TrainerCallback],
+) -> Iterator[Learned]:
+    """All of the backbone's weights, in float32, on a copy."""
+    set_seed(settings.seed)
+    model = copy.deepcopy(backbone.model).float().requires_grad_(True)
+    other = Backbone(model, backbone.tokenizer, name=backbone.name)
+    trained = _train(model, other, rows, settings, folder, callbacks, nullcontext())
+    model.requires_grad_(False)
+    yield other, None, trained
 
 
 @contextmanager
@@ -111,7 +130,7 @@ def peft_prefix(
 
 
 def _train(
-    model: PeftModel,
+    model: nn.Module,
     backbone: Backbone,
     rows: Sequence[Encoded],
     settings: TrainSettings,

@@ -103,6 +103,11 @@ class _Call:
     @property
     def is_plain_sdpa(self) -> bool:
         """Whether SDPA is wanted, and nothing that only transformers' own function knows how to do."""
+        return self._is_sdpa and self.kwargs.get("position_bias") is None
+
+    @property
+    def _is_sdpa(self) -> bool:
+        """The same, with a learned bias or without."""
         wanted = self.kwargs
         return (
             self.kernel is sdpa_attention_forward
@@ -111,16 +116,33 @@ class _Call:
             and wanted.get("softcap") is None
         )
 
+    @property
+    def _biased_mask(self) -> Tensor | None:
+        """The mask with the call's learned bias in it, if it has one."""
+        bias: Tensor | None = self.kwargs.get("position_bias")
+        mask = self.mask
+        if bias is None or mask is None:
+            return mask if bias is None else bias
+
+        def make() -> Tensor:
+            if mask.dtype != torch.bool:
+                return bias + mask
+            return bias.masked_fill(~mask, torch.finfo(bias.dtype).min)
+
+        made: Tensor = self.frame.once(bias, ("masked", id(mask)), make)
+        return made
+
     def run(self) -> tuple[Tensor, Tensor | None]:
         """Output (B, Q, heads, E) and weights of the kernel, or of the plain one where it is faster.
 
         An observer is shown what the model itself does, so then its own kernel is called.
         """
         masked = self.mask is not None or self.query.shape[2] == 1
-        ours = masked and self.is_plain_sdpa and self.frame.observer is None
+        ours = masked and self._is_sdpa and self.frame.observer is None
         if ours and pays(self.query, self.key):
             scaling = self.kwargs.get("scaling")
-            return grouped_attention(self.query, self.key, self.value, self.mask, scaling), None
+            mask = self._biased_mask
+            return grouped_attention(self.query, self.key, self.value, mask, scaling), None
         result: tuple[Tensor, Tensor | None] = self.kernel(
             self.module, self.query, self.key, self.value, self.mask, **self.kwargs
         )
@@ -141,7 +163,7 @@ def _attend(
     frame.called.add(name)
     if frame.observer is not None:
         window = window_of(frame, attention_mask, kwargs)
-        frame.observer(AttentionCall(name, key, value, window))
+        frame.observer(AttentionCall(name, key, value, window, query.shape[2]))
     if frame.segments:
         return _in_segments(frame, name, base, kernel, module, query, key, value, kwargs), None
     call = _Call(frame, kernel, module, query, key, value, attention_mask, kwargs)
@@ -183,7 +205,7 @@ def _with_prefix(call: _Call, name: str, base: str) -> tuple[Tensor, Tensor | No
         apart = _apart(call, own, additive)
     if site is not None:
         _refuse_what_cannot_be_widened(module, mask, call.query.shape[2], kwargs)
-        result = _joint(call, site)
+        result = _joint(_with_bias(call, name, site), site)
     else:
         result = call.run()
     return result if apart is None else _added(apart, result)
@@ -210,6 +232,15 @@ def _joint(call: _Call, site: SiteTensors) -> tuple[Tensor, Tensor | None]:
     if mask is not None:
         mask = frame.widened(mask, site)
     return call.with_keys(key, value, mask).run()
+
+
+def _with_bias(call: _Call, name: str, site: SiteTensors) -> _Call:
+    """The call with the prefix's columns in its learned bias, if it has one."""
+    bias = call.kwargs.get("position_bias")
+    if bias is None:
+        return call
+    widened = call.frame.widened_bias(name, bias, site, call.query.shape[2])
+    return replace(call, kwargs={**call.kwargs, "position_bias": widened})
 
 
 def _apart(call: _Call, site: SiteTensors, additive: bool) -> tuple[Tensor, Tensor | None]:
@@ -239,7 +270,8 @@ def _refuse_what_cannot_be_apart(module: nn.Module, kwargs: Mapping[str, Any]) -
     kind = type(module).__name__
     if kwargs.get("position_bias") is not None:
         raise UnsupportedModel(
-            f"{kind} passes a position_bias to attention; a prefix on such models is not supported yet"
+            f"{kind} has learned biases by distance in its softmax; a prefix with a softmax of its own "
+            "has none. Use one that shares the text's softmax (parameterization direct or mlp)"
         )
     sinks = (kwargs.get("s_aux"), kwargs.get("sinks"), getattr(module, "sinks", None))
     if any(sink is not None for sink in sinks):
@@ -252,11 +284,6 @@ def _refuse_what_cannot_be_apart(module: nn.Module, kwargs: Mapping[str, Any]) -
 def _refuse_what_cannot_be_widened(
     module: nn.Module, mask: Tensor | None, queries: int, kwargs: Mapping[str, Any]
 ) -> None:
-    if kwargs.get("position_bias") is not None:
-        raise UnsupportedModel(
-            f"{type(module).__name__} passes a position_bias to attention; a prefix on such models "
-            "is not supported yet"
-        )
     causal = kwargs.get("is_causal")
     if causal is None:
         causal = getattr(module, "is_causal", True)

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,19 @@ from foreword.cascade import Groups
 from foreword.errors import BypassError, UnsupportedModel
 
 T = TypeVar("T")
+
+
+class Bias(Protocol):
+    """Learned biases by distance, of one stack.
+
+    Attributes:
+        of_decoder: Whether the stack is a decoder behind an encoder.
+    """
+
+    of_decoder: bool
+
+    def columns(self, place_BP: Tensor, position_BQ: Tensor, dtype: torch.dtype) -> Tensor:
+        """Biases (B, H, Q, P) of tokens at places, for queries at positions."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +128,14 @@ class Frame:
     bound: Bound | None
     batch: int
     text_positions_BQ: Tensor | None
+    decoder_positions_BQ: Tensor | None = (
+        None  # where the text is an encoder's, and a decoder follows
+    )
     called: set[str] = field(default_factory=set)
     observer: Callable[[AttentionCall], None] | None = None
     mask_windows: MaskWindows = field(default_factory=dict)
+    absent: frozenset[str] = frozenset()  # sites of an encoder whose output the call was given
+    biases: Mapping[str, Bias | None] = field(default_factory=dict)
     segments: Sequence[Any] = ()  # of `foreword.segments.Segment`, each with a frame of its own
     _made: dict[tuple[int, object], tuple[Tensor | None, Any]] = field(default_factory=dict)
 
@@ -152,6 +170,39 @@ class Frame:
             return join_columns(self.columns(site, mask.shape[2], mask.device), mask)
 
         return self.once(mask, ("widened", self._window(site), site.length_R), make)
+
+    def widened_bias(self, name: str, bias: Tensor, site: SiteTensors, queries: int) -> Tensor:
+        """A learned bias (B or 1, H, Q, K) with the prefix's columns in front, made once a frame.
+
+        Raises:
+            UnsupportedModel: It is not known how the module's biases are made.
+        """
+        if name not in self.biases:
+            raise UnsupportedModel(
+                f"{name} passes a position_bias to attention, and how it is made is not known, so a "
+                "prefix has no place in it"
+            )
+        made = self.biases[name]
+
+        def make() -> Tensor:
+            if made is None:
+                prefix = bias.new_zeros(*bias.shape[:3], site.key_RHPD.shape[2])
+            else:
+                position_BQ = self._positions(queries, of_decoder=made.of_decoder)
+                prefix = made.columns(self.places(site, bias.device), position_BQ, bias.dtype)
+            rows = max(prefix.shape[0], bias.shape[0])
+            both = [part.expand(rows, -1, -1, -1) for part in (prefix, bias)]
+            return torch.cat(both, dim=-1)
+
+        return self.once(bias, ("bias", made, site.length_R), make)
+
+    def _positions(self, queries: int, *, of_decoder: bool) -> Tensor:
+        """Where the last so many tokens of a stack's text stand."""
+        found = self.text_positions_BQ
+        if of_decoder and self.decoder_positions_BQ is not None:
+            found = self.decoder_positions_BQ
+        assert found is not None
+        return found[:, -queries:]
 
     def joint_mask(
         self, mask: Tensor | None, site: SiteTensors, queries: int, like: Tensor
@@ -292,6 +343,7 @@ class AttentionCall:
     key_BHKD: Tensor
     value_BHKE: Tensor
     window: int | None
+    queries: int
 
 
 _frames: dict[int, Frame] = {}

@@ -12,7 +12,8 @@ import torch
 
 from foreword.backbone import Backbone
 from foreword.data import Encoder, Task, left_padded
-from foreword.data.collate import padding_of
+from foreword.data.collate import padding_of, right_padded
+from foreword.data.seq2seq import encoder_class
 from foreword.data.template import columns
 from foreword.errors import DataError
 from foreword.prefix import Prefix
@@ -126,7 +127,7 @@ def encoder_for(
     space = prefix or like
     limit = backbone.context - (space.length if space is not None else 0)
     bos = prefix.meta.bos if prefix is not None else backbone.bos
-    return Encoder(backbone.tokenizer, task, bos=bos, limit=limit)
+    return encoder_class(backbone.kind)(backbone.tokenizer, task, bos=bos, limit=limit)
 
 
 def generate(
@@ -159,6 +160,7 @@ def generate(
         >>> foreword.generate(backbone, ["name[Zizzi], food[Thai]"], prefix)  # doctest: +SKIP
         [['Zizzi serves Thai food.']]
     """
+    backbone.needs("decoder", "encoder-decoder", what="generating text")
     options = options or GenerateOptions()
     if task is None:
         task = task_of(prefix) if prefix is not None else PLAIN
@@ -184,14 +186,16 @@ def generate_ids(
     if backbone.model.generation_config.eos_token_id is None:
         arguments["eos_token_id"] = tokenizer.eos_token_id
     texts: list[list[str]] = [[] for _ in prompts]
+    continues = backbone.kind == "decoder"  # an encoder-decoder's output begins anew
+    pad_batch = left_padded if continues else right_padded
     drawn_on = [backbone.device] if backbone.device.type == "cuda" else []
     with torch.random.fork_rng(drawn_on), backbone.attached(prefix):
         torch.manual_seed(options.seed)
         for batch in _batches(prompts, options.batch_size):
-            inputs = left_padded([prompts[index] for index in batch], pad)
+            inputs = pad_batch([prompts[index] for index in batch], pad)
             moved = {name: tensor.to(backbone.device) for name, tensor in inputs.items()}
             out = backbone.model.generate(**moved, pad_token_id=pad, **arguments)
-            new = out[:, inputs["input_ids"].shape[1] :]
+            new = out[:, inputs["input_ids"].shape[1] :] if continues else out
             decoded = tokenizer.batch_decode(new, skip_special_tokens=True)
             for place, text in enumerate(decoded):
                 texts[batch[place // options.num_return_sequences]].append(text.strip())

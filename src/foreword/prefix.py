@@ -46,7 +46,7 @@ class Site:
 
     Attributes:
         name: The module's name in the model, such as ``model.layers.0.self_attn``.
-        stack: Which part of the model it belongs to: ``decoder`` for now.
+        stack: Which part of the model it belongs to: ``decoder``, ``encoder`` or ``cross``.
         layer: Running number within its stack, from 0, in call order.
         kv_heads: Number of key/value heads in the call.
         key_dim: Dimension of one key.

@@ -185,5 +185,5 @@ def test_a_position_bias_is_refused_by_name(tiny: foreword.Backbone) -> None:
     from foreword.attention import _refuse_what_cannot_be_apart
 
     module = tiny.model.model.layers[0].self_attn
-    with pytest.raises(UnsupportedModel, match="LlamaAttention passes a position_bias"):
+    with pytest.raises(UnsupportedModel, match="LlamaAttention has learned biases"):
         _refuse_what_cannot_be_apart(module, {"position_bias": torch.zeros(1)})

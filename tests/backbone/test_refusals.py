@@ -29,8 +29,8 @@ CONFIGS = {
     "mamba": {**_TINY, "state_size": 4},
     "mamba2": {**_TINY, "state_size": 8, "num_heads": 4, "head_dim": 16, "n_groups": 1},
     "rwkv": {**_TINY, "attention_hidden_size": 32},
-    "bert": _TINY,
-    "t5": {**_TINY, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4},
+    "mpnet": _TINY,
+    "deberta-v2": _TINY,
 }
 REASONS = {
     "mamba": "has no attention",
@@ -40,15 +40,15 @@ REASONS = {
     "glm_moe_dsa": "its sparse attention mask is skipped under any implementation but its own",
     "llama4": "it has a vision tower (planned); its language model alone is served (llama4_text)",
     "llama4_text, window policy `windowed`": "the borders between its chunks would move",
-    "bert": "an encoder: tokens see later ones (planned)",
-    "t5": "an encoder-decoder (planned)",
+    "mpnet": "does not call attention through transformers' AttentionInterface",
+    "deberta-v2": "does not call attention through transformers' AttentionInterface",
 }
 """What docs/families.md says about them."""
 
 
 def build(family: str) -> PreTrainedModel:
     config = AutoConfig.for_model(family, **CONFIGS[family])
-    auto = AutoModel if family in {"bert", "t5"} else AutoModelForCausalLM
+    auto = AutoModel if family in {"mpnet", "deberta-v2"} else AutoModelForCausalLM
     torch.manual_seed(0)
     return auto.from_config(config).eval()
 

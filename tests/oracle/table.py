@@ -13,6 +13,7 @@ from pathlib import Path
 import transformers
 
 from foreword.prefix import WindowPolicy
+from tests.kinds import table as kinds_table
 from tests.oracle import checks, hybrid_checks
 from tests.oracle.families import BY_NAME, FAMILIES, Family, attention_of
 from tests.oracle.own import OWN
@@ -101,7 +102,8 @@ def kernel_of(family: Family) -> str:
 
 def verdicts() -> list[dict[str, str]]:
     """What is published about each family, without figures that vary between machines."""
-    return [_verdict(name) for name in dict.fromkeys(family.name for family in FAMILIES)]
+    decoders = [_verdict(name) for name in dict.fromkeys(family.name for family in FAMILIES)]
+    return [*decoders, *kinds_table.verdicts()]
 
 
 def _verdict(name: str) -> dict[str, str]:
@@ -111,6 +113,7 @@ def _verdict(name: str) -> dict[str, str]:
     windows = ", ".join(dict.fromkeys(result.windows for result in found))
     return {
         "family": name,
+        "kind": "decoder",
         "positions": ", ".join(dict.fromkeys(result.positions for result in found)),
         "kernel": ", ".join(dict.fromkeys(kernel_of(family) for family in variants)),
         "windows": windows if any(family.window for family in variants) else "no window",
@@ -122,6 +125,8 @@ def page() -> str:
     """The documentation's page."""
     lines = [
         "# Families",
+        "",
+        "## Decoders",
         "",
         "This table is made by the tests (`make pages`); another test fails when it is out of date.",
         "",
@@ -165,7 +170,7 @@ def page() -> str:
                 f"{windows if family.window else '-'} | {kernel_of(family)} | "
                 f"{max(result.errors.values()):.0e} | {min(result.controls.values()):.0e} |"
             )
-    lines += ["", "## Refused by name", "", *_refused(), ""]
+    lines += ["", *kinds_table.lines(), "## Refused by name", "", *_refused(), ""]
     return "\n".join(lines)
 
 

@@ -22,6 +22,7 @@ class Headless(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.config = model.config
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, use_cache: bool) -> Any:
         """All logits."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, Protocol, TypeVar, cast
 
 import torch
@@ -16,11 +17,14 @@ from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from foreword.attention import IMPLEMENTATIONS
 from foreword.backbone.adapters import adapt
-from foreword.backbone.positions import moved, text_positions
+from foreword.backbone.bias import biases_of
+from foreword.backbone.checkpointing import CheckpointInFrame, refuse_reentrant
+from foreword.backbone.positions import moved, text_positions, texts_of
 from foreword.backbone.signature import parameters_of
 from foreword.errors import BypassError, CacheError, RowsError, UnsupportedModel
 from foreword.frame import (
     AttentionCall,
+    Bias,
     Bound,
     Frame,
     MaskWindows,
@@ -29,6 +33,7 @@ from foreword.frame import (
     noting_windows,
     set_place,
 )
+from foreword.prefix import Site
 from foreword.segments import Segment
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -123,7 +128,7 @@ class Attachment:
             set_place(module, None)
         for module in self.model.modules():
             function = module.__dict__.get("_gradient_checkpointing_func")
-            if isinstance(function, _CheckpointInFrame):
+            if isinstance(function, CheckpointInFrame):
                 module.__dict__["_gradient_checkpointing_func"] = function.inner
 
     @property
@@ -237,9 +242,7 @@ class Attachment:
 
     def _frame(self, module: nn.Module, call: Mapping[str, Any]) -> tuple[Frame, Tensor | None]:
         """The frame of a call, and the position_ids to hand to the model (None: as they are)."""
-        source = call.get("input_ids")
-        if source is None:
-            source = call.get("inputs_embeds")
+        source, decoded = texts_of(call, parameters_of(type(module)))
         if source is None:
             raise UnsupportedModel(
                 f"{type(module).__name__} was called without input_ids or inputs_embeds; "
@@ -253,7 +256,12 @@ class Attachment:
         self._check_rows(batch, bound)
         self._check_output_attentions(call)
         cache = call.get("past_key_values")
-        past = _check_cache(cache, bound)
+        held = past = _check_cache(cache, bound)
+        decoder_positions = None
+        if decoded is not None:  # the cache is the decoder's, behind an encoder that has none
+            past = 0
+            mask, size = call.get("decoder_attention_mask"), decoded.shape[1]
+            decoder_positions = text_positions(mask, batch, size, held, decoded.device)
         positions = call.get("position_ids")
         if positions is None:
             mask = call.get("attention_mask")
@@ -263,20 +271,28 @@ class Attachment:
             bound,
             batch,
             positions,
+            decoder_positions,
+            absent=self._encoder_sites if call.get("encoder_outputs") is not None else frozenset(),
+            biases=self.biases,
             observer=self.observer,
             mask_windows=self._mask_windows,
         )
         offsets = bound.offsets if bound is not None else (0,)
-        if "position_ids" in parameters_of(type(module)):
+        if not self.places_text and not any(offsets):
+            return frame, None
+        placed = self.places_text or call.get("position_ids") is not None
+        if placed and "position_ids" in parameters_of(type(module)):
             moved_ids = moved(
                 positions.expand(batch, -1) if len(offsets) > 1 else positions, offsets
             )
             self._check_context(past + queries + max(offsets))
             return frame, moved_ids
-        if any(offsets) and not any(adapter.relative for adapter in self._adapters):
+        relative = bool(self.biases) or any(adapter.relative for adapter in self._adapters)
+        if any(offsets) and not relative:
             raise UnsupportedModel(
-                f"{type(module).__name__} takes no position_ids, so text cannot start at the offset "
-                f"{max(offsets)} that this prefix was made for; use position policy 'free'"
+                f"{type(module).__name__} takes no position_ids, or counts them by a rule of its own "
+                f"and was given none, so text cannot start at the offset {max(offsets)} that this "
+                "prefix was made for; use position policy 'free'"
             )
         return frame, None
 
@@ -310,7 +326,8 @@ class Attachment:
         if frame.bound is None:
             return
         under = self._names[module]
-        expected = {n for n in frame.bound.names if not under or n.startswith(under + ".")}
+        names = frame.bound.names - frame.absent
+        expected = {n for n in names if not under or n.startswith(under + ".")}
         missed = sorted(expected - frame.called)
         if missed:
             raise BypassError(
@@ -346,6 +363,22 @@ class Attachment:
                 f"together need {end}. Shorten the text"
             )
 
+    def know(self, sites: Sequence[Site], absolute_limit: int | None, *, places_text: bool) -> None:
+        """Take in what the probe measured of the model."""
+        self.absolute_limit = absolute_limit
+        self.places_text = places_text
+        self.biases = biases_of(self._names, {site.name: site.stack for site in sites})
+        self._encoder_sites = frozenset(site.name for site in sites if site.stack == "encoder")
+
+    places_text: bool = False
+    """Whether the model is told where its text stands: else padding on the left moves text, prefix or
+    not, by a rule of the model's own."""
+
+    _encoder_sites: frozenset[str] = frozenset()
+
+    biases: Mapping[str, Bias | None] = MappingProxyType({})
+    """Learned biases by distance, by the name of the attention module that has any."""
+
     absolute_limit: int | None = None
     """Number of positions that the model's table of absolute positions has, if it has one."""
 
@@ -355,9 +388,9 @@ class Attachment:
         for module in self._names:
             function = module.__dict__.get("_gradient_checkpointing_func")
             if getattr(module, "gradient_checkpointing", False) and module.training:
-                _refuse_reentrant(function, bound)
-            if function is not None and not isinstance(function, _CheckpointInFrame):
-                module.__dict__["_gradient_checkpointing_func"] = _CheckpointInFrame(
+                refuse_reentrant(function, bound)
+            if function is not None and not isinstance(function, CheckpointInFrame):
+                module.__dict__["_gradient_checkpointing_func"] = CheckpointInFrame(
                     self._check_implementation, self._running, function
                 )
 
@@ -379,43 +412,6 @@ class Attachment:
         finally:
             self._generating = False
             self._running.frame = None  # Ctrl-C leaves it: torch runs no hook on its way out
-
-
-class _CheckpointInFrame:
-    """A gradient checkpointing function whose recomputation sees its forward's frame."""
-
-    def __init__(self, check: Callable[[], None], running: Running, inner: Any) -> None:
-        self.check = check
-        self.running = running
-        self.inner = inner
-
-    def __call__(self, function: Any, *args: Any, **kwargs: Any) -> Any:
-        frame = self.running.frame
-
-        def in_frame(*args: Any, **kwargs: Any) -> Any:
-            self.check()
-            with self.running.inside(frame):
-                return function(*args, **kwargs)
-
-        return self.inner(in_frame, *args, **kwargs)
-
-
-def _refuse_reentrant(function: Any, bound: Bound | None) -> None:
-    """Reentrant checkpointing gives no gradient to what a layer does not take as an argument.
-
-    Where the layer's input needs a gradient, it would run backward through what the layers'
-    prefixes share once for each layer, which fails.
-    """
-    inner = function.inner if isinstance(function, _CheckpointInFrame) else function
-    if getattr(inner, "keywords", {}).get("use_reentrant") is False or bound is None:
-        return
-    sites = (*bound.sites.values(), *bound.own.values())
-    if any(site.key_RHPD.requires_grad or site.value_RHPE.requires_grad for site in sites):
-        raise UnsupportedModel(
-            "a prefix cannot be trained under reentrant gradient checkpointing, which would give it "
-            "no gradient; use gradient_checkpointing_kwargs={'use_reentrant': False} (from "
-            "transformers 5.23 on activation_checkpointing_kwargs)"
-        )
 
 
 def attachment_of(model: nn.Module) -> Attachment | None:

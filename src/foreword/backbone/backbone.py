@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from foreword.backbone.attachment import Attachment, attachment_of
 from foreword.backbone.bind import bind, bind_rows
 from foreword.backbone.fingerprint import adds_bos, tokenizer_digest, weights_fingerprint
+from foreword.backbone.fit import check_geometry, check_weights
+from foreword.backbone.kinds import KindName
 from foreword.backbone.own import own_modules, unwrapped
 from foreword.backbone.placement import input_device
 from foreword.backbone.probe import Measured, attach_proven, evaluating, family_of
@@ -27,10 +28,6 @@ from foreword.frame import Bound
 from foreword.prefix import Bos, Positions, Prefix, PrefixMeta, Site
 
 _MEASURED = "_foreword_measured"
-
-
-class OtherWeights(UserWarning):
-    """A prefix meets other weights of the same geometry than it was made for."""
 
 
 class Backbone:
@@ -73,6 +70,23 @@ class Backbone:
     def family(self) -> str:
         """Transformers' model type, such as ``llama``."""
         return family_of(self.model)
+
+    @property
+    def kind(self) -> KindName:
+        """``decoder``, ``encoder`` or ``encoder-decoder``."""
+        return self._measured.kind.name
+
+    def needs(self, *kinds: KindName, what: str) -> None:
+        """See whether the backbone is of one of some kinds.
+
+        Raises:
+            UnsupportedModel: It is of another.
+        """
+        if self.kind not in kinds:
+            raise UnsupportedModel(
+                f"{what} needs a {' or '.join(kinds)}; {self.name or self.family!r} ({self.family}) "
+                f"is an {self.kind}"
+            )
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -131,7 +145,9 @@ class Backbone:
     @property
     def context(self) -> int:
         """Most tokens, prefix and text together, that the model was made for."""
-        return int(getattr(self.model.config, "max_position_embeddings", None) or 2**31)
+        config = self.model.config
+        named = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions"))
+        return int(next((size for size in named if size), 2**31))
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -176,7 +192,9 @@ class Backbone:
         """The prefix that a text itself is: its own keys and values.
 
         Under ``free`` the text is run at positions -P..-1, so that no rotary layout needs to be
-        known; under ``offset`` at 0..P-1.
+        known; under ``offset`` at 0..P-1. In an encoder a text's keys and values depend on what
+        follows it, so there (and in an encoder-decoder, both of whose stacks read the text) the
+        prefix is where training starts from, and not what the text is in context.
 
         Args:
             text: Text, or token ids, of at least one token.
@@ -203,15 +221,14 @@ class Backbone:
         self, first: int, ids: Sequence[int]
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Per site the keys and values (H, P, D) of a text whose first token stands at `first`."""
-        position_ids = torch.arange(first, first + len(ids), device=self.device)[None]
         input_ids = torch.tensor([ids], device=self.device)
+        mask = torch.ones_like(input_ids)
+        inputs: dict[str, Any] = self._measured.kind.inputs(self.model, input_ids, mask)
+        if self.kind == "decoder":
+            position_ids = torch.arange(first, first + len(ids), device=self.device)[None]
+            inputs |= {"position_ids": position_ids, "use_cache": False}
         with self.attached(None) as attachment, evaluating(self.model):
-            calls = attachment.recorded(
-                input_ids=input_ids,
-                position_ids=position_ids,
-                attention_mask=torch.ones_like(input_ids),
-                use_cache=False,
-            )
+            calls = attachment.recorded(**inputs)
         by_name = {call.name: call for call in reversed(calls)}
         keys = tuple(by_name[site.name].key_BHKD[0].contiguous() for site in self.sites)
         values = tuple(by_name[site.name].value_BHKE[0].contiguous() for site in self.sites)
@@ -314,7 +331,7 @@ class Backbone:
             )
         whole = len(prefix.sites) == len(self.sites)
         name = self.name or self.family
-        _check_weights(prefix, self.fingerprint, name, strict, whole=whole, warn=warn)
+        check_weights(prefix, self.fingerprint, name, strict, whole=whole, warn=warn)
 
 
 def measure(model: PreTrainedModel) -> Measured:
@@ -337,7 +354,7 @@ def attached(model: PreTrainedModel) -> Iterator[Attachment]:
         return
     measured = measure(model)
     attachment = Attachment(model)
-    attachment.absolute_limit = measured.absolute_limit
+    measured.tell(attachment)
     try:
         yield attachment
     finally:
@@ -347,61 +364,6 @@ def attached(model: PreTrainedModel) -> Iterator[Attachment]:
 def bound_to(prefix: Prefix | Sequence[Prefix | None], sites: Sequence[Site]) -> Bound:
     """One prefix for all rows, or one (or None) per row."""
     return bind(prefix, sites) if isinstance(prefix, Prefix) else bind_rows(prefix, sites)
-
-
-def check_geometry(prefix: Prefix, sites: Sequence[Site], backbone: str) -> None:
-    """See whether each of the prefix's sites is one of the backbone's, with its geometry.
-
-    The backbone may have more sites than the prefix.
-
-    Raises:
-        MismatchError: One is not; the message names the first.
-    """
-    by_label = {site.label: site for site in sites}
-    for own in prefix.sites:
-        site = by_label.get(own.label)
-        if site is None:
-            raise MismatchError(
-                f"the prefix has {len(prefix.sites)} sites, {backbone!r} has {len(sites)} and no "
-                f"{own.label}; it was made on {prefix.meta.backbone!r} ({prefix.meta.family})"
-            )
-        if own.geometry != site.geometry:
-            raise MismatchError(
-                f"site {own.label} of the prefix has (stack, layer, key/value heads, key dimension, "
-                f"value dimension, window) = {own.geometry}; {backbone!r} has {site.geometry}. "
-                f"The prefix was made on {prefix.meta.backbone!r} ({prefix.meta.family})"
-            )
-
-
-def _check_weights(
-    prefix: Prefix,
-    fingerprint: str,
-    backbone: str,
-    strict: bool,
-    *,
-    whole: bool,
-    warn: bool = True,
-) -> None:
-    made_on = prefix.meta.fingerprint
-    if not made_on or made_on == fingerprint:
-        return
-    if not whole:
-        # Every site of a smaller model may look like one of a larger one's.
-        raise MismatchError(
-            f"the prefix has {len(prefix.sites)} sites, fewer than {backbone!r}, and was made on "
-            f"{prefix.meta.backbone!r} with weights {made_on[:12]}; here they are {fingerprint[:12]}, "
-            "so its layers may not be the same ones. Use the backbone that it was made on, or drop "
-            "its claim: prefix.with_meta(fingerprint='')"
-        )
-    message = (
-        f"the prefix was made on {prefix.meta.backbone!r} with weights {made_on[:12]}; {backbone!r} "
-        f"has the same geometry but weights {fingerprint[:12]} (another revision, or quantised), so "
-        "its quality may differ"
-    )
-    if strict:
-        raise MismatchError(message + "; drop --strict (strict=True) to use it all the same")
-    if warn:
-        warnings.warn(message, OtherWeights, stacklevel=3)
 
 
 def attach(
@@ -416,7 +378,8 @@ def attach(
     replaces the prefix; `detach` restores the model exactly.
 
     Args:
-        model: A causal language model of transformers, a `PeftModel` around one, or a `Backbone`.
+        model: A decoder, encoder or encoder-decoder of transformers, a `PeftModel` around one, or a
+            `Backbone`.
         prefix: One prefix for every row, or a sequence with one prefix (or None) per row.
         strict: Refuse other weights of the same geometry instead of warning.
 
@@ -468,7 +431,7 @@ def check_fit(model: PreTrainedModel | Backbone, prefix: Prefix, *, strict: bool
     check_geometry(prefix, measure(inner).sites, family_of(inner))
     if prefix.meta.fingerprint:
         whole = len(prefix.sites) == len(measure(inner).sites)
-        _check_weights(prefix, weights_fingerprint(inner), family_of(inner), strict, whole=whole)
+        check_weights(prefix, weights_fingerprint(inner), family_of(inner), strict, whole=whole)
 
 
 def detach(model: PreTrainedModel | Backbone) -> nn.Module:

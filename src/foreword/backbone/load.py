@@ -10,12 +10,13 @@ from importlib import resources
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from foreword.backbone import embedded
 from foreword.backbone.backbone import Backbone
 from foreword.backbone.dtype import DTYPES, fast_dtype
 from foreword.backbone.int8_linear import save_memory
+from foreword.backbone.kinds import kind_of
 from foreword.backbone.quantise import INSTALL, rounding
 from foreword.errors import BackboneError, first_line
 
@@ -65,7 +66,8 @@ def load(
     options = {} if attention is None else {"attn_implementation": attention}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(source, revision=revision)
+        model = kind_of(config).auto.from_pretrained(
             source, dtype=chosen, revision=revision, **options
         )
     except (OSError, ValueError, ImportError) as error:
@@ -86,7 +88,7 @@ def load(
 
 
 def verified_families() -> list[dict[str, str]]:
-    """The families' table that the tests make: family, positions, kernel, windows, verdict."""
+    """The families' table that the tests make: family, kind, positions, kernel, windows, verdict."""
     text = (resources.files("foreword.backbone") / "verified.json").read_text(encoding="utf-8")
     rows: list[dict[str, str]] = json.loads(text)["families"]
     return rows

@@ -8,6 +8,9 @@ Shapes: B batch, Q new tokens, T tokens seen and new.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -37,3 +40,20 @@ def moved(positions_BQ: Tensor, offsets: tuple[int, ...]) -> Tensor:
     offset_R1 = torch.tensor(offsets, device=positions_BQ.device)[:, None]
     repeats = positions_BQ.shape[0] // len(offsets)
     return positions_BQ + offset_R1.repeat_interleave(repeats, dim=0)
+
+
+def texts_of(call: Mapping[str, Any], known: Sequence[str]) -> tuple[Any, Any]:
+    """What a call's first stack reads, and what a decoder behind an encoder does, if there is one.
+
+    Where a call gives the decoder nothing, its input is made from the labels, or from the source.
+    """
+
+    def first(*names: str) -> Any:
+        return next((call[name] for name in names if call.get(name) is not None), None)
+
+    source = first("input_ids", "inputs_embeds")
+    if "decoder_input_ids" not in known:
+        return source, None
+    decoded = first("decoder_input_ids", "decoder_inputs_embeds", "labels")
+    decoded = source if decoded is None else decoded
+    return (decoded if source is None else source), decoded

@@ -8,6 +8,7 @@ Shapes: B = 3 rows, T = 8 tokens.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from foreword.backbone.attachment import Attachment, kernels_of
+from foreword.backbone.kinds import DECODER, ENCODER, ENCODER_DECODER, Kind
+from foreword.backbone.kinds.base import with_positions
 from foreword.backbone.placement import input_device
-from foreword.backbone.signature import parameters_of
 from foreword.errors import UnsupportedModel
 from foreword.frame import AttentionCall
 from foreword.prefix import Positions, Site
@@ -45,15 +47,24 @@ class Measured:
     """What the probe found.
 
     Attributes:
+        kind: What kind of transformer it is.
         sites: The attention calls, in order.
         positions: The position policy that makes a captured text exact: ``offset`` where absolute
             positions are added to the embeddings, else ``free``.
         absolute_limit: Size of the table of absolute positions, where there is one.
+        places_text: Whether the model is told where its text stands (a decoder, and an encoder whose
+            positions are rotary): else that is an affair of its own.
     """
 
+    kind: Kind
     sites: tuple[Site, ...]
     positions: Positions
     absolute_limit: int | None
+    places_text: bool
+
+    def tell(self, attachment: Attachment) -> None:
+        """Let an attachment know."""
+        attachment.know(self.sites, self.absolute_limit, places_text=self.places_text)
 
 
 def family_of(model: PreTrainedModel) -> str:
@@ -70,17 +81,36 @@ def attach_proven(model: PreTrainedModel) -> tuple[Attachment, Measured]:
     _refuse_by_name(model)
     kernels_of(model)
     with evaluating(model):
-        inputs = _probe_inputs(model)
+        kind = _kind(model)
+        inputs = _probe_inputs(model, kind)
         with torch.no_grad():
             before = _logits(model(**inputs))
         attachment = Attachment(model)
+        attachment.places_text = kind is DECODER
         try:
-            measured = _measure(attachment, inputs, before)
+            measured = _measure(attachment, kind, inputs, before)
         except BaseException:
             attachment.remove()
             raise
-    attachment.absolute_limit = measured.absolute_limit
+    measured.tell(attachment)
     return attachment, measured
+
+
+def _kind(model: PreTrainedModel) -> Kind:
+    """By the config an encoder-decoder; by what its tokens see a decoder or an encoder."""
+    if getattr(model.config, "is_encoder_decoder", False):
+        return ENCODER_DECODER
+    inputs = _probe_inputs(model, DECODER)
+    with torch.no_grad():
+        logits_BTV = _logits(model(**inputs))
+    allowed = EXACT if model.dtype == torch.float32 else 2**-6
+    return DECODER if _sees_nothing_later(logits_BTV, inputs, allowed) else ENCODER
+
+
+def _sees_nothing_later(logits_BTV: Tensor, inputs: dict[str, Tensor], allowed: float) -> bool:
+    """Rows 0 and 2 differ in their last token only: nothing before it differs."""
+    largest = max(1.0, float(logits_BTV[inputs["attention_mask"].bool()].abs().max()))
+    return float((logits_BTV[0, :-1] - logits_BTV[2, :-1]).abs().max()) / largest <= allowed
 
 
 def _refuse_by_name(model: PreTrainedModel) -> None:
@@ -88,11 +118,6 @@ def _refuse_by_name(model: PreTrainedModel) -> None:
     if family in REFUSED:
         raise UnsupportedModel(
             f"family {family!r} ({type(model).__name__}) cannot carry a prefix: {REFUSED[family]}"
-        )
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise UnsupportedModel(
-            f"family {family!r} ({type(model).__name__}) is an encoder-decoder; "
-            "only decoder-only language models are supported for now"
         )
 
 
@@ -108,7 +133,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _probe_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
+def _probe_inputs(model: PreTrainedModel, kind: Kind) -> dict[str, Tensor]:
     table = model.get_input_embeddings()
     device = input_device(model)
     vocabulary = int(table.weight.shape[0])
@@ -117,11 +142,7 @@ def _probe_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
     ids_BT[2, -1] = (ids_T[-1] + 1) % vocabulary
     mask_BT = torch.ones(3, TOKENS, dtype=torch.long)
     mask_BT[1, :PADDED] = 0
-    positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
-    inputs = {"input_ids": ids_BT, "attention_mask": mask_BT}
-    if "position_ids" in parameters_of(type(model)):
-        inputs["position_ids"] = positions_BT
-    return {name: tensor.to(device) for name, tensor in inputs.items()}
+    return kind.probe(model, ids_BT.to(device), mask_BT.to(device))
 
 
 def _logits(output: object) -> Tensor:
@@ -130,7 +151,9 @@ def _logits(output: object) -> Tensor:
     return first.float()
 
 
-def _measure(attachment: Attachment, inputs: dict[str, Tensor], before: Tensor) -> Measured:
+def _measure(
+    attachment: Attachment, kind: Kind, inputs: dict[str, Tensor], before: Tensor
+) -> Measured:
     model = attachment.model
     family = family_of(model)
     calls: list[AttentionCall] = []
@@ -141,7 +164,7 @@ def _measure(attachment: Attachment, inputs: dict[str, Tensor], before: Tensor) 
             f"family {family!r} ({type(model).__name__}) does not call attention through "
             "transformers' AttentionInterface, so a prefix has no place to join"
         )
-    seen = inputs["attention_mask"].bool()
+    seen = kind.seen(inputs)
     largest = max(1.0, float(before[seen].abs().max()))
     moved = float((after - before)[seen].abs().max()) / largest
     if not moved <= EXACT:
@@ -150,46 +173,41 @@ def _measure(attachment: Attachment, inputs: dict[str, Tensor], before: Tensor) 
             f"largest (allowed: {EXACT:.0e}) when its attention goes through Foreword without a "
             "prefix, so it is refused"
         )
-    _refuse_unless_causal(family, after, largest, EXACT if model.dtype == torch.float32 else 2**-6)
-    positions = _positions(attachment, inputs, calls[0])
+    positions = _positions(attachment, inputs)
     limit = getattr(model.config, "max_position_embeddings", None)
-    return Measured(_sites(calls), positions, limit if positions == "offset" else None)
+    sites = _sites(calls, [kind.stack(call, inputs) for call in calls])
+    if kind is DECODER:
+        return Measured(kind, sites, positions, limit if positions == "offset" else None, True)
+    placed = with_positions(model, inputs)
+    turns = "position_ids" in placed and _positions(attachment, placed) == "free"
+    return Measured(kind, sites, "free", None, kind is ENCODER and turns)
 
 
-def _refuse_unless_causal(family: str, logits_BTV: Tensor, largest: float, allowed: float) -> None:
-    """Rows 0 and 2 differ in their last token only: nothing before it may differ."""
-    spread = float((logits_BTV[0, :-1] - logits_BTV[2, :-1]).abs().max()) / largest
-    if spread > allowed:
-        raise UnsupportedModel(
-            f"family {family!r} lets tokens see later ones; only causal decoders are supported "
-            "for now"
-        )
-
-
-def _positions(
-    attachment: Attachment, inputs: dict[str, Tensor], first: AttentionCall
-) -> Positions:
+def _positions(attachment: Attachment, inputs: dict[str, Tensor]) -> Positions:
     """Absolute positions reach the first site's values; rotary ones reach only its keys."""
     if "position_ids" not in inputs:
         return "free"
     shifted = {**inputs, "position_ids": inputs["position_ids"] + SHIFT}
-    again = attachment.recorded(**shifted)[0]
+    first, again = (attachment.recorded(**each)[0] for each in (inputs, shifted))
     same = torch.equal(first.value_BHKE, again.value_BHKE)
     return "free" if same else "offset"
 
 
-def _sites(calls: Sequence[AttentionCall]) -> tuple[Site, ...]:
-    first_calls = {call.name: call for call in reversed(calls)}
-    ordered = [call for call in calls if first_calls[call.name] is call]
-    return tuple(
-        Site(
+def _sites(calls: Sequence[AttentionCall], stacks: Sequence[str]) -> tuple[Site, ...]:
+    """A site for each module that calls, at its first call; numbered within its stack."""
+    found: dict[str, Site] = {}
+    counts: Counter[str] = Counter()
+    for call, stack in zip(calls, stacks, strict=True):
+        if call.name in found:
+            continue
+        found[call.name] = Site(
             name=call.name,
-            stack="decoder",
-            layer=layer,
+            stack=stack,
+            layer=counts[stack],
             kv_heads=int(call.key_BHKD.shape[1]),
             key_dim=int(call.key_BHKD.shape[-1]),
             value_dim=int(call.value_BHKE.shape[-1]),
             window=call.window,
         )
-        for layer, call in enumerate(ordered)
-    )
+        counts[stack] += 1
+    return tuple(found.values())

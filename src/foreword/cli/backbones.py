@@ -18,7 +18,7 @@ def backbones() -> None:
     columns = ("family", "kind", "positions", "kernel", "verdict")
     families = table("Families that the oracle verifies", *columns)
     for row in verified_families():
-        families.add_row(row["family"], "decoder", row["positions"], row["kernel"], row["verdict"])
+        families.add_row(*(row[column] for column in columns))
     out.print(families)
     out.print(
         "Any model of these families works: a local folder, or a name on the Hub.", markup=False

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from foreword.data.encode import IGNORED, Encoded
+from foreword.backbone.kinds.base import IGNORED
+from foreword.data.encode import Encoded
 
 
 @dataclass(frozen=True)
@@ -22,15 +23,19 @@ class Collator:
     pad: int
 
     def __call__(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
-        """``input_ids``, ``attention_mask`` and ``labels``, each (B, T) int64."""
+        """``input_ids``, ``attention_mask`` and ``labels``, each (B, T) int64.
+
+        Labels have a T of their own where rows do (encoder-decoders).
+        """
         longest = max(len(row.input_ids) for row in rows)
         ids_BT = torch.full((len(rows), longest), self.pad, dtype=torch.long)
-        labels_BT = torch.full((len(rows), longest), IGNORED, dtype=torch.long)
+        targets = max(len(row.labels) for row in rows)
+        labels_BT = torch.full((len(rows), targets), IGNORED, dtype=torch.long)
         mask_BT = torch.zeros(len(rows), longest, dtype=torch.long)
         for index, row in enumerate(rows):
             length = len(row.input_ids)
             ids_BT[index, :length] = torch.tensor(row.input_ids)
-            labels_BT[index, :length] = torch.tensor(row.labels)
+            labels_BT[index, : len(row.labels)] = torch.tensor(row.labels)
             mask_BT[index, :length] = 1
         return {"input_ids": ids_BT, "attention_mask": mask_BT, "labels": labels_BT}
 
@@ -44,6 +49,12 @@ def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]
         ids_BT[index, longest - len(prompt) :] = torch.tensor(list(prompt))
         mask_BT[index, longest - len(prompt) :] = 1
     return {"input_ids": ids_BT, "attention_mask": mask_BT}
+
+
+def right_padded(prompts: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
+    """Texts as ``input_ids`` and ``attention_mask`` (B, T), padded on the right."""
+    batch = Collator(pad)([Encoded(list(prompt), []) for prompt in prompts])
+    return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
 
 def padding_of(tokenizer: object) -> int:

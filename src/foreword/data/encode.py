@@ -14,13 +14,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from foreword.backbone.kinds.base import IGNORED
 from foreword.data.chat import asked, assistant_spans, check_turns, rendered
 from foreword.data.template import MESSAGES, Task, fill
 from foreword.errors import DataError
 from foreword.prefix import Bos
-
-IGNORED = -100
-"""Label of a token that is not predicted, as in transformers."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +26,20 @@ class Encoded:
     """One row as token ids.
 
     Attributes:
-        input_ids: Prompt and target tokens.
-        labels: The same length; `IGNORED` where no token is predicted.
+        input_ids: Prompt and target tokens; the source alone for an encoder-decoder.
+        labels: The same length, `IGNORED` where no token is predicted; the target of an
+            encoder-decoder.
         truncated: Tokens that the prompt lost.
     """
 
     input_ids: list[int]
     labels: list[int]
     truncated: int = 0
+
+    @property
+    def size(self) -> int:
+        """Tokens that its longest stack sees."""
+        return max(len(self.input_ids), len(self.labels))
 
     @property
     def targets(self) -> int:

@@ -92,6 +92,7 @@ class Engine:
     def __init__(self, backbone: Backbone, limits: Limits | None = None) -> None:
         self.backbone = backbone
         self.limits = limits or Limits()
+        backbone.needs("decoder", what="serving in mixed batches")
         example = backbone.capture(PROBE)
         with ExitStack() as stack:  # which undoes what was done, if one of these fails
             attachment = stack.enter_context(backbone.attached(None))

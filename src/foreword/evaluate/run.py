@@ -256,7 +256,7 @@ def scored(
 ) -> tuple[float, float, int]:
     """NLL per target token, token accuracy (0 to 100) and number of target tokens."""
     collate = Collator(padding_of(backbone.tokenizer))
-    ordered = sorted(rows, key=lambda row: len(row.input_ids))
+    ordered = sorted(rows, key=lambda row: row.size)
     nll, hits, targets = 0.0, 0, 0
     with backbone.attached(prefix):
         for first in range(0, len(ordered), size):

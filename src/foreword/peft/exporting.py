@@ -61,6 +61,7 @@ def export_peft(
     Examples:
         >>> foreword.export_peft(prefix, backbone, "my-adapter")  # doctest: +SKIP
     """
+    backbone.needs("decoder", what="a PEFT checkpoint")
     broken = prefix.first_not_finite()
     if broken is not None:
         raise PrefixError(f"{broken} holds NaN or infinity; such a prefix is not exported")

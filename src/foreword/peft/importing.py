@@ -55,6 +55,7 @@ def import_peft(folder: str | os.PathLike[str], backbone: Backbone) -> Prefix:
     Examples:
         >>> prefix = foreword.import_peft("my-adapter", backbone)  # doctest: +SKIP
     """
+    backbone.needs("decoder", what="a PEFT checkpoint")
     config = read_config(folder)
     path = Path(folder) / tensor_file.NAME
     if not path.exists() and (Path(folder) / tensor_file.PICKLE).exists():

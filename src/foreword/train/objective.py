@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from foreword.backbone.head import head_sees
-from foreword.data.encode import IGNORED
+from foreword.backbone.kinds import kind_of
+from foreword.backbone.kinds.base import IGNORED
 from foreword.train.nll import token_nll
 
 
@@ -29,11 +31,18 @@ class Scores:
     row_N: Tensor
 
 
-def score(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Scores:
-    """Score the labelled tokens of a right-padded batch; each tensor is (B, T) int64."""
-    wanted_BT = nn.functional.pad(labels[:, 1:] != IGNORED, (0, 1))
+def score(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
+) -> Scores:
+    """Score the labelled tokens of a right-padded batch; each tensor is (B, T) int64.
+
+    Those of a decoder are among its inputs; an encoder-decoder's have a T of their own.
+    """
+    kind = kind_of(model.config)
+    inputs, following_BT = kind.supervised(model, input_ids, attention_mask, labels)
+    wanted_BT = following_BT != IGNORED
     with head_sees(model, wanted_BT) as narrowed:
-        logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+        logits = model(**inputs, use_cache=False).logits
     logits_NV = logits[0] if narrowed else logits[wanted_BT]
-    nll_N, hit_N = token_nll(logits_NV, labels[:, 1:][wanted_BT[:, :-1]])
+    nll_N, hit_N = token_nll(logits_NV, following_BT[wanted_BT])
     return Scores(nll_N, hit_N, wanted_BT.nonzero()[:, 0])

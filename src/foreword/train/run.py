@@ -16,8 +16,9 @@ from transformers import TrainerCallback, set_seed
 
 from foreword import format as prefix_file
 from foreword.backbone import Backbone
-from foreword.data import Collator, Encoded, Encoder, Report, rows_of
+from foreword.data import Collator, Encoded, Report, rows_of
 from foreword.data.collate import padding_of
+from foreword.data.seq2seq import encoder_class
 from foreword.errors import DataError, ForewordError, StoreError, TrainingError, first_line
 from foreword.interrupt import Terminated
 from foreword.prefix import Prefix
@@ -175,8 +176,8 @@ def encode(
             f"a prefix of {prefix.length} leaves {limit} of the backbone's {backbone.context} tokens "
             "for text; use a shorter one"
         )
-    encoder = Encoder(backbone.tokenizer, settings.task, bos=prefix.meta.bos, limit=limit)
-    return encoder.rows(rows)
+    encoder = encoder_class(backbone.kind)
+    return encoder(backbone.tokenizer, settings.task, bos=prefix.meta.bos, limit=limit).rows(rows)
 
 
 def rows_digest(rows: Sequence[Encoded]) -> str:

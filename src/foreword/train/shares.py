@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 
 from torch.utils.data import Sampler
 
-from foreword.data.encode import IGNORED, Encoded
+from foreword.backbone.kinds.base import IGNORED
+from foreword.data.encode import Encoded
 
 BLANK = Encoded([0], [IGNORED])
 """A row without a target."""

@@ -163,7 +163,7 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
         at_once = args.train_batch_size * count
         order: Any
         if self.grouped:
-            lengths = [len(row.input_ids) for row in self.rows]
+            lengths = [row.size for row in self.rows]
             order = GroupedByLength(lengths, at_once * args.gradient_accumulation_steps, args.seed)
         elif count == 1:
             return super()._get_train_sampler(train_dataset)

@@ -87,7 +87,7 @@ class Adapter:
                 "softmax of its own there; train one with parameterization='direct' or 'mlp'"
             )
         call[self.cache] = _Joining(
-            self, self.real_cache(call), frame, name, call["attention_mask"]
+            self, self.real_cache(call), frame, name, call["attention_mask"], queries_of(call)
         )
         self.prepare(call, frame)
         if site is not None:
@@ -101,12 +101,15 @@ class Adapter:
 class _Joining:
     """The cache that a module is handed for one call."""
 
-    def __init__(self, adapter: Adapter, inner: Any, frame: Frame, name: str, mask: Tensor) -> None:
+    def __init__(
+        self, adapter: Adapter, inner: Any, frame: Frame, name: str, mask: Tensor, queries: int
+    ) -> None:
         self.adapter = adapter
         self.inner = inner
         self.frame = frame
         self.name = name
         self.mask = mask
+        self.queries = queries
 
     def update(
         self, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
@@ -115,7 +118,7 @@ class _Joining:
         if self.inner is not None:
             key, value = self.inner.update(key, value, *args, **kwargs)
         frame = self.frame
-        frame.note(AttentionCall(self.name, key, value, self.adapter.window))
+        frame.note(AttentionCall(self.name, key, value, self.adapter.window, self.queries))
         site = frame.site(self.name)
         if site is None:
             return key, value

@@ -1,0 +1,70 @@
+"""`Kind`: what decoders, encoders and encoder-decoders differ in.
+
+Shapes: B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Literal
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from foreword.backbone.signature import parameters_of
+from foreword.errors import UnsupportedModel
+from foreword.frame import AttentionCall
+
+KindName = Literal["decoder", "encoder", "encoder-decoder"]
+Inputs = dict[str, Tensor]
+
+IGNORED = -100
+"""Label of a token that is not predicted, as in transformers."""
+
+
+class Kind(ABC):
+    """One kind of transformer."""
+
+    name: KindName
+    auto: Any
+    """The class of transformers that loads one."""
+
+    @abstractmethod
+    def inputs(self, model: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor) -> Inputs:
+        """What to call the model with, so that all of its stacks see these tokens."""
+
+    def probe(self, model: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor) -> Inputs:
+        """Such inputs that tell its stacks apart."""
+        return self.inputs(model, ids_BT, mask_BT)
+
+    def seen(self, inputs: Inputs) -> Tensor:
+        """Which of the output's positions are real tokens', boolean (B, T)."""
+        return inputs["attention_mask"].bool()
+
+    def supervised(
+        self, model: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor, labels_BT: Tensor
+    ) -> tuple[Inputs, Tensor]:
+        """What to call the model with to score labels, and the label (B, T) of each logit's position.
+
+        Args:
+            model: The model.
+            ids_BT: Input tokens, padded on the right.
+            mask_BT: Which of them are real.
+            labels_BT: Tokens to predict, `IGNORED` elsewhere.
+
+        Raises:
+            UnsupportedModel: This kind predicts no tokens.
+        """
+        raise UnsupportedModel(f"an {self.name} predicts no text, so it cannot be scored on any")
+
+    @abstractmethod
+    def stack(self, call: AttentionCall, inputs: Inputs) -> str:
+        """The stack that an attention call of a probe belongs to."""
+
+
+def with_positions(model: PreTrainedModel, inputs: Inputs) -> Inputs:
+    """The inputs with position_ids, where the model takes any: padding moves no token."""
+    if "position_ids" not in parameters_of(type(model)):
+        return inputs
+    counted: Any = inputs["attention_mask"].cumsum(-1) - 1
+    return {**inputs, "position_ids": counted.clamp(min=0)}

@@ -1,0 +1,31 @@
+"""Decoders: one stack, in which no token sees later ones."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from foreword.backbone.kinds.base import IGNORED, Inputs, Kind, with_positions
+from foreword.frame import AttentionCall
+
+
+class Decoder(Kind):
+    """Causal language models."""
+
+    name = "decoder"
+    auto = AutoModelForCausalLM
+
+    def inputs(self, model: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor) -> Inputs:
+        """Token ids, mask and, where taken, positions."""
+        return with_positions(model, {"input_ids": ids_BT, "attention_mask": mask_BT})
+
+    def supervised(
+        self, model: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor, labels_BT: Tensor
+    ) -> tuple[Inputs, Tensor]:
+        """A token's logits predict the next one."""
+        following_BT = nn.functional.pad(labels_BT[:, 1:], (0, 1), value=IGNORED)
+        return {"input_ids": ids_BT, "attention_mask": mask_BT}, following_BT
+
+    def stack(self, call: AttentionCall, inputs: Inputs) -> str:
+        """There is one."""
+        return "decoder"

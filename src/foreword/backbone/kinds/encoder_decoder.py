@@ -1,0 +1,47 @@
+"""Encoder-decoders: an encoder, a decoder, and the decoder's attention to the encoder's output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
+
+from foreword.backbone.kinds.base import Inputs, Kind
+from foreword.frame import AttentionCall
+
+
+class EncoderDecoder(Kind):
+    """Sequence-to-sequence models."""
+
+    name = "encoder-decoder"
+    auto = AutoModelForSeq2SeqLM
+
+    def inputs(self, model: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor) -> Inputs:
+        """The same tokens for both stacks."""
+        return {"input_ids": ids_BT, "attention_mask": mask_BT, "decoder_input_ids": ids_BT}
+
+    def probe(self, model: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor) -> Inputs:
+        """One token less for the decoder, by which its calls are known."""
+        inputs = self.inputs(model, ids_BT, mask_BT)
+        return {**inputs, "decoder_input_ids": ids_BT[:, 1:]}
+
+    def seen(self, inputs: Inputs) -> Tensor:
+        """All of the decoder's: no padding is among them."""
+        return inputs["decoder_input_ids"] >= 0
+
+    def supervised(
+        self, model: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor, labels_BT: Tensor
+    ) -> tuple[Inputs, Tensor]:
+        """The decoder is given the label before the one that it predicts."""
+        given: Any = model
+        inputs = {"input_ids": ids_BT, "attention_mask": mask_BT}
+        before_BT = given.prepare_decoder_input_ids_from_labels(labels=labels_BT)
+        return {**inputs, "decoder_input_ids": before_BT}, labels_BT
+
+    def stack(self, call: AttentionCall, inputs: Inputs) -> str:
+        """By how many tokens ask, and how many are asked."""
+        own = inputs["decoder_input_ids"].shape[1]
+        if call.queries != own:
+            return "encoder"
+        return "decoder" if call.key_BHKD.shape[2] == own else "cross"
