@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -61,6 +63,7 @@ class Family:
         positions: Where a token's position comes from: a ``table`` of embeddings, ``rotary`` angles of
             its position_ids, or ``distance`` alone.
         window: Window of its windowed layers.
+        since: Version of transformers from which on it can carry a prefix.
         note: What the page says of it besides.
     """
 
@@ -68,12 +71,14 @@ class Family:
     config: dict[str, Any] = field(repr=False)
     positions: str = "table"
     window: int | None = None
+    since: str = "5.16.1"
     note: str = ""
 
     @property
     def available(self) -> bool:
-        """Whether the installed transformers has the family."""
-        return self.name in CONFIG_MAPPING
+        """Whether the installed transformers has the family, and it can carry a prefix there."""
+        new_enough = Version(transformers.__version__) >= Version(self.since)
+        return new_enough and self.name in CONFIG_MAPPING
 
     @property
     def kind(self) -> str:
@@ -133,7 +138,13 @@ ENCODERS = (
 ENCODER_DECODERS = (
     Family("t5", T5, positions="distance"),
     Family("mt5", T5, positions="distance"),
-    Family("umt5", T5, positions="distance"),
+    Family(
+        "umt5",
+        T5,
+        positions="distance",
+        since="5.23",
+        note="with transformers 5.23, and refused with 5.16 unless it is loaded with eager attention",
+    ),
     Family("bart", BART),
     Family("mbart", BART),
     Family("marian", {**BART, "decoder_vocab_size": VOCABULARY}),

@@ -83,5 +83,5 @@ def lines() -> list[str]:
             f"| {family.name} | {family.kind} | {result.verdict} | {sites} | "
             f"{max(result.errors.values()):.0e} | {min(result.controls.values()):.0e} |"
         )
-    notes = [f"{family.name}: {family.note}." for family in FAMILIES if family.note]
+    notes = [f"- {family.name}: {family.note}." for family in FAMILIES if family.note]
     return [*made, "", *notes, ""]
