@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,41 +31,36 @@ def use_pool() -> None:
     torch.ones(2**20).sqrt_()
 
 
-@linux
-def test_a_threads_pool_is_gone_and_comes_back() -> None:
+@pytest.fixture
+def least() -> Iterator[int]:
+    """The process's threads without a pool of this one, which has two more of them if it is used."""
     before = torch.get_num_threads()
     torch.set_num_threads(3)
-    try:
-        give_up_pool()
-        least = count()
-        use_pool()
-        assert count() == least + 2
-        assert give_up_pool()
-        assert count() == least
-        use_pool()
-        assert count() == least + 2
-    finally:
-        torch.set_num_threads(before)
-        give_up_pool()
+    give_up_pool()
+    yield count()
+    torch.set_num_threads(before)
+    give_up_pool()
 
 
 @linux
-def test_an_idle_engine_and_who_made_it_keep_no_pool(tiny: foreword.Backbone) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        give_up_pool()
-        least = count()
-        use_pool()
-        with Engine(tiny) as engine:
-            engine.generate([Request((5, 6, 7), Sampling(max_tokens=2, temperature=0))])
-            end = time.monotonic() + 30
-            while count() > least + 1 and time.monotonic() < end:  # it listens a moment later
-                time.sleep(0.01)
-            assert least <= count() <= least + 1  # the engine's own thread
-    finally:
-        torch.set_num_threads(before)
-        give_up_pool()
+def test_a_threads_pool_is_gone_and_comes_back(least: int) -> None:
+    use_pool()
+    assert count() == least + 2
+    assert give_up_pool()
+    assert count() == least
+    use_pool()
+    assert count() == least + 2
+
+
+@linux
+def test_an_idle_engine_and_who_made_it_keep_no_pool(least: int, tiny: foreword.Backbone) -> None:
+    use_pool()
+    with Engine(tiny) as engine:
+        engine.generate([Request((5, 6, 7), Sampling(max_tokens=2, temperature=0))])
+        end = time.monotonic() + 30
+        while count() > least + 1 and time.monotonic() < end:  # it listens a moment later
+            time.sleep(0.01)
+        assert least <= count() <= least + 1  # the engine's own thread
 
 
 def test_without_openmp_there_is_nothing_to_give_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,20 +127,9 @@ def split_error(case: Case, stacks: Sequence[str], prefix: Prefix | None = None)
         with torch.no_grad():
             hidden = case.model.get_encoder()(input_ids=case.source)[0]
         more["encoder_outputs"] = BaseModelOutput(hidden[:, LENGTH:])
-    with moved_up(case, stacks) as where, case.backbone.attached(only(prefix, kept)):
+    with moved_up(case, stacks) as where, case.backbone.attached(prefix.only(kept)):
         found = case.run(source, target, **where, **more)
     return distance(found, out[:, first:])
-
-
-def only(prefix: Prefix, labels: Sequence[str]) -> Prefix:
-    """The prefix on some of its sites."""
-    chosen = [index for index, site in enumerate(prefix.sites) if site.label in labels]
-    return Prefix(
-        tuple(prefix.sites[index] for index in chosen),
-        tuple(prefix.keys[index] for index in chosen),
-        tuple(prefix.values[index] for index in chosen),
-        prefix.meta,
-    )
 
 
 def shortened(prefix: Prefix, length: int) -> Prefix:
@@ -211,7 +200,7 @@ def controls(case: Case) -> dict[str, float]:
     }
     for stack in stacks if len(stacks) > 1 else ():
         rest = [site.label for site in prefix.sites if site.stack != stack]
-        found[f"no {stack}"] = split_error(case, stacks, only(prefix, rest))
+        found[f"no {stack}"] = split_error(case, stacks, prefix.only(rest))
     if case.family.positions == "distance":
         own = LearnedBias.columns
 
