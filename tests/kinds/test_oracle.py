@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    BartForSequenceClassification,
+)
 
 import foreword
-from foreword.errors import BypassError, RowsError
+from foreword.errors import BypassError, RowsError, UnsupportedModel
 from tests.kinds import checks
 from tests.kinds.checks import EXACT, MOVED
 from tests.kinds.families import BY_NAME, ENCODER_DECODERS, FAMILIES, Family
@@ -157,3 +164,34 @@ def test_a_shared_module_is_one_site() -> None:
     before = case.run(case.source, case.target)
     with backbone.attached(prefix):
         assert checks.distance(case.run(case.source, case.target), before) > MOVED
+
+
+@pytest.mark.parametrize(
+    "auto", [AutoModelForSequenceClassification, AutoModelForTokenClassification]
+)
+def test_an_encoder_with_a_head_of_its_own(auto: Any) -> None:
+    family = BY_NAME["bert"]
+    torch.manual_seed(0)
+    model = auto.from_config(AutoConfig.for_model("bert", **family.config)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    prefix = foreword.Backbone(model.bert).capture([5, 6, 7])
+    backbone = foreword.Backbone(model)
+    assert backbone.kind == "encoder"
+    ids, mask = torch.tensor([[5, 6, 7, 8], [9, 10, 2, 0]]), torch.tensor([[1] * 4, [1, 1, 1, 0]])
+    with torch.no_grad():
+        before = model(input_ids=ids, attention_mask=mask).logits
+        with backbone.attached(prefix):
+            found = model(input_ids=ids, attention_mask=mask).logits
+            alone = model(input_ids=ids[1:, :3]).logits
+    assert checks.distance(found, before) > MOVED
+    own = found[1:, :3] if found.dim() == 3 else found[1:]
+    torch.testing.assert_close(own, alone, rtol=0, atol=EXACT)
+
+
+def test_a_model_that_a_few_tokens_do_not_run_on_is_refused() -> None:
+    """Its head wants as many ends of sequence in the source as in the output."""
+    config = AutoConfig.for_model("bart", **BY_NAME["bart"].config, num_labels=3)
+    with pytest.raises(UnsupportedModel, match="does not run on a few tokens"):
+        foreword.Backbone(BartForSequenceClassification(config).eval())

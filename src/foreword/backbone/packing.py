@@ -118,10 +118,8 @@ class _Product:
     def part(self, index: int, inputs: Tensor) -> Tensor:
         """The outputs of one layer; computed with those of the others when the first one is called."""
         if inputs is not self._inputs:
-            self._inputs, self._parts = (
-                inputs,
-                list(torch.split_with_sizes(self(inputs), self.sizes, -1)),
-            )
+            self._inputs = inputs
+            self._parts = list(torch.split_with_sizes(self(inputs), self.sizes, -1))
         part = self._parts[index]
         if index == len(self.layers) - 1:
             self._inputs, self._parts = None, []

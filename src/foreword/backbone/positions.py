@@ -55,5 +55,6 @@ def texts_of(call: Mapping[str, Any], known: Sequence[str]) -> tuple[Any, Any]:
     if "decoder_input_ids" not in known:
         return source, None
     decoded = first("decoder_input_ids", "decoder_inputs_embeds", "labels")
-    decoded = source if decoded is None else decoded
+    if decoded is None or decoded.dim() == 1:  # a class for each row is no text
+        decoded = source
     return (decoded if source is None else source), decoded

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from foreword.backbone.attachment import Attachment, kernels_of
-from foreword.backbone.kinds import DECODER, ENCODER, ENCODER_DECODER, Kind
+from foreword.backbone.kinds import DECODER, ENCODER, ENCODER_DECODER, Kind, kind_of
 from foreword.backbone.kinds.base import with_positions
 from foreword.backbone.placement import input_device
-from foreword.errors import UnsupportedModel
+from foreword.errors import UnsupportedModel, first_line
 from foreword.frame import AttentionCall
 from foreword.prefix import Positions, Site
 
@@ -83,8 +83,7 @@ def attach_proven(model: PreTrainedModel) -> tuple[Attachment, Measured]:
     with evaluating(model):
         kind = _kind(model)
         inputs = _probe_inputs(model, kind)
-        with torch.no_grad():
-            before = _logits(model(**inputs))
+        before = _run(model, inputs)
         attachment = Attachment(model)
         attachment.places_text = kind is DECODER
         try:
@@ -97,14 +96,31 @@ def attach_proven(model: PreTrainedModel) -> tuple[Attachment, Measured]:
 
 
 def _kind(model: PreTrainedModel) -> Kind:
-    """By the config an encoder-decoder; by what its tokens see a decoder or an encoder."""
+    """By the config an encoder-decoder; by what its tokens see a decoder or an encoder.
+
+    Raises:
+        UnsupportedModel: It does not run on a few tokens.
+    """
     if getattr(model.config, "is_encoder_decoder", False):
         return ENCODER_DECODER
     inputs = _probe_inputs(model, DECODER)
-    with torch.no_grad():
-        logits_BTV = _logits(model(**inputs))
+    logits_BTV = _run(model, inputs)
+    if logits_BTV.shape[:2] != inputs["attention_mask"].shape:  # a head that gives one for each row
+        return kind_of(model.config)
     allowed = EXACT if model.dtype == torch.float32 else 2**-6
     return DECODER if _sees_nothing_later(logits_BTV, inputs, allowed) else ENCODER
+
+
+def _run(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
+    """The first of what the model gives, float32: logits or hidden states of each token, or row."""
+    try:
+        with torch.no_grad():
+            return _logits(model(**inputs))
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise UnsupportedModel(
+            f"family {family_of(model)!r} ({type(model).__name__}) does not run on a few tokens: "
+            f"{first_line(error)}"
+        ) from error
 
 
 def _sees_nothing_later(logits_BTV: Tensor, inputs: dict[str, Tensor], allowed: float) -> bool:
@@ -165,6 +181,8 @@ def _measure(
             "transformers' AttentionInterface, so a prefix has no place to join"
         )
     seen = kind.seen(inputs)
+    if before.shape[:2] != seen.shape:
+        seen = torch.ones_like(before, dtype=torch.bool)
     largest = max(1.0, float(before[seen].abs().max()))
     moved = float((after - before)[seen].abs().max()) / largest
     if not moved <= EXACT:
