@@ -9,6 +9,7 @@ import transformers
 from transformers import AutoConfig
 
 from foreword.prefix import WindowPolicy
+from tests.kinds.families import FAMILIES as KINDS
 from tests.oracle import checks
 from tests.oracle.families import BY_NAME, FAMILIES, STANDARD, WINDOW, Family
 from tests.oracle.table import JSON, PAGE, Result, measure, policies, verdicts
@@ -90,7 +91,9 @@ def test_heads_are_grouped_where_possible(family: Family) -> None:
 
 
 def test_the_published_table_is_what_the_oracle_finds() -> None:
-    assert json.loads(JSON.read_text())["families"] == verdicts()
+    missing = {family.name for family in KINDS if not family.available}
+    published = json.loads(JSON.read_text())["families"]
+    assert [row for row in published if row["family"] not in missing] == verdicts()
     page = PAGE.read_text()
     for family in FAMILIES:
         found = [measure(family.title, windows) for windows in policies(family)]

@@ -44,7 +44,7 @@ def measure(name: str) -> Result:
 
 
 def verdicts() -> list[dict[str, str]]:
-    """What is published about each family."""
+    """What is published about each family that the installed transformers can run."""
     return [
         {
             "family": family.name,
@@ -55,6 +55,7 @@ def verdicts() -> list[dict[str, str]]:
             "verdict": measure(family.name).verdict,
         }
         for family in FAMILIES
+        if family.available
     ]
 
 
