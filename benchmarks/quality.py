@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from common import SHARED, Results, machine, read_rows, table
+from common import SHARED, Results, Row, machine, read_rows, table
 from peers import Learned, lora, peft_prefix
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
@@ -50,7 +50,6 @@ SEEDS = (0, 1, 2)
 HELD_OUT = 10
 """One in so many inputs of the development set is held out."""
 
-Row = dict[str, Any]
 Side = Callable[..., AbstractContextManager[Learned]]
 
 
@@ -205,7 +204,7 @@ def test_figures(backbone: Backbone, made: Any, task: Set, settings: TrainSettin
     """What the test rows say."""
     like = made or start(backbone, settings)
     options = GenerateOptions(max_new_tokens=80, batch_size=32)
-    figures = measured(backbone, made, like, settings.task, task.test, options)
+    figures = measured(backbone, made, like, settings.templates, task.test, options)
     return {
         "test_nll": figures.nll,
         "bleu": figures.bleu,

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import SHARED, machine, memory_of_process, read_rows, reset_peak, table
+from common import SHARED, Row, machine, memory_of_process, read_rows, reset_peak, table
 from peft import PrefixTuningConfig, TaskType, get_peft_model
 from torch import Tensor, nn
 from transformers import (
@@ -54,8 +54,6 @@ STEPS = 8
 ROUNDS = 5
 LENGTH = 16
 MEMORY_ROWS, MEMORY_TOKENS = 4, 2048
-
-Row = dict[str, Any]
 
 
 class Clock(TrainerCallback):  # type: ignore[misc]

@@ -71,7 +71,8 @@ def test_the_hub_reads_the_metadata() -> None:
     assert data.pipeline_tag == "text-generation"
     assert data.model_name == "food"
     values = {one.metric_type: one.metric_value for one in data.eval_results}
-    assert values == {"loss": 1.5, "bleu": 50.25, "chrf": 40.0, "rouge": 55.5}
+    expected = {"loss": 1.5, "bleu": 50.25, "chrf": 40.0, "rouge": 55.5, "exact_match": 3.0}
+    assert values == expected
     assert {one.dataset_type for one in data.eval_results} == {"foreword/e2e"}
     assert {one.dataset_name for one in data.eval_results} == {"foreword/e2e:heldout"}
 

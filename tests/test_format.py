@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import random
 import struct
@@ -26,14 +27,17 @@ from foreword.errors import (
     TruncatedFile,
     UnsupportedVersion,
 )
+from foreword.head import Head
 from foreword.prefix import Prefix, PrefixMeta, Site
 from tests.attacks import make
 
 ATTACKS = Path(make.__file__).parent
 GOLDEN = Path(__file__).parent / "golden" / "v1.safetensors"
 GOLDEN_2 = GOLDEN.with_name("v2.safetensors")
+GOLDEN_3 = GOLDEN.with_name("v3.safetensors")
 GOLDEN_DIGEST = "c2dbc7ee5f50efe2a5c988907c825859fb4db6479d3d1d7a4257788b07a0739c"
 GOLDEN_2_DIGEST = "b519956ecbef624ae7bb7e3a1939f35bfca58d8923bd88687c3877dd6c8c1b26"
+GOLDEN_3_DIGEST = "e28b89aa83d4ade32adf796a652925a171cb7435de5fda0dfdedfe4897876a3d"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 REFUSED: dict[str, tuple[type[FormatError], str]] = {
@@ -66,19 +70,19 @@ REFUSED: dict[str, tuple[type[FormatError], str]] = {
     "foreign-metadata-list": (FormatError, "it is not a Foreword prefix"),
     "metadata-version-newer": (
         UnsupportedVersion,
-        "it has format version 3; this Foreword reads",
+        "it has format version 4; this Foreword reads",
     ),
     "metadata-version-not-text": (
         CorruptFile,
-        "its format version is 1, expected one of ('1', '2')",
+        "its format version is 1, expected one of ('1', '2', '3')",
     ),
     "metadata-version-word": (
         CorruptFile,
-        "its format version is 'one', expected one of ('1', '2')",
+        "its format version is 'one', expected one of ('1', '2', '3')",
     ),
     "metadata-version-missing": (
         CorruptFile,
-        "its format version is None, expected one of ('1', '2')",
+        "its format version is None, expected one of ('1', '2', '3')",
     ),
     "metadata-digest-missing": (CorruptFile, "its metadata has no 'digest'"),
     "metadata-digest-not-hexadecimal": (CorruptFile, r"its digest is '\x1b[2Jg000"),
@@ -174,6 +178,70 @@ REFUSED: dict[str, tuple[type[FormatError], str]] = {
     ),
     "policy-softmax-in-version-1": (CorruptFile, "its meta has an unknown 'softmax'"),
     "policy-softmax-joint-in-version-1": (CorruptFile, "its meta has an unknown 'softmax'"),
+    "head-list": (CorruptFile, "its head is [], expected an object"),
+    "head-missing-field": (CorruptFile, "its head has no 'pooling'"),
+    "head-unknown-field": (CorruptFile, "its head has an unknown 'code'"),
+    "head-task-unknown": (
+        CorruptFile,
+        "found 'regress'",
+    ),
+    "head-task-number": (CorruptFile, "its head: task is 3, expected text or null"),
+    "head-labels-text": (CorruptFile, "its head: labels are 'abc', expected a list"),
+    "head-labels-twice": (
+        CorruptFile,
+        "at least two labels, all different; found 3",
+    ),
+    "head-labels-one": (
+        CorruptFile,
+        "at least two labels, all different; found 1",
+    ),
+    "head-labels-numbers": (
+        CorruptFile,
+        "its head: a label is 1 to 256 printable characters; found 0",
+    ),
+    "head-labels-control": (
+        CorruptFile,
+        "printable characters; found '\\x1b[2J'",
+    ),
+    "head-labels-long": (
+        CorruptFile,
+        "1 to 256 printable characters; found 'cccccccccccc...cccc",
+    ),
+    "head-pooling-unknown": (
+        CorruptFile,
+        "found 'max'",
+    ),
+    "head-pooling-of-tags": (
+        CorruptFile,
+        "a head for 'tag' has a pooling among (None,)",
+    ),
+    "head-span-otherwise": (
+        CorruptFile,
+        "a head that answers has the labels ('start', 'end')",
+    ),
+    "head-width-zero": (
+        CorruptFile,
+        "its head: width is 0",
+    ),
+    "head-width-true": (
+        CorruptFile,
+        "its head: width is True",
+    ),
+    "head-width-huge": (
+        FormatError,
+        "tensor 'head.weight' has shape [3, 2], expected [3, 2147483647]",
+    ),
+    "head-shape": (FormatError, "tensor 'head.weight' has shape [3, 2], expected [3, 3]"),
+    "head-dtype": (FormatError, "tensor 'head.bias' has dtype 'F16', expected 'F32'"),
+    "head-nan": (FormatError, "tensor head.bias holds NaN or infinity; the prefix is unusable"),
+    "head-tensors-missing": (
+        CorruptFile,
+        "'head.bias' is missing",
+    ),
+    "head-missing-in-version-3": (CorruptFile, "its description has no 'head'"),
+    "head-without-softmax": (CorruptFile, "its meta has no 'softmax'"),
+    "head-in-version-1": (CorruptFile, "its description has an unknown 'head'"),
+    "head-in-version-2": (CorruptFile, "its description has an unknown 'head'"),
 }
 """Per hostile file the exact class of the error, and a part of its message that names the thing."""
 
@@ -214,6 +282,14 @@ def numbers(heads: int, dim: int, layer: int, *, sign: int) -> torch.Tensor:
 
     rows = [[[number(h, p, d) for d in range(dim)] for p in range(3)] for h in range(heads)]
     return torch.tensor(rows, dtype=torch.float32)
+
+
+def with_head() -> Prefix:
+    """The golden prefix with a softmax of its own and a head, number by number."""
+    rows = [[(10 * label + column) / 8 - 1 for column in range(4)] for label in range(3)]
+    bias = torch.tensor([-1.0, -0.5, 0.0])
+    head = Head("tag", ("O", "B-Ort", "日本"), None, torch.tensor(rows), bias)
+    return golden().with_meta(softmax="own").with_head(head)
 
 
 def noise(dtype: torch.dtype = torch.float32, seed: int = 0) -> Prefix:
@@ -369,6 +445,40 @@ def test_the_golden_file_of_version_2_loads_and_is_still_written() -> None:
     assert prefix_file.encode(expected) == GOLDEN_2.read_bytes()
 
 
+def test_the_golden_file_of_version_3_loads_and_is_still_written() -> None:
+    found, expected = prefix_file.load(GOLDEN_3), with_head()
+    assert found.digest == GOLDEN_3_DIGEST == expected.digest
+    assert found.head is not None
+    assert found.head.labels == ("O", "B-Ort", "日本")
+    assert (found.head.task, found.head.pooling, found.head.width) == ("tag", None, 4)
+    assert found.head.weight[2, 3].item() == 23 / 8 - 1
+    assert found.head.bias.tolist() == [-1.0, -0.5, 0.0]
+    assert found.meta.softmax == "own"
+    assert prefix_file.encode(expected) == GOLDEN_3.read_bytes()
+
+
+def test_a_head_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    prefix = with_head().to(torch.bfloat16)
+    prefix_file.save(prefix, tmp_path / "p.safetensors")
+    found = prefix_file.load(tmp_path / "p.safetensors")
+    assert found.digest == prefix.digest
+    assert found.head is not None
+    assert prefix.head is not None
+    assert found.head.describe() == prefix.head.describe()
+    for old, new in zip(prefix.tensors, found.tensors, strict=True):
+        assert same_bits(old, new)
+    with safetensors.safe_open(tmp_path / "p.safetensors", framework="pt") as file:
+        assert same_bits(file.get_tensor("head.weight"), prefix.head.weight)
+
+
+def test_a_head_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:
+    prefix = with_head()
+    assert prefix.head is not None
+    broken = prefix.head.made_of(prefix.head.weight, torch.tensor([0.0, math.nan, 0.0]))
+    with pytest.raises(PrefixError, match=r"head\.bias holds NaN"):
+        prefix_file.save(prefix.with_head(broken), tmp_path / "p.safetensors")
+
+
 def test_a_prefix_is_written_in_the_first_version_that_can_say_it() -> None:
     """The digest does not cover the version, so each description has one version only."""
     joint, own = golden(), golden().with_meta(softmax="own")
@@ -386,11 +496,11 @@ def test_a_prefix_is_written_in_the_first_version_that_can_say_it() -> None:
 # Headers alone
 
 
-@pytest.mark.parametrize("file", [GOLDEN, GOLDEN_2])
+@pytest.mark.parametrize("file", [GOLDEN, GOLDEN_2, GOLDEN_3])
 def test_an_outline_is_the_prefix_without_its_contents(file: Path) -> None:
     whole, outline = prefix_file.load(file), prefix_file.outline(file)
     assert outline.describe() == whole.describe()
-    assert {tensor.device.type for tensor in (*outline.keys, *outline.values)} == {"meta"}
+    assert {tensor.device.type for tensor in outline.tensors} == {"meta"}
     assert prefix_file.claims(file) == json.loads(json.dumps(whole.describe()))
 
 

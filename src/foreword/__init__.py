@@ -10,12 +10,14 @@ import foreword.notices  # noqa: F401  (before what it quiets is imported)
 from foreword.backbone import Backbone, OtherWeights, attach, detach, load
 from foreword.data import Task, read_rows
 from foreword.errors import ForewordError
-from foreword.evaluate import Evaluation, evaluate
+from foreword.evaluate import Evaluation, LabelEvaluation, evaluate
 from foreword.format import load as load_prefix
 from foreword.format import save as save_prefix
 from foreword.generate import GenerateOptions, generate
+from foreword.head import Head
 from foreword.hub import pull, push
 from foreword.peft import NotInPeft, export_peft, import_peft
+from foreword.predict import features, predict
 from foreword.prefix import Prefix, PrefixMeta, Site
 from foreword.store import PrefixStore
 from foreword.train import (
@@ -33,6 +35,8 @@ __all__ = [
     "Evaluation",
     "ForewordError",
     "GenerateOptions",
+    "Head",
+    "LabelEvaluation",
     "NotInPeft",
     "OtherWeights",
     "Prefix",
@@ -50,10 +54,12 @@ __all__ = [
     "detach",
     "evaluate",
     "export_peft",
+    "features",
     "generate",
     "import_peft",
     "load",
     "load_prefix",
+    "predict",
     "pull",
     "push",
     "read_rows",

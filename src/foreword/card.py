@@ -17,7 +17,6 @@ from huggingface_hub import EvalResult, ModelCardData
 from foreword.backbone import embedded
 from foreword.describe import BOS, POSITIONS, SOFTMAX, WINDOWS, formula
 from foreword.errors import HubError
-from foreword.evaluate.run import FIGURES
 from foreword.evaluate.scores import Scores
 from foreword.prefix import Prefix
 
@@ -27,8 +26,23 @@ MOST = 2000
 """Longest value that the card shows, in characters."""
 
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
-_METRICS = {"nll": "loss", "bleu": "bleu", "chrf": "chrf", "rouge_l": "rouge"}
-"""Fields of `Metrics` that the Hub has a name for."""
+_METRICS = {
+    "nll": "loss",
+    "bleu": "bleu",
+    "chrf": "chrf",
+    "rouge_l": "rouge",
+    "accuracy": "accuracy",
+    "f1": "f1",
+    "exact_match": "exact_match",
+}
+"""Figures that the Hub has a name for."""
+_PIPELINES: dict[str | None, str] = {
+    None: "text-generation",
+    "classify": "text-classification",
+    "tag": "token-classification",
+    "answer": "question-answering",
+}
+"""What the Hub calls the tasks of heads, and of a prefix without one."""
 
 
 def card(
@@ -56,10 +70,10 @@ def card(
         base_model=base_model(prefix),
         base_model_relation="adapter" if base_model(prefix) else None,
         license=license,
-        pipeline_tag="text-generation",
+        pipeline_tag=_pipeline(prefix),
         tags=["foreword", "prefix-tuning"],
         model_name=name if scores else None,
-        eval_results=_results(scores) if scores else None,
+        eval_results=_results(scores, _pipeline(prefix)) if scores else None,
     )
     parts = (
         f"---\n{metadata.to_yaml()}\n---\n",
@@ -73,6 +87,10 @@ def card(
         _listed("Digests", _digests(prefix)),
     )
     return "\n".join(part for part in parts if part)
+
+
+def _pipeline(prefix: Prefix) -> str:
+    return _PIPELINES[None if prefix.head is None else prefix.head.task]
 
 
 def checked_repo(repo_id: str) -> str:
@@ -132,13 +150,14 @@ def _about(prefix: Prefix) -> str:
 
 
 def _use(prefix: Prefix, repo_id: str, name: str) -> str:
+    verb = "generate" if prefix.head is None else "predict"
     text = (
         "## How to use it\n\n"
-        f'```console\n$ foreword pull {repo_id}\n$ foreword generate {name} "your input"\n```\n\n'
+        f'```console\n$ foreword pull {repo_id}\n$ foreword {verb} {name} "your input"\n```\n\n'
         "```python\nimport foreword\n\n"
         f'prefix = foreword.pull("{repo_id}")\n'
         "backbone = foreword.load(prefix.meta.backbone, revision=prefix.meta.revision)\n"
-        'print(foreword.generate(backbone, ["your input"], prefix))\n```\n'
+        f'print(foreword.{verb}(backbone, ["your input"], prefix))\n```\n'
     )
     template = prefix.meta.recipe.get("prompt")
     if not isinstance(template, str):
@@ -155,6 +174,9 @@ def _facts(prefix: Prefix) -> Iterator[tuple[str, str]]:
     dtype = str(prefix.dtype).removeprefix("torch.")
     yield "length", f"{prefix.length} virtual tokens in {dtype}"
     yield "parameters", formula(prefix)
+    if prefix.head is not None:
+        labels = json.dumps(list(prefix.head.labels), ensure_ascii=False)
+        yield "head", f"{code(prefix.head.task)}, labels {code(labels)}"
     yield "positions", POSITIONS[meta.positions]
     yield "windows", WINDOWS[meta.windows]
     yield "softmax", SOFTMAX[meta.softmax]
@@ -189,7 +211,7 @@ def _figures(scores: Scores) -> str:
     models = [scores.prefix] if scores.base is None else [scores.base, scores.prefix]
     heads = ["with the prefix"] if scores.base is None else ["frozen model", "with the prefix"]
     lines = [f"| | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
-    for label, name, form in FIGURES:
+    for label, name, form in scores.figures:
         lines.append(f"| {label} | {' | '.join(form.format(m[name]) for m in models)} |")
     rows = f"{scores.inputs} inputs and {scores.rows} rows"
     about = f"On {rows} of {code(_dataset(scores))}.\n" if scores.data else f"On {rows}.\n"
@@ -205,19 +227,19 @@ def _dataset(scores: Scores) -> str:
     return scores.data or "rows"
 
 
-def _results(scores: Scores) -> list[EvalResult]:
+def _results(scores: Scores, task: str) -> list[EvalResult]:
     """The figures that the Hub knows, for the metadata."""
     shown = re.sub(r"[^A-Za-z0-9_./:-]+", "-", _dataset(scores))[:96].strip("-") or "rows"
     kind = shown.split(":")[0]
     return [
         EvalResult(
-            task_type="text-generation",
+            task_type=task,
             dataset_type=kind if REPO.fullmatch(kind) else "rows",
             dataset_name=shown,
             metric_type=kind_of_metric,
             metric_name=label,
             metric_value=round(scores.prefix[name], 4),
         )
-        for label, name, _ in FIGURES
+        for label, name, _ in scores.figures
         if (kind_of_metric := _METRICS.get(name)) is not None
     ]

@@ -18,6 +18,8 @@ SOFTMAX = {
     "joint": "joint: one softmax over prefix and text",
     "own": "own: the prefix has a softmax of its own, and its result is added",
 }
+SHOWN = 12
+"""Labels of a head that are named."""
 BOS = {
     "prefix": "prefix: it carries the BOS, inputs add none",
     "input": "input: inputs add their own BOS",
@@ -32,11 +34,23 @@ def formula(prefix: Prefix) -> str:
         f"{prefix.length} x {count} sites x {heads} key/value heads x ({key} + {value})"
         for (heads, key, value), count in kinds.items()
     ]
+    if prefix.head is not None:
+        terms.append(f"a head of {len(prefix.head.labels)} x ({prefix.head.width} + 1)")
     total = f"{prefix.parameters:,} = {' + '.join(terms)}"
     whole = prefix.meta.training.get("backbone_parameters")
     if not isinstance(whole, int) or whole < 1:
         return total
     return f"{total}; {100 * prefix.parameters / whole:.3f}% of the backbone's {whole:,}"
+
+
+def head_words(prefix: Prefix) -> str:
+    """What the prefix's head labels, and how."""
+    head = prefix.head
+    if head is None:
+        return "none: it writes text"
+    how = "" if head.pooling is None else f", from the {head.pooling} of a row's hidden states"
+    shown = ", ".join(head.labels[:SHOWN]) + (", ..." if len(head.labels) > SHOWN else "")
+    return f"{head.task}: {len(head.labels)} labels ({shown}){how}"
 
 
 def norms(prefix: Prefix) -> list[dict[str, float]]:

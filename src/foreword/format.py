@@ -16,7 +16,7 @@ import reprlib
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import safetensors.torch
 import torch
@@ -29,24 +29,16 @@ from foreword.errors import (
     UnsupportedVersion,
 )
 from foreword.files import reason, write_whole
-from foreword.prefix import (
-    MAX_DEPTH,
-    Prefix,
-    PrefixMeta,
-    Site,
-    canonical_json,
-    nesting,
-    tensor_bytes,
-)
+from foreword.head import Head, check_head
+from foreword.header import parsed, raw_header, spelled
+from foreword.prefix import Prefix, PrefixMeta, Site, canonical_json, tensor_bytes
 
 T = TypeVar("T")
 
 FORMAT = "foreword-prefix"
-VERSIONS = ("1", "2")
+VERSIONS = ("1", "2", "3")
 """Versions that are read; a prefix is written as the first that can say it."""
 SUFFIX = ".safetensors"
-MAX_HEADER = 16 * 2**20
-"""Largest header that is read, in bytes."""
 
 MAX_COUNT = 2**31
 """Every length, dimension, window and layer is below it."""
@@ -54,12 +46,11 @@ MAX_NAME = 256
 """Longest name of a site, in characters."""
 
 _CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-_DTYPES = {code: dtype for dtype, code in _CODES.items()}
-_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-_SIZES = {"F32": 4, "BF16": 2, "F16": 2}
+_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in _CODES}
+_HEAD_TENSORS = ["head.weight", "head.bias"]
 _STACK = re.compile(r"[a-z][a-z_]{0,31}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_NEWER = re.compile(r"[3-9]|[1-9][0-9]{1,5}")
+_NEWER = re.compile(r"[4-9]|[1-9][0-9]{1,5}")
 _COUNT = f"a whole number from 1 to {MAX_COUNT - 1}"
 _REPR = reprlib.Repr()
 _REPR.maxstring = 60
@@ -93,23 +84,31 @@ def encode(prefix: Prefix) -> bytes:
     """The bytes of a prefix's file: the same bytes for the same prefix."""
     metadata = {
         "format": FORMAT,
-        "version": "1" if prefix.meta.softmax == "joint" else "2",
+        "version": _version(prefix),
         "prefix": canonical_json(prefix.describe()).decode(),
         "digest": prefix.digest,
     }
     header: dict[str, Any] = {"__metadata__": metadata}
+    names = [f"{site.label}.{kind}" for kind in ("key", "value") for site in prefix.sites]
+    if prefix.head is not None:
+        names += _HEAD_TENSORS
     end = 0
-    for kind, tensors in (("key", prefix.keys), ("value", prefix.values)):
-        for site, tensor in zip(prefix.sites, tensors, strict=True):
-            start, end = end, end + tensor.numel() * tensor.element_size()
-            header[f"{site.label}.{kind}"] = {
-                "dtype": _CODES[tensor.dtype],
-                "shape": list(tensor.shape),
-                "data_offsets": [start, end],
-            }
+    for name, tensor in zip(names, prefix.tensors, strict=True):
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _CODES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
     raw = spelled(header)
-    data = map(tensor_bytes, (*prefix.keys, *prefix.values))
-    return b"".join((struct.pack("<Q", len(raw)), raw, *data))
+    return b"".join((struct.pack("<Q", len(raw)), raw, *map(tensor_bytes, prefix.tensors)))
+
+
+def _version(prefix: Prefix) -> str:
+    """The first version of the format that can say what the prefix is."""
+    if prefix.head is not None:
+        return "3"
+    return "1" if prefix.meta.softmax == "joint" else "2"
 
 
 def load(path: str | os.PathLike[str]) -> Prefix:
@@ -162,25 +161,19 @@ def decode(content: bytes) -> Prefix:
 
 def _read(file: BinaryIO, size: int) -> Prefix:
     """The prefix in a file of `size` bytes; its tensors are read once its header is approved."""
-    sites, _, _, meta, digest = _approved(file, size)
+    outline = _approved(file, size)
     file.seek(0)
     content = file.read(size)
     try:
-        tensors = safetensors.torch.load(content)
-        prefix = Prefix(
-            sites,
-            tuple(tensors[f"{site.label}.key"] for site in sites),
-            tuple(tensors[f"{site.label}.value"] for site in sites),
-            meta,
-        )
+        prefix = outline.filled(safetensors.torch.load(content))
     except Exception as error:  # nothing known; the checks above are meant to leave nothing
         raise CorruptFile(f"its tensors cannot be read: {error}") from error
     broken = prefix.first_not_finite()
     if broken is not None:
         raise FormatError(f"tensor {broken} holds NaN or infinity; the prefix is unusable")
-    if prefix.digest != digest:
+    if prefix.digest != outline.digest:
         raise CorruptFile(
-            f"its contents have digest {prefix.digest[:12]}, its header says {digest[:12]}; "
+            f"its contents have digest {prefix.digest[:12]}, its header says {outline.digest[:12]}; "
             "it was altered or damaged: get it again from where it came"
         )
     return prefix
@@ -188,14 +181,11 @@ def _read(file: BinaryIO, size: int) -> Prefix:
 
 def _outlined(file: BinaryIO, size: int) -> Prefix:
     """The prefix in a file of `size` bytes, without what its tensors hold."""
-    sites, length, dtype, meta, _ = _approved(file, size)
-
-    def empty(heads: int, dim: int) -> torch.Tensor:
-        return torch.empty(heads, length, dim, dtype=dtype, device="meta")
-
-    keys = tuple(empty(site.kv_heads, site.key_dim) for site in sites)
-    values = tuple(empty(site.kv_heads, site.value_dim) for site in sites)
-    return Prefix(sites, keys, values, meta)
+    outline = _approved(file, size)
+    shapes = outline.shapes.items()
+    return outline.filled(
+        {name: torch.empty(shape, dtype=outline.dtype, device="meta") for name, shape in shapes}
+    )
 
 
 def _claimed(file: BinaryIO, size: int) -> dict[str, Any]:
@@ -209,67 +199,53 @@ def _claimed(file: BinaryIO, size: int) -> dict[str, Any]:
     return found
 
 
-def _approved(
-    file: BinaryIO, size: int
-) -> tuple[tuple[Site, ...], int, torch.dtype, PrefixMeta, str]:
-    """Sites, length, dtype, meta and claimed digest from the header of a file of `size` bytes."""
+class _Outline(NamedTuple):
+    """A prefix without its tensors' contents, and the digest that its file claims."""
+
+    sites: tuple[Site, ...]
+    length: int
+    dtype: torch.dtype
+    meta: PrefixMeta
+    head: dict[str, Any] | None
+    digest: str
+
+    @property
+    def shapes(self) -> dict[str, list[int]]:
+        """Its tensors by name."""
+        shapes = {}
+        for site in self.sites:
+            shapes[f"{site.label}.key"] = [site.kv_heads, self.length, site.key_dim]
+            shapes[f"{site.label}.value"] = [site.kv_heads, self.length, site.value_dim]
+        if self.head is not None:
+            labels = len(self.head["labels"])
+            shapes |= zip(_HEAD_TENSORS, ([labels, self.head["width"]], [labels]), strict=True)
+        return shapes
+
+    def filled(self, tensors: Mapping[str, torch.Tensor]) -> Prefix:
+        """The prefix of these tensors."""
+        head = None
+        if self.head is not None:
+            own = (tensors[name] for name in _HEAD_TENSORS)
+            labels = tuple(self.head["labels"])
+            head = Head(self.head["task"], labels, self.head["pooling"], *own)
+        return Prefix(
+            self.sites,
+            tuple(tensors[f"{site.label}.key"] for site in self.sites),
+            tuple(tensors[f"{site.label}.value"] for site in self.sites),
+            self.meta,
+            head,
+        )
+
+
+def _approved(file: BinaryIO, size: int) -> _Outline:
+    """What the header of a file of `size` bytes says, once all of it is found to be possible."""
     raw = raw_header(file, size)
     header = parsed("header", raw)
     version, described, digest = _metadata(header)
     _check_spelling(header, raw)
-    sites, length, code, meta = _described(version, described)
-    _check_tensors(header, sites, length, code, size - 8 - len(raw))
-    return sites, length, _DTYPES[code], meta, digest
-
-
-def raw_header(file: BinaryIO, size: int) -> bytes:
-    """The bytes of a safetensors file's header, once their claimed number is found to be possible.
-
-    Raises:
-        TruncatedFile: The file ends before the header does.
-        CorruptFile: The header is too large to be one.
-    """
-    if size < 8:
-        raise TruncatedFile(f"expected at least 8 bytes, found {size}")
-    claimed = int.from_bytes(file.read(8), "little")
-    if claimed > MAX_HEADER:
-        raise CorruptFile(f"its header claims {claimed} bytes; at most {MAX_HEADER} are allowed")
-    if 8 + claimed > size:
-        raise TruncatedFile(f"its header claims {claimed} bytes, {size - 8} follow")
-    return file.read(claimed)
-
-
-def parsed(what: str, text: bytes | str) -> dict[str, Any]:
-    """A JSON object; names that stand twice, NaN and infinity are refused.
-
-    Raises:
-        CorruptFile: It is none; the message calls it `what`.
-    """
-    try:
-        decoded = text.decode() if isinstance(text, bytes) else text
-        found = json.loads(
-            decoded, object_pairs_hook=_without_repeats, parse_constant=_without_constants
-        )
-    except ValueError as error:
-        raise CorruptFile(f"its {what} is not JSON: {error}") from error
-    except RecursionError as error:
-        raise CorruptFile(f"its {what} nests too deeply") from error
-    if nesting(found) > MAX_DEPTH + 2:  # a recipe lies two levels deep in its description
-        raise CorruptFile(f"its {what} nests too deeply")
-    if not isinstance(found, dict):
-        raise CorruptFile(f"its {what} is a JSON {type(found).__name__}, expected an object")
-    return found
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name stands twice in one object")
-    return found
-
-
-def _without_constants(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
+    outline = _described(version, described, digest)
+    _check_tensors(header, outline, size - 8 - len(raw))
+    return outline
 
 
 def _metadata(header: Mapping[str, Any]) -> tuple[str, dict[str, Any], str]:
@@ -305,15 +281,9 @@ def _check_version(version: Any) -> None:
     if isinstance(version, str) and _NEWER.fullmatch(version):
         raise UnsupportedVersion(
             f"it has format version {version}; this Foreword reads versions "
-            f"{' and '.join(VERSIONS)}. Update Foreword"
+            f"{', '.join(VERSIONS)}. Update Foreword"
         )
     raise CorruptFile(f"its format version is {_short(version)}, expected one of {VERSIONS}")
-
-
-def spelled(header: Mapping[str, Any]) -> bytes:
-    """A header's bytes: compact JSON, filled up with spaces to a multiple of 8."""
-    compact = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    return compact + b" " * (-len(compact) % 8)
 
 
 def _check_spelling(header: Mapping[str, Any], raw: bytes) -> None:
@@ -331,11 +301,10 @@ def _short(value: Any) -> str:
     return _REPR.repr(value)
 
 
-def _described(
-    version: str, described: Mapping[str, Any]
-) -> tuple[tuple[Site, ...], int, str, PrefixMeta]:
-    """Sites, length, dtype name and meta from the description, each checked."""
-    _check_fields("its description", described, {"sites", "length", "dtype", "meta"})
+def _described(version: str, described: Mapping[str, Any], digest: str) -> _Outline:
+    """What the description says, each part checked."""
+    own = {"head"} if version == "3" else set()
+    _check_fields("its description", described, {"sites", "length", "dtype", "meta"} | own)
     listed = described["sites"]
     if not isinstance(listed, list) or not listed:
         raise CorruptFile(f"its sites are {_short(listed)}, expected a list of at least one")
@@ -350,7 +319,25 @@ def _described(
         raise FormatError(
             f"its dtype is {_short(described['dtype'])}; expected one of {sorted(_NAMES)}"
         )
-    return sites, length, dtype, _meta(version, described["meta"])
+    head = _head(described["head"]) if version == "3" else None
+    return _Outline(sites, length, dtype, _meta(version, described["meta"]), head, digest)
+
+
+def _head(entry: Any) -> dict[str, Any]:
+    """The description of a head, checked."""
+    _check_fields("its head", entry, {"task", "labels", "pooling", "width"})
+    if not _is_count(entry["width"]):
+        raise CorruptFile(f"its head: width is {_short(entry['width'])}, expected {_COUNT}")
+    if not isinstance(entry["labels"], list):
+        raise CorruptFile(f"its head: labels are {_short(entry['labels'])}, expected a list")
+    for name in ("task", "pooling"):
+        if not isinstance(entry[name], str | None):
+            raise CorruptFile(f"its head: {name} is {_short(entry[name])}, expected text or null")
+    try:
+        check_head(entry["task"], tuple(entry["labels"]), entry["pooling"])
+    except PrefixError as error:
+        raise CorruptFile(f"its head: {error}") from error
+    return dict(entry)
 
 
 def _site(number: int, entry: Any) -> Site:
@@ -407,7 +394,7 @@ def _meta(version: str, entry: Any) -> PrefixMeta:
         raise CorruptFile(
             f"meta field 'parents' must be a list of digests; found {_short(parents)}"
         )
-    if entry.get("softmax") == "joint":
+    if version == "2" and entry["softmax"] == "joint":
         raise CorruptFile("meta field 'softmax' is 'joint'; such a prefix is a file of version 1")
     try:
         return PrefixMeta(**{**entry, "parents": tuple(parents)})
@@ -415,17 +402,13 @@ def _meta(version: str, entry: Any) -> PrefixMeta:
         raise CorruptFile(str(error)) from error
 
 
-def _check_tensors(
-    header: Mapping[str, Any], sites: tuple[Site, ...], length: int, dtype: str, available: int
-) -> None:
-    """See that the tensors are those of the sites, and that they fill the file exactly."""
-    shapes = {}
-    for site in sites:
-        shapes[f"{site.label}.key"] = [site.kv_heads, length, site.key_dim]
-        shapes[f"{site.label}.value"] = [site.kv_heads, length, site.value_dim]
+def _check_tensors(header: Mapping[str, Any], outline: _Outline, available: int) -> None:
+    """See that the tensors are those of the sites and the head, and fill the file exactly."""
+    shapes = outline.shapes
     for name in sorted((set(header) - {"__metadata__"}) ^ set(shapes)):
         state = "has no site" if name in header else "is missing"
         raise CorruptFile(f"its tensors are not those of its sites: {_short(name)} {state}")
+    dtype = outline.dtype
     spans = sorted(_span(name, header[name], shape, dtype) for name, shape in shapes.items())
     end = max(span[1] for span in spans)
     if end > available:
@@ -436,18 +419,18 @@ def _check_tensors(
         raise CorruptFile("its tensors overlap or leave gaps")
 
 
-def _span(name: str, entry: Any, shape: list[int], dtype: str) -> tuple[int, int]:
+def _span(name: str, entry: Any, shape: list[int], dtype: torch.dtype) -> tuple[int, int]:
     """Where a tensor starts and ends in the data, once it is found to be the expected one."""
     what = f"tensor {name!r}"
     _check_fields(what, entry, {"dtype", "shape", "data_offsets"})
     if not _are_whole(entry["shape"]) or entry["shape"] != shape:
         raise FormatError(f"{what} has shape {_short(entry['shape'])}, expected {shape}")
-    if entry["dtype"] != dtype:
-        raise FormatError(f"{what} has dtype {_short(entry['dtype'])}, expected {dtype!r}")
+    if entry["dtype"] != _CODES[dtype]:
+        raise FormatError(f"{what} has dtype {_short(entry['dtype'])}, expected {_CODES[dtype]!r}")
     offsets = entry["data_offsets"]
     if not _are_whole(offsets) or len(offsets) != 2:
         raise CorruptFile(f"{what} has offsets {_short(offsets)}, expected [from, to]")
-    size = math.prod(shape) * _SIZES[dtype]
+    size = math.prod(shape) * dtype.itemsize
     if offsets[1] - offsets[0] != size:
         raise CorruptFile(f"{what} spans {offsets}, expected {size} bytes")
     return offsets[0], offsets[1]

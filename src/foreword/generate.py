@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +13,12 @@ from foreword.backbone import Backbone
 from foreword.data import Encoder, Task, left_padded
 from foreword.data.collate import padding_of, right_padded
 from foreword.data.seq2seq import encoder_class
-from foreword.data.template import columns
-from foreword.errors import DataError
+from foreword.data.template import Input, as_row
+from foreword.errors import DataError, MismatchError
 from foreword.prefix import Prefix
 
 PLAIN = Task("{input}", "{output}")
 """Text as it is given."""
-
-Input = str | Mapping[str, Any]
-"""What to answer: text, or a row with the columns that the prompt template names."""
 
 
 @dataclass(frozen=True)
@@ -155,11 +151,14 @@ def generate(
 
     Raises:
         DataError: An input does not fit the template or the context.
+        MismatchError: The prefix does not fit the backbone, or carries a head.
 
     Examples:
         >>> foreword.generate(backbone, ["name[Zizzi], food[Thai]"], prefix)  # doctest: +SKIP
         [['Zizzi serves Thai food.']]
     """
+    if prefix is not None:
+        refuse_head(prefix)
     backbone.needs("decoder", "encoder-decoder", what="generating text")
     options = options or GenerateOptions()
     if task is None:
@@ -170,6 +169,19 @@ def generate(
     if prefix is not None:
         backbone.check(prefix, strict=strict)
     return generate_ids(backbone, prompts, prefix, options)
+
+
+def refuse_head(prefix: Prefix) -> None:
+    """See that a prefix is one that writes text.
+
+    Raises:
+        MismatchError: It carries a head.
+    """
+    if prefix.head is not None:
+        raise MismatchError(
+            f"this prefix carries a head for {prefix.head.task!r}, so it labels text and writes none; "
+            "use predict, or prefix.with_head(None) for its keys and values alone"
+        )
 
 
 def generate_ids(
@@ -207,32 +219,3 @@ def _batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     for first in range(0, len(order), size):
         yield order[first : first + size]
-
-
-def as_row(given: Input, task: Task) -> Input:
-    """An input as a row of the task.
-
-    Text becomes the one column that the prompt template names; with several columns it must be a
-    JSON object. In a chat task text is the user's message.
-
-    Raises:
-        DataError: The text cannot be told apart into the template's columns.
-    """
-    if not isinstance(given, str) or task.prompt is None:
-        return given
-    names = columns(task.prompt)
-    if given.lstrip().startswith("{") and names:
-        try:
-            row = json.loads(given)
-        except ValueError:
-            row = None
-        if isinstance(row, dict) and set(names) <= set(row):
-            return row
-    if len(set(names)) == 1:
-        return {names[0]: given}
-    if not names:
-        return {}
-    raise DataError(
-        f"the prompt template {task.prompt!r} names the columns {', '.join(names)}; give them as a "
-        f'JSON object, such as {{"{names[0]}": "...", ...}}'
-    )

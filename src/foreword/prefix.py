@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from foreword.errors import PrefixError
+from foreword.head import Head
 
 Positions = Literal["free", "offset"]
 WindowPolicy = Literal["visible", "windowed"]
@@ -147,6 +148,7 @@ class Prefix:
         keys: Per site a tensor (H, P, D) of float32, bfloat16 or float16, rotary already applied.
         values: Per site a tensor (H, P, E) of the same dtype.
         meta: See `PrefixMeta`.
+        head: What turns hidden states into labels, of the same dtype; None where text is written.
 
     Raises:
         PrefixError: A tensor's shape, dtype or contents do not fit its site.
@@ -161,6 +163,7 @@ class Prefix:
     keys: tuple[Tensor, ...] = field(repr=False)
     values: tuple[Tensor, ...] = field(repr=False)
     meta: PrefixMeta = field(default_factory=PrefixMeta)
+    head: Head | None = None
 
     def __post_init__(self) -> None:
         if not self.sites:
@@ -178,6 +181,11 @@ class Prefix:
         for site, key, value in zip(self.sites, self.keys, self.values, strict=True):
             self._check(f"key of site {site.label}", key, (site.kv_heads, site.key_dim))
             self._check(f"value of site {site.label}", value, (site.kv_heads, site.value_dim))
+        if self.head is not None and self.head.weight.dtype != self.dtype:
+            raise PrefixError(
+                f"the head must have the dtype of keys and values, {self.dtype}; found "
+                f"{self.head.weight.dtype}"
+            )
 
     def _check(self, what: str, tensor: Tensor, heads_dim: tuple[int, int]) -> None:
         heads, dim = heads_dim
@@ -204,32 +212,45 @@ class Prefix:
         return self.keys[0].dtype
 
     @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of its tensors: keys, values, and those of its head."""
+        own = () if self.head is None else self.head.tensors
+        return (*self.keys, *self.values, *own)
+
+    @property
     def parameters(self) -> int:
-        """Number of numbers in the prefix: the sum over sites of H * P * (D + E)."""
-        return sum(t.numel() for t in (*self.keys, *self.values))
+        """Number of numbers: the sum over sites of H * P * (D + E), and those of its head."""
+        return sum(tensor.numel() for tensor in self.tensors)
 
     @property
     def nbytes(self) -> int:
         """Size of the tensors in bytes."""
-        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 over sites, meta and tensors, as hexadecimal: the prefix's identity."""
         total = hashlib.sha256()
         total.update(canonical_json(self.describe()))
-        for tensor in (*self.keys, *self.values):
+        for tensor in self.tensors:
             total.update(tensor_bytes(tensor))
         return total.hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """Everything but the tensors' contents, as JSON values."""
-        return {
+        """Everything but the tensors' contents, as JSON values.
+
+        Without a head there is no word of one, as versions 1 and 2 of the format knew none.
+        """
+        described: dict[str, Any] = {
             "sites": [dataclasses.asdict(site) for site in self.sites],
             "length": self.length,
             "dtype": str(self.dtype).removeprefix("torch."),
             "meta": self.meta.as_json(),
         }
+        if self.head is not None:
+            described["head"] = self.head.describe()
+            described["meta"]["softmax"] = self.meta.softmax
+        return described
 
     def first_not_finite(self) -> str | None:
         """Name of the first tensor that holds NaN or infinity, or None."""
@@ -237,11 +258,19 @@ class Prefix:
             for kind, tensor in (("key", key), ("value", value)):
                 if not bool(torch.isfinite(tensor).all()):
                     return f"{site.label}.{kind}"
+        if self.head is not None:
+            for kind, tensor in zip(("weight", "bias"), self.head.tensors, strict=True):
+                if not bool(torch.isfinite(tensor).all()):
+                    return f"head.{kind}"
         return None
 
     def with_meta(self, **changes: Any) -> Prefix:
         """The same tensors under changed meta fields."""
-        return Prefix(self.sites, self.keys, self.values, dataclasses.replace(self.meta, **changes))
+        return dataclasses.replace(self, meta=dataclasses.replace(self.meta, **changes))
+
+    def with_head(self, head: Head | None) -> Prefix:
+        """The same keys and values with another head, or none."""
+        return dataclasses.replace(self, head=head)
 
     def only(self, labels: Collection[str]) -> Prefix:
         """The same prefix at some of its sites, in its own order.
@@ -261,13 +290,15 @@ class Prefix:
             tuple(self.keys[index] for index in kept),
             tuple(self.values[index] for index in kept),
             self.meta,
+            self.head,
         )
 
     def to(self, dtype: torch.dtype) -> Prefix:
         """The same prefix with tensors of `dtype`."""
         keys = tuple(key.to(dtype) for key in self.keys)
         values = tuple(value.to(dtype) for value in self.values)
-        return Prefix(self.sites, keys, values, self.meta)
+        head = None if self.head is None else self.head.to(dtype)
+        return Prefix(self.sites, keys, values, self.meta, head)
 
 
 def canonical_json(value: Any) -> bytes:

@@ -16,6 +16,7 @@ tensor-*, offsets-*   not finite, missing, unknown, overlapping, with gaps, odd 
 stack-*, site-*       paths, control characters and wrong types in the description of a site
 length-*, sites-*     negative, fractional, huge; no sites, one site twice
 meta-*, policy-*      unknown, missing or ill-typed meta fields; policies that do not exist
+head-*                a head's task, labels, pooling, width and tensors; heads in older versions
 ====================  ==========================================================================
 """
 
@@ -160,6 +161,28 @@ def as_version_2(**changes: Any) -> bytes:
     return built(described(meta=meta(**changes)), version="2")
 
 
+def head(**changes: Any) -> dict[str, Any]:
+    """A described head of three labels on hidden states of 2."""
+    fields = {"task": "classify", "labels": ["a", "b", "c"], "pooling": "mean", "width": 2}
+    return {**fields, **changes}
+
+
+def head_tensors(**changes: tuple[str, list[int], bytes]) -> Tensors:
+    """The good tensors and those of the head."""
+    own: Tensors = {
+        "head.weight": ("F32", [3, 2], struct.pack("<6f", *range(6))),
+        "head.bias": ("F32", [3], struct.pack("<3f", *range(3))),
+    }
+    return {**tensors(), **own, **{f"head.{name}": part for name, part in changes.items()}}
+
+
+def as_version_3(entry: Any = None, parts: Tensors | None = None, **changes: Any) -> bytes:
+    """The good file with a head, as one of version 3."""
+    described_head = head(**changes) if entry is None else entry
+    description = described(meta=meta(softmax="joint"), head=described_head)
+    return built(description, head_tensors() if parts is None else parts, version="3")
+
+
 def with_recipe(text: str) -> bytes:
     """The good file but for the recipe, spelled as it stands here."""
     mark = '"prompt":"MARK"'
@@ -251,7 +274,7 @@ def metadata() -> dict[str, bytes]:
     spaced = json.dumps(described(), sort_keys=True)
     twice = canonical(described()).replace('"length":3', '"length":3,"length":3')
     return {
-        "metadata-version-newer": built(version="3", sites="elsewhere"),
+        "metadata-version-newer": built(version="4", sites="elsewhere"),
         "metadata-version-not-text": built(version=1),
         "metadata-version-word": built(version="one"),
         "metadata-version-missing": lacking("version"),
@@ -357,9 +380,45 @@ def fields() -> dict[str, bytes]:
     }
 
 
+def heads() -> dict[str, bytes]:
+    """Attacks on a head."""
+    nan = struct.pack("<3f", 0, math.nan, 2)
+    return {
+        "head-list": as_version_3([]),
+        "head-missing-field": as_version_3(without(head(), "pooling")),
+        "head-unknown-field": as_version_3(code="eval"),
+        "head-task-unknown": as_version_3(task="regress"),
+        "head-task-number": as_version_3(task=3),
+        "head-labels-text": as_version_3(labels="abc"),
+        "head-labels-twice": as_version_3(labels=["a", "b", "a"]),
+        "head-labels-one": as_version_3(labels=["a"]),
+        "head-labels-numbers": as_version_3(labels=[0, 1, 2]),
+        "head-labels-control": as_version_3(labels=["a", "b", "\x1b[2J"]),
+        "head-labels-long": as_version_3(labels=["a", "b", "c" * 257]),
+        "head-pooling-unknown": as_version_3(pooling="max"),
+        "head-pooling-of-tags": as_version_3(task="tag"),
+        "head-span-otherwise": as_version_3(task="answer", pooling=None),
+        "head-width-zero": as_version_3(width=0),
+        "head-width-true": as_version_3(width=True),
+        "head-width-huge": as_version_3(width=2**31 - 1),
+        "head-shape": as_version_3(width=3),
+        "head-dtype": as_version_3(
+            parts=head_tensors(bias=("F16", [3], struct.pack("<3e", *range(3))))
+        ),
+        "head-nan": as_version_3(parts=head_tensors(bias=("F32", [3], nan))),
+        "head-tensors-missing": as_version_3(parts=tensors()),
+        "head-missing-in-version-3": built(described(meta=meta(softmax="joint")), version="3"),
+        "head-without-softmax": built(described(head=head()), head_tensors(), version="3"),
+        "head-in-version-1": built(described(head=head()), head_tensors()),
+        "head-in-version-2": built(
+            described(meta=meta(softmax="own"), head=head()), head_tensors(), version="2"
+        ),
+    }
+
+
 def attacks() -> dict[str, bytes]:
     """Every hostile file's bytes by name, without the suffix."""
-    return {**whole_files(), **headers(), **metadata(), **tensor_files(), **fields()}
+    return {**whole_files(), **headers(), **metadata(), **tensor_files(), **fields(), **heads()}
 
 
 def main() -> None:

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertModel
 
 import foreword
 from foreword.backbone import UnverifiedFamily, describe_dtype, embedded, load
 from foreword.backbone.dtype import fast_dtype
 from foreword.errors import BackboneError, StoreError, UnsupportedModel
+from tests.conftest import byte_tokenizer
 
 
 @pytest.mark.backbone
@@ -157,3 +160,30 @@ def test_a_gpus_fast_dtype(monkeypatch: pytest.MonkeyPatch, bf16: bool) -> None:
     expected = torch.bfloat16 if bf16 else torch.float32
     assert fast_dtype(torch.device("cuda"))[0] == expected
     assert fast_dtype(torch.device("mps"))[0] == torch.float32
+
+
+def test_an_encoder_saved_without_its_pooler_is_the_same_every_time(tmp_path: Path) -> None:
+    """Transformers would give it one of random weights, and another fingerprint at each loading."""
+    config = BertConfig(
+        vocab_size=258,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    BertModel(config, add_pooling_layer=False).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    one, other = load(str(tmp_path)), load(str(tmp_path))
+    assert one.model.pooler is None
+    assert one.fingerprint == other.fingerprint
+    BertModel(config).save_pretrained(tmp_path)
+    assert load(str(tmp_path)).model.pooler is not None
+
+
+def test_a_folder_that_lacks_weights_is_refused(tiny_folder: Path) -> None:
+    file = tiny_folder / "model.safetensors"
+    tensors = load_file(file)
+    left = {name: tensor for name, tensor in tensors.items() if "layers.1.mlp" not in name}
+    save_file(left, file, {"format": "pt"})
+    with pytest.raises(BackboneError, match=r"no weights for 3 of .*layers\.1\.mlp\.down_proj"):
+        load(str(tiny_folder))

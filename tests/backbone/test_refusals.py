@@ -29,7 +29,6 @@ CONFIGS = {
     "mamba": {**_TINY, "state_size": 4},
     "mamba2": {**_TINY, "state_size": 8, "num_heads": 4, "head_dim": 16, "n_groups": 1},
     "rwkv": {**_TINY, "attention_hidden_size": 32},
-    "mpnet": _TINY,
     "deberta-v2": _TINY,
 }
 REASONS = {
@@ -40,7 +39,6 @@ REASONS = {
     "glm_moe_dsa": "its sparse attention mask is skipped under any implementation but its own",
     "llama4": "it has a vision tower (planned); its language model alone is served (llama4_text)",
     "llama4_text, window policy `windowed`": "the borders between its chunks would move",
-    "mpnet": "does not call attention through transformers' AttentionInterface",
     "deberta-v2": "does not call attention through transformers' AttentionInterface",
 }
 """What docs/families.md says about them."""
@@ -48,7 +46,7 @@ REASONS = {
 
 def build(family: str) -> PreTrainedModel:
     config = AutoConfig.for_model(family, **CONFIGS[family])
-    auto = AutoModel if family in {"mpnet", "deberta-v2"} else AutoModelForCausalLM
+    auto = AutoModel if family == "deberta-v2" else AutoModelForCausalLM
     torch.manual_seed(0)
     return auto.from_config(config).eval()
 

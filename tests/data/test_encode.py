@@ -81,9 +81,7 @@ def test_what_was_cut_is_counted_exactly() -> None:
     encoded, report = encoder(limit=13).rows(rows)
     assert [one.truncated for one in encoded] == [0, 0, 1, 7]
     assert (report.rows, report.truncated_rows, report.truncated_tokens) == (4, 2, 8)
-    assert str(report) == (
-        "4 rows, 2 of them with 8 prompt tokens cut from the left to fit the context"
-    )
+    assert str(report) == ("4 rows, 2 of them with 8 prompt tokens cut to fit the context")
     assert str(encoder().rows(rows)[1]) == "4 rows, none truncated"
 
 

@@ -332,6 +332,9 @@ def test_what_is_checked_is_what_would_be_taken(
             engine.check(ask([3, -1]))
         with pytest.raises(MismatchError, match="made on 'smaller'"):
             engine.check(ask([3], smaller.capture([5, 6])))
+        head = foreword.Head("classify", ("a", "b"), "last", torch.zeros(2, 32), torch.zeros(2))
+        with pytest.raises(MismatchError, match="carries a head for 'classify'"):
+            engine.check(ask([3], prefixes[0].to(torch.float32).with_head(head)))
     with pytest.raises(EngineClosed, match="takes no more"):
         engine.check(ask([3]))
 

@@ -59,7 +59,7 @@ class Case:
         return found
 
 
-def case(family: Family, attention: str = "sdpa") -> Case:
+def case(family: Family, attention: str | None = None) -> Case:
     """A family's model and texts of two rows."""
     generator = torch.Generator().manual_seed(1)
 
@@ -201,7 +201,7 @@ def controls(case: Case) -> dict[str, float]:
     for stack in stacks if len(stacks) > 1 else ():
         rest = [site.label for site in prefix.sites if site.stack != stack]
         found[f"no {stack}"] = split_error(case, stacks, prefix.only(rest))
-    if case.family.positions == "distance":
+    if case.family.biased:
         own = LearnedBias.columns
 
         def zero(self: LearnedBias, *args: Any) -> Tensor:

@@ -63,6 +63,7 @@ class Family:
         positions: Where a token's position comes from: a ``table`` of embeddings, ``rotary`` angles of
             its position_ids, or ``distance`` alone.
         window: Window of its windowed layers.
+        kernels: Kernels of attention that it can have, the default one first.
         since: Version of transformers from which on it can carry a prefix.
         note: What the page says of it besides.
     """
@@ -71,6 +72,7 @@ class Family:
     config: dict[str, Any] = field(repr=False)
     positions: str = "table"
     window: int | None = None
+    kernels: tuple[str, ...] = ("sdpa", "eager")
     since: str = "5.16.1"
     note: str = ""
 
@@ -81,16 +83,23 @@ class Family:
         return new_enough and self.name in CONFIG_MAPPING
 
     @property
+    def biased(self) -> bool:
+        """Whether scores have a learned bias by distance."""
+        return "relative_attention_num_buckets" in self.config
+
+    @property
     def kind(self) -> str:
         """Encoder or encoder-decoder."""
         return "encoder-decoder" if "decoder_start_token_id" in self.config else "encoder"
 
-    def build(self, attention: str = "sdpa") -> PreTrainedModel:
+    def build(self, attention: str | None = None) -> PreTrainedModel:
         """A random model in float32 and evaluation mode, every weight matrix scaled by 3."""
         torch.manual_seed(0)
         config = AutoConfig.for_model(self.name, **self.config)
         auto = AutoModel if self.kind == "encoder" else AutoModelForSeq2SeqLM
-        model: PreTrainedModel = auto.from_config(config, attn_implementation=attention)
+        model: PreTrainedModel = auto.from_config(
+            config, attn_implementation=attention or self.kernels[0]
+        )
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if parameter.dim() > 1 and "position" not in name:
@@ -121,6 +130,12 @@ ENCODERS = (
             "n_heads": 4,
             "max_position_embeddings": 64,
         },
+    ),
+    Family(
+        "mpnet",
+        {**BERT, "relative_attention_num_buckets": 32},
+        kernels=("eager",),
+        note="an adapter",
     ),
     Family(
         "modernbert",

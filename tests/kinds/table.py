@@ -50,7 +50,7 @@ def verdicts() -> list[dict[str, str]]:
             "family": family.name,
             "kind": family.kind,
             "positions": "free",
-            "kernel": "sdpa",
+            "kernel": family.kernels[0],
             "windows": "visible" if family.window else "no window",
             "verdict": measure(family.name).verdict,
         }
@@ -70,9 +70,9 @@ def lines() -> list[str]:
         "prefix at all sites, and at each kind of site by itself where that has a meaning (an "
         "encoder's together with cross-attention to it); and of a batch whose rows have a prefix, "
         "none, and a shorter one, against each alone. *Smallest control*: keys and values swapped, "
-        "one column dropped, one stack left out, no bias by distance (T5). The tests also hold that "
-        "every tensor gets a gradient, that files give back the prefix, and that generation with and "
-        "without a cache is the same.",
+        "one column dropped, one stack left out, no bias by distance (T5, MPNet). The tests also hold "
+        "that every tensor gets a gradient, that files give back the prefix, and that generation with "
+        "and without a cache is the same.",
         "",
         "| family | kind | verdict | sites | error | smallest control |",
         "|---|---|---|---|---|---|",

@@ -11,6 +11,7 @@ from typing import Any
 
 import openai
 import pytest
+import torch
 from fastapi.testclient import TestClient
 
 import foreword
@@ -294,6 +295,16 @@ def test_a_prefix_of_another_backbone_is_refused(app: TestClient, tmp_path: Path
     foreword.format.save(other.capture(other.tokens("text")), file)
     answer = app.put("/v1/prefixes/other", files={"file": file.read_bytes()})
     assert answer.status_code == 400
+
+
+def test_a_prefix_that_labels_is_refused(app: TestClient, tmp_path: Path) -> None:
+    backbone = foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
+    head = foreword.Head("classify", ("a", "b"), "last", torch.zeros(2, 32), torch.zeros(2))
+    file = tmp_path / "labels.safetensors"
+    foreword.save_prefix(backbone.capture([3, 4]).to(torch.float32).with_head(head), file)
+    answer = app.put("/v1/prefixes/labels", files={"file": file.read_bytes()})
+    assert answer.status_code == 400
+    assert "carries a head" in answer.json()["error"]["message"]
 
 
 def test_health_readiness_and_counters(app: TestClient) -> None:

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from fastapi.testclient import TestClient
 
 import foreword
@@ -27,6 +28,12 @@ def backbone() -> foreword.Backbone:
     return foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
 
 
+def labelled(prefix: foreword.Prefix) -> foreword.Prefix:
+    """The prefix with a head."""
+    head = foreword.Head("classify", ("a", "b"), "last", torch.zeros(2, 32), torch.zeros(2))
+    return prefix.with_head(head)
+
+
 @pytest.fixture
 def store(backbone: foreword.Backbone, tmp_path: Path) -> PrefixStore:
     """Two prefixes that fit, one of the same geometry, two that do not, and one that is no prefix."""
@@ -38,6 +45,7 @@ def store(backbone: foreword.Backbone, tmp_path: Path) -> PrefixStore:
     store.save("other-tokens", prefix.with_meta(tokenizer="ab" * 32))
     smaller = foreword.Backbone(tiny_model(num_hidden_layers=2), byte_tokenizer(), name="smaller")
     store.save("smaller", smaller.capture(smaller.tokens("text")))
+    store.save("labels", labelled(prefix))
     store.path("damaged").write_bytes(store.path("one").read_bytes()[:100])
     return store
 
@@ -70,6 +78,7 @@ def test_what_fits_is_listed(backbone: foreword.Backbone, store: PrefixStore) ->
     [
         ("smaller", MismatchError, "has 2 sites, fewer than 'tiny'.*made on 'smaller'"),
         ("other-tokens", MismatchError, "made with another tokenizer"),
+        ("labels", MismatchError, "carries a head for 'classify'"),
         ("damaged", FormatError, "its header claims"),
         ("none", StoreError, "no prefix is called 'none'"),
     ],
@@ -90,7 +99,7 @@ def test_a_header_is_read_once_and_no_tensor_ever(
 ) -> None:
     catalogue = Catalogue(backbone, store)
     assert [list(catalogue) for _ in range(3)] == [["one", "other-weights", "two"]] * 3
-    kinds = 4  # of sites, weights and tokenizer
+    kinds = 5  # of sites, head, weights and tokenizer
     assert reads == Counter([*store, *["outline"] * kinds])
 
 

@@ -49,12 +49,12 @@ def test_demonstrations_are_whole_rows_in_the_order_that_the_seed_draws(
     order = torch.randperm(12, generator=torch.Generator().manual_seed(5)).tolist()
     texts = [spelled(rows[index]) for index in order]
     length = len(texts[0]) + len(texts[1]) - 2 * len("</s>") + 2
-    found = demonstration_tokens(tiny, rows, SETTINGS.task, length, seed=5)
+    found = demonstration_tokens(tiny, rows, SETTINGS.templates, length, seed=5)
     assert tiny.tokenizer.decode(found) == texts[0] + texts[1]
-    shorter = demonstration_tokens(tiny, rows, SETTINGS.task, length - 1, seed=5)
+    shorter = demonstration_tokens(tiny, rows, SETTINGS.templates, length - 1, seed=5)
     assert tiny.tokenizer.decode(shorter).startswith(texts[0])
     assert len(shorter) < length - 1
-    other = demonstration_tokens(tiny, rows, SETTINGS.task, length, seed=6)
+    other = demonstration_tokens(tiny, rows, SETTINGS.templates, length, seed=6)
     assert other != found
 
 
@@ -63,7 +63,7 @@ def test_a_start_from_demonstrations_is_those_rows_in_context(
 ) -> None:
     settings = changed(**DEMONSTRATIONS, length=120)
     begun = start(tiny, settings, rows)
-    tokens = demonstration_tokens(tiny, rows, settings.task, 120, seed=0)
+    tokens = demonstration_tokens(tiny, rows, settings.templates, 120, seed=0)
     assert 60 < begun.length == len(tokens) <= 120
     assert equal(begun, tiny.capture(tokens).to(torch.float32))
     trained = foreword.train(tiny, rows, changed(**DEMONSTRATIONS, length=120, steps=1)).prefix
@@ -74,7 +74,7 @@ def test_a_start_from_demonstrations_is_those_rows_in_context(
 def test_the_bos_stands_first_and_once(rows: Rows) -> None:
     backbone = with_bos()
     assert backbone.bos == "input"
-    found = demonstration_tokens(backbone, rows, SETTINGS.task, 120, seed=0)
+    found = demonstration_tokens(backbone, rows, SETTINGS.templates, 120, seed=0)
     assert found[0] == 0
     assert 0 not in found[1:]
     assert len(found) > 61
@@ -96,10 +96,10 @@ def test_a_prefix_too_short_for_one_example_is_refused_with_the_length_that_it_t
         foreword.train(tiny, rows, changed(**DEMONSTRATIONS, length=None))
     assert start(tiny, changed(**DEMONSTRATIONS, length=shortest), rows).length == shortest
     with pytest.raises(DataError, match="row 1: its target has 308 tokens"):
-        demonstration_tokens(tiny, [{"mr": "x", "ref": "y" * 306}], SETTINGS.task, 60, seed=0)
+        demonstration_tokens(tiny, [{"mr": "x", "ref": "y" * 306}], SETTINGS.templates, 60, seed=0)
     bare = foreword.Backbone(tiny_model())
     with pytest.raises(DataError, match="no tokenizer"):
-        demonstration_tokens(bare, rows, SETTINGS.task, 60, seed=0)
+        demonstration_tokens(bare, rows, SETTINGS.templates, 60, seed=0)
 
 
 # -- another prefix ----------------------------------------------------------------------------------

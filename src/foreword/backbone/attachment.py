@@ -19,6 +19,7 @@ from foreword.attention import IMPLEMENTATIONS
 from foreword.backbone.adapters import adapt
 from foreword.backbone.bias import biases_of
 from foreword.backbone.checkpointing import CheckpointInFrame, refuse_reentrant
+from foreword.backbone.decoder_table import DecoderTable, table_of
 from foreword.backbone.positions import moved, text_positions, texts_of
 from foreword.backbone.signature import parameters_of
 from foreword.errors import BypassError, CacheError, RowsError, UnsupportedModel
@@ -104,6 +105,10 @@ class Attachment:
                     self._after, with_kwargs=True, always_call=True
                 )
                 self._handles += [before, after]
+        table = table_of(self.model)
+        self._table = None if table is None else DecoderTable(table, self._running)
+        if self._table is not None:
+            self._handles.append(self._table.hook())
         if callable(getattr(type(self.model), "generate", None)):
             self.model.__dict__["generate"] = self.generate
         self.model.__dict__[_HELD] = self
@@ -279,6 +284,12 @@ class Attachment:
         )
         offsets = bound.offsets if bound is not None else (0,)
         if not self.places_text and not any(offsets):
+            return frame, None
+        if self._table is not None and any(offsets):  # an encoder's text stays where it is
+            alone = "encoder_hidden_states" in parameters_of(type(module))
+            read = source if alone else decoded
+            if read is not None:
+                self._table.place(frame, offsets, held + read.shape[1])
             return frame, None
         placed = self.places_text or call.get("position_ids") is not None
         if placed and "position_ids" in parameters_of(type(module)):

@@ -15,7 +15,7 @@ from foreword.backbone.attachment import Attachment, attachment_of
 from foreword.backbone.bind import bind, bind_rows
 from foreword.backbone.fingerprint import adds_bos, tokenizer_digest, weights_fingerprint
 from foreword.backbone.fit import check_geometry, check_weights
-from foreword.backbone.kinds import KindName
+from foreword.backbone.kinds import KindName, with_article
 from foreword.backbone.own import own_modules, unwrapped
 from foreword.backbone.placement import input_device
 from foreword.backbone.probe import Measured, attach_proven, evaluating, family_of
@@ -63,6 +63,7 @@ class Backbone:
         self.revision = revision
         self._measured = measure(model)
         self._fingerprint: str | None = None
+        self._width: int | None = None
         self._tokenizer_digest: str | None = None
         self._turns: dict[int, tuple[Rotation, ...]] = {}
 
@@ -83,9 +84,10 @@ class Backbone:
             UnsupportedModel: It is of another.
         """
         if self.kind not in kinds:
+            name = f"{self.name or self.family!r} ({self.family})"
             raise UnsupportedModel(
-                f"{what} needs a {' or '.join(kinds)}; {self.name or self.family!r} ({self.family}) "
-                f"is an {self.kind}"
+                f"{what} needs {with_article(' or '.join(kinds))}; {name} is "
+                f"{with_article(self.kind)}"
             )
 
     @property
@@ -141,6 +143,20 @@ class Backbone:
     def _own_parameters(self) -> Iterator[Tensor]:
         for _, module in own_modules(self.model):
             yield from (p for p in module._parameters.values() if p is not None)
+
+    @property
+    def width(self) -> int:
+        """Hidden size D: that of the states that a head looks at, measured once.
+
+        Raises:
+            UnsupportedModel: An encoder-decoder carries no head.
+        """
+        if self._width is None:
+            ids = torch.zeros(1, 2, dtype=torch.long, device=self.device)
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            with self.attached(None), evaluating(self.model), torch.no_grad():
+                self._width = int(self._measured.kind.hidden(self.model, inputs).shape[-1])
+        return self._width
 
     @property
     def context(self) -> int:
@@ -214,7 +230,8 @@ class Backbone:
                 "position policy 'free' would stand before the first; use 'offset'"
             )
         keys, values = self._run_at(-len(ids) if policy == "free" else 0, ids)
-        bos: Bos = "prefix" if self._starts_with_bos(ids) else self.bos
+        carries = self.kind == "decoder" and self._starts_with_bos(ids)
+        bos: Bos = "prefix" if carries else self.bos
         return Prefix(self.sites, keys, values, self.meta(positions=policy, bos=bos))
 
     def _run_at(
@@ -268,7 +285,7 @@ class Backbone:
         meta = dataclasses.replace(
             prefix.meta, positions=positions, parents=(*prefix.meta.parents, prefix.digest)
         )
-        return Prefix(prefix.sites, keys, prefix.values, meta)
+        return dataclasses.replace(prefix, keys=keys, meta=meta)
 
     def _rotations(self, shift: int) -> tuple[Rotation, ...]:
         """What a shift of positions does to the keys of each site, measured once per shift."""
@@ -316,12 +333,19 @@ class Backbone:
             warn: Warn of other weights.
 
         Raises:
-            MismatchError: Geometry or tokenizer differ; with `strict`, other weights too.
+            MismatchError: Geometry, tokenizer or the width of a head differ; with `strict`, other
+                weights too.
 
         Warns:
             OtherWeights: The geometry fits but the weights are others.
         """
         check_geometry(prefix, self.sites, self.name or self.family)
+        if prefix.head is not None and prefix.head.width != self.width:
+            raise MismatchError(
+                f"the prefix's head is for hidden states of {prefix.head.width}; those of "
+                f"{self.name or self.family!r} have {self.width}. It was made on "
+                f"{prefix.meta.backbone!r} ({prefix.meta.family})"
+            )
         made_with = prefix.meta.tokenizer
         if made_with and self.tokenizer_digest and made_with != self.tokenizer_digest:
             raise MismatchError(

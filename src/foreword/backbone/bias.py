@@ -1,4 +1,4 @@
-"""Learned biases by distance (T5): columns for a prefix, at its own distance.
+"""Learned biases by distance (T5, MPNet): columns for a prefix, at its own distance.
 
 Virtual token j of a prefix of length L stands at j - L, before the text's position 0, and its bias is
 that of its distance to the query, as if it were a token there. Attention to an encoder's output has
@@ -14,18 +14,21 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from foreword.backbone.signature import parameters_of
 
 
 class LearnedBias:
     """The biases of one stack.
 
     Args:
-        table: The attention module that holds the stack's table, of which it takes the rule.
+        table: The module that holds the stack's table, of which it takes the rule: a layer's attention
+            (T5), or the stack itself (MPNet).
         of_decoder: Whether the stack is a decoder behind an encoder.
     """
 
@@ -35,19 +38,23 @@ class LearnedBias:
 
     def columns(self, place_BP: Tensor, position_BQ: Tensor, dtype: torch.dtype) -> Tensor:
         """Biases (B, H, Q, P) of tokens at places, for queries at positions."""
+        bucket_BQP = self._bucket(place_BP[:, None, :] - position_BQ[:, :, None])
+        bias_BHQP: Tensor = self.table.relative_attention_bias(bucket_BQP).permute(0, 3, 1, 2)
+        return bias_BHQP.to(dtype)
+
+    def _bucket(self, distance: Tensor) -> Tensor:
+        """The table's row for each distance of a key from its query."""
         table = self.table
+        if hasattr(table, "relative_position_bucket"):
+            return cast("Tensor", table.relative_position_bucket(distance))
         known = inspect.signature(table._relative_position_bucket).parameters
         options = {
             "bidirectional": not table.is_decoder,
             "num_buckets": table.relative_attention_num_buckets,
             "max_distance": table.relative_attention_max_distance,
         }
-        bucket_BQP = table._relative_position_bucket(
-            place_BP[:, None, :] - position_BQ[:, :, None],
-            **{name: value for name, value in options.items() if name in known},
-        )
-        bias_BHQP: Tensor = table.relative_attention_bias(bucket_BQP).permute(0, 3, 1, 2)
-        return bias_BHQP.to(dtype)
+        given = {name: value for name, value in options.items() if name in known}
+        return cast("Tensor", table._relative_position_bucket(distance, **given))
 
 
 def biases_of(
@@ -65,12 +72,22 @@ def biases_of(
     for module, name in names.items():
         if isinstance(module, PreTrainedModel):
             bias = None
-        if name not in stacks or not hasattr(module, "_relative_position_bucket"):
+        has_table = isinstance(getattr(module, "relative_attention_bias", None), nn.Embedding)
+        if has_table and hasattr(module, "relative_position_bucket"):
+            bias = LearnedBias(module, of_decoder=False)
+        if name not in stacks or not _takes_bias(module):
             continue
-        if isinstance(getattr(module, "relative_attention_bias", None), nn.Embedding):
+        if has_table:
             bias = LearnedBias(module, of_decoder=stacks[name] == "decoder")
         if stacks[name] == "cross":
             found[name] = None
         elif bias is not None:
             found[name] = bias
     return found
+
+
+def _takes_bias(module: nn.Module) -> bool:
+    """Whether an attention module adds biases by distance to its scores."""
+    return hasattr(module, "_relative_position_bucket") or "position_bias" in parameters_of(
+        type(module)
+    )

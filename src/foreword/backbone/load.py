@@ -6,8 +6,10 @@ import importlib.util
 import json
 import os
 import warnings
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer
@@ -67,11 +69,12 @@ def load(
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
         config = AutoConfig.from_pretrained(source, revision=revision)
-        model = kind_of(config).auto.from_pretrained(
-            source, dtype=chosen, revision=revision, **options
+        model, found = kind_of(config).auto.from_pretrained(
+            source, dtype=chosen, revision=revision, output_loading_info=True, **options
         )
     except (OSError, ValueError, ImportError) as error:
         raise BackboneError(_not_loaded(name, error)) from error
+    _without_random_weights(model, found["missing_keys"], name)
     if rounded is not None:
         rounded(model)
     save_memory(model)
@@ -85,6 +88,25 @@ def load(
             stacklevel=2,
         )
     return backbone
+
+
+def _without_random_weights(model: Any, missing: Iterable[str], name: str) -> None:
+    """Take out a pooler that the folder has no weights for: each loading would draw others.
+
+    Raises:
+        BackboneError: It lacks others.
+    """
+    kept = {parameter for parameter, _ in model.named_parameters()}
+    lacking = sorted(kept.intersection(missing))
+    if any(key.startswith("pooler.") for key in lacking):
+        model.pooler = None
+        lacking = [key for key in lacking if not key.startswith("pooler.")]
+    if lacking:
+        shown = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
+        raise BackboneError(
+            f"backbone {name!r} has no weights for {len(lacking)} of its parameters ({shown}), which "
+            "would be random; give a complete model folder"
+        )
 
 
 def verified_families() -> list[dict[str, str]]:

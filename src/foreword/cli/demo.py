@@ -15,8 +15,7 @@ from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.cli.train import TrainArguments, train_in_store
 from foreword.data import read_rows
 from foreword.describe import formula
-from foreword.evaluate import Evaluation
-from foreword.evaluate import evaluate as run_evaluation
+from foreword.evaluate import Evaluation, evaluate_text
 from foreword.evaluate.e2e import slot_report
 from foreword.evaluate.picture import loss_curve
 from foreword.generate import GenerateOptions
@@ -76,7 +75,7 @@ def demo(
         TrainArguments(name=NAME, overwrite=True),
     )
     with working("evaluating on unseen inputs, without and with the prefix (about a minute)"):
-        found = run_evaluation(
+        found = evaluate_text(
             loaded,
             result.prefix,
             "foreword/e2e:heldout",

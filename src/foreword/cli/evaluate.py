@@ -11,7 +11,7 @@ from rich.table import Table
 
 from foreword.cli.console import note, out, table, working
 from foreword.cli.options import BackboneOptions, StoreOptions
-from foreword.evaluate import FIGURES, Evaluation, Metrics
+from foreword.evaluate import FIGURES, Evaluation, LabelEvaluation, Metrics, figures_of
 from foreword.evaluate import evaluate as run_evaluation
 from foreword.generate import GenerateOptions
 
@@ -46,7 +46,8 @@ def evaluate(
 ) -> None:
     """Score a prefix on a task's rows, with the frozen model beside it.
 
-    Rows with the same prompt are references of one input: each is scored, text is generated once.
+    Rows with the same prompt are references of one input: each is scored, text is generated once. A
+    prefix with a head is scored by its labels, with the same head on the frozen model beside it.
 
     Parameters
     ----------
@@ -71,6 +72,10 @@ def evaluate(
     if arguments.as_json:
         out.print(json.dumps(found.as_json(), ensure_ascii=False, indent=1), markup=False)
         return
+    if isinstance(found, LabelEvaluation):
+        out.print(label_figures(name, found))
+        note(f"{found.rows} rows; {found.truncation}")
+        return
     out.print(figures(name, found))
     note(f"{found.inputs} inputs, {found.rows} references, {found.targets} target tokens; "
          f"{found.truncation}")  # fmt: skip
@@ -83,4 +88,13 @@ def figures(name: str, found: Evaluation) -> Table:
     for label, field, form in FIGURES:
         models: list[Metrics] = [found.base, found.prefix] if found.base else [found.prefix]
         made.add_row(label, *(form.format(getattr(model, field)) for model in models))
+    return made
+
+
+def label_figures(name: str, found: LabelEvaluation) -> Table:
+    """The evaluation of a head as a table."""
+    models = [found.prefix] if found.base is None else [found.base, found.prefix]
+    made = table("", "", *(["head without prefix"] if found.base is not None else []), name)
+    for label, field, form in figures_of(found.task):
+        made.add_row(label, *(form.format(model[field]) for model in models))
     return made

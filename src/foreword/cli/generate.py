@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from foreword.cli.console import note, out, working
+from foreword.cli.inputs import inputs_of
 from foreword.cli.options import BackboneOptions, StoreOptions
-from foreword.data import read_rows
-from foreword.errors import DataError
-from foreword.generate import GenerateOptions, Input, task_of
+from foreword.generate import GenerateOptions, task_of
 from foreword.generate import generate as generate_texts
 
 
@@ -53,7 +51,7 @@ def generate(
         several. In a chat task, the user's message.
     """
     prefix = store.open().load(name)
-    inputs = _inputs(text, arguments.inputs)
+    inputs = inputs_of(text, arguments.inputs)
     with working("loading the backbone"):
         loaded = backbone.load(prefix)
     texts = generate_texts(
@@ -69,26 +67,3 @@ def generate(
     for answers in texts:
         for answer in answers:
             out.print(answer, markup=False)
-
-
-def _inputs(text: str | None, file: str | None) -> list[Input]:
-    if text is not None and file is not None:
-        raise DataError("give a text or --input FILE, not both")
-    if text is not None:
-        return [text]
-    if file is not None and not file.endswith(".txt"):
-        return list(read_rows(file))
-    try:
-        if file is not None:
-            with open(file, encoding="utf-8") as opened:
-                lines = opened.read().splitlines()
-        else:
-            lines = sys.stdin.read().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read inputs from {file or 'standard input'}: {error}") from error
-    found: list[Input] = [line for line in lines if line.strip()]
-    if not found:
-        raise DataError(
-            "there are no inputs; give a text, --input FILE, or lines on standard input"
-        )
-    return found

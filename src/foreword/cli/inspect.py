@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from foreword.cli.console import note, out, table, working
 from foreword.cli.options import BackboneOptions, StoreOptions
-from foreword.describe import BOS, POSITIONS, SOFTMAX, WINDOWS, formula, norms
+from foreword.describe import BOS, POSITIONS, SOFTMAX, WINDOWS, formula, head_words, norms
 from foreword.errors import DataError
 from foreword.evaluate.attention import PrefixAttention, attention_to
 from foreword.evaluate.picture import attention_map
@@ -156,6 +156,7 @@ def _facts(prefix: Prefix) -> list[tuple[str, str]]:
         ("digest", prefix.digest),
         ("length", f"{prefix.length} virtual tokens, {str(prefix.dtype).removeprefix('torch.')}"),
         ("parameters", formula(prefix)),
+        ("head", head_words(prefix)),
         ("positions", POSITIONS[meta.positions]),
         ("windows", WINDOWS[meta.windows]),
         ("softmax", SOFTMAX[meta.softmax]),

@@ -21,6 +21,7 @@ from foreword.cli.generate import generate
 from foreword.cli.import_ import import_
 from foreword.cli.inspect import inspect
 from foreword.cli.list import list_
+from foreword.cli.predict import predict
 from foreword.cli.pull import pull
 from foreword.cli.push import push
 from foreword.cli.remove import remove
@@ -40,6 +41,7 @@ TERMINATED = 143
 VERBS = (
     train,
     generate,
+    predict,
     evaluate,
     inspect,
     list_,

@@ -65,7 +65,7 @@ class Report:
             return f"{self.rows} rows, none truncated"
         return (
             f"{self.rows} rows, {self.truncated_rows} of them with {self.truncated_tokens} prompt "
-            "tokens cut from the left to fit the context"
+            "tokens cut to fit the context"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import string
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,6 +10,9 @@ from typing import Any
 
 from foreword.data.chat import check_answered
 from foreword.errors import DataError
+
+Input = str | Mapping[str, Any]
+"""What to answer: text, or a row with the columns that the prompt template names."""
 
 MESSAGES = "messages"
 """The column that holds a conversation, when no templates are given."""
@@ -121,3 +125,32 @@ def fill(template: str, row: Mapping[str, Any]) -> str:
         raise DataError(
             f"template {template!r} names column {error.args[0]!r}; the columns are: {found}"
         ) from error
+
+
+def as_row(given: Input, task: Task) -> Input:
+    """An input as a row of the task.
+
+    Text becomes the one column that the prompt template names; with several columns it must be a
+    JSON object. In a chat task text is the user's message.
+
+    Raises:
+        DataError: The text cannot be told apart into the template's columns.
+    """
+    if not isinstance(given, str) or task.prompt is None:
+        return given
+    names = columns(task.prompt)
+    if given.lstrip().startswith("{") and names:
+        try:
+            row = json.loads(given)
+        except ValueError:
+            row = None
+        if isinstance(row, dict) and set(names) <= set(row):
+            return row
+    if len(set(names)) == 1:
+        return {names[0]: given}
+    if not names:
+        return {}
+    raise DataError(
+        f"the prompt template {task.prompt!r} names the columns {', '.join(names)}; give them as a "
+        f'JSON object, such as {{"{names[0]}": "...", ...}}'
+    )

@@ -35,6 +35,7 @@ from foreword.engine.sampler import Draw, logprobs_of, sample
 from foreword.engine.scheduler import Active, Limits, Scheduler
 from foreword.engine.threads import give_up_pool
 from foreword.errors import DataError, ServeError, first_line
+from foreword.generate import refuse_head
 from foreword.prefix import Prefix
 
 Sink = Callable[[Event], None]
@@ -146,6 +147,7 @@ class Engine:
             raise EngineClosed(CLOSED)
         prefix, size = request.prefix, len(request.prompt)
         if prefix is not None:
+            refuse_head(prefix)
             self.backbone.check(prefix)
         most = size + min(self.room(size, prefix), request.sampling.max_tokens)
         most += self.runner.columns_of(prefix)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from foreword.backbone import Backbone
 from foreword.backbone.attachment import Attachment
-from foreword.backbone.head import head_sees
+from foreword.backbone.output_layer import head_sees
 from foreword.backbone.signature import parameters_of
 from foreword.engine.bank import IDENTITY, Bank
 from foreword.engine.cache import Flat, Padded, Rows, SlotCache

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from foreword.backbone import Backbone
+from foreword.data.template import Input, as_row
 from foreword.errors import UnsupportedModel
-from foreword.generate import Input, as_row, encoder_for, task_of
+from foreword.generate import encoder_for, task_of
 from foreword.prefix import Prefix
 
 

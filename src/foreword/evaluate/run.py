@@ -17,7 +17,9 @@ from foreword.data.collate import padding_of
 from foreword.data.template import MESSAGES
 from foreword.errors import DataError
 from foreword.evaluate import metrics
+from foreword.evaluate.labels import LabelEvaluation, evaluate_labels
 from foreword.generate import GenerateOptions, encoder_for, generate_ids, task_of
+from foreword.predict import BATCH
 from foreword.prefix import Prefix
 from foreword.train.objective import score
 
@@ -100,6 +102,9 @@ class Evaluation:
         return asdict(self)
 
 
+_BATCH = ("input_ids", "attention_mask", "labels")
+
+
 @dataclass(frozen=True)
 class _Set:
     """Rows grouped by input: per input the first row that has it, and its references."""
@@ -110,6 +115,41 @@ class _Set:
 
 
 def evaluate(
+    backbone: Backbone,
+    prefix: Prefix,
+    data: str | Sequence[Mapping[str, Any]],
+    *,
+    options: GenerateOptions | None = None,
+    base: bool = True,
+    limit: int | None = None,
+    task: Task | None = None,
+    strict: bool = False,
+) -> Evaluation | LabelEvaluation:
+    """Score a prefix on a task's rows: one with a head by its labels, any other by its text.
+
+    See `evaluate_text` and `evaluate_labels`, which this calls, for what the arguments mean. Of the
+    options a head uses `batch_size` alone, and its templates are its own.
+    """
+    if prefix.head is None:
+        return evaluate_text(
+            backbone,
+            prefix,
+            data,
+            options=options,
+            base=base,
+            limit=limit,
+            task=task,
+            strict=strict,
+        )
+    if task is not None:
+        raise DataError("a prefix with a head is evaluated under its own templates; leave task out")
+    size = BATCH if options is None else options.batch_size
+    return evaluate_labels(
+        backbone, prefix, data, base=base, limit=limit, batch_size=size, strict=strict
+    )
+
+
+def evaluate_text(
     backbone: Backbone,
     prefix: Prefix,
     data: str | Sequence[Mapping[str, Any]],
@@ -261,8 +301,8 @@ def scored(
     with backbone.attached(prefix):
         for first in range(0, len(ordered), size):
             batch = collate(ordered[first : first + size])
-            moved = {name: tensor.to(backbone.device) for name, tensor in batch.items()}
-            scores = score(backbone.model, **moved)
+            ids, mask, labels = (batch[name].to(backbone.device) for name in _BATCH)
+            scores = score(backbone.model, ids, mask, labels)
             nll += float(scores.nll_N.double().sum())
             hits += int(scores.hit_N.sum())
             targets += len(scores.nll_N)

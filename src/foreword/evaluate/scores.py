@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from foreword.errors import DataError
+from foreword.evaluate.labels import Figure, figures_of
 from foreword.evaluate.run import FIGURES
 from foreword.prefix import Prefix
 
@@ -23,6 +24,7 @@ class Scores:
         rows: Rows scored.
         data: Where the rows were read, or empty.
         same_weights: Whether the backbone had the weights that the prefix was made on.
+        figures: How tables show them: label, field, format.
     """
 
     prefix: Mapping[str, float]
@@ -31,6 +33,7 @@ class Scores:
     rows: int
     data: str
     same_weights: bool
+    figures: tuple[Figure, ...] = FIGURES
 
 
 def scores_of(found: Any, prefix: Prefix) -> Scores:
@@ -51,9 +54,11 @@ def scores_of(found: Any, prefix: Prefix) -> Scores:
             "with `foreword evaluate NAME DATA --json` and give what that prints"
         )
     base = found.get("base")
+    shown = FIGURES if prefix.head is None else figures_of(prefix.head.task)
     return Scores(
-        prefix=_figures("prefix", found.get("prefix")),
-        base=None if base is None else _figures("base", base),
+        prefix=_figures("prefix", found.get("prefix"), shown),
+        base=None if base is None else _figures("base", base, shown),
+        figures=shown,
         inputs=_count("inputs", found.get("inputs")),
         rows=_count("rows", found.get("rows")),
         data=found["data"] if isinstance(found.get("data"), str) else "",
@@ -61,10 +66,10 @@ def scores_of(found: Any, prefix: Prefix) -> Scores:
     )
 
 
-def _figures(what: str, found: Any) -> dict[str, float]:
+def _figures(what: str, found: Any, shown: tuple[Figure, ...]) -> dict[str, float]:
     if not isinstance(found, Mapping):
         raise DataError(f"the metrics' {what!r} is not an object with figures")
-    return {name: _number(f"{what}.{name}", found.get(name)) for _, name, _ in FIGURES}
+    return {name: _number(f"{what}.{name}", found.get(name)) for _, name, _ in shown}
 
 
 def _number(what: str, found: Any) -> float:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, EncoderDecoderCache
 
 from foreword.backbone import Backbone
+from foreword.backbone.kinds import KINDS
 from foreword.backbone.probe import evaluating
 from foreword.errors import UnsupportedModel
 from foreword.frame import AttentionCall
+from foreword.prefix import Site
 
 TOKENS = 2
 """Length of the text that is run: within every window."""
+
+
+def decoder_sites(backbone: Backbone) -> tuple[Site, ...]:
+    """Where PEFT puts a prefix: the decoder's attention to its own tokens."""
+    return tuple(site for site in backbone.sites if site.stack == "decoder")
 
 
 def check_cached(backbone: Backbone) -> None:
@@ -26,17 +35,18 @@ def check_cached(backbone: Backbone) -> None:
     """
     calls: list[AttentionCall] = []
     input_ids = torch.arange(TOKENS, device=backbone.device)[None]
+    kind = KINDS[backbone.kind]
+    inputs: dict[str, Any] = {**kind.inputs(backbone.model, input_ids, torch.ones_like(input_ids))}
+    names = {site.name for site in decoder_sites(backbone)}
     with (
         backbone.attached(None) as attachment,
         evaluating(backbone.model),
         attachment.observing(calls.append),
         torch.no_grad(),
     ):
-        output = backbone.model(
-            input_ids, attention_mask=torch.ones_like(input_ids), use_cache=True, return_dict=True
-        )
+        output = backbone.model(**inputs, use_cache=True, return_dict=True)
     held = _held(output.past_key_values)
-    seen = [(call.key_BHKD, call.value_BHKE) for call in calls]
+    seen = [(call.key_BHKD, call.value_BHKE) for call in calls if call.name in names]
     same = len(held) == len(seen) and all(
         a.shape == b.shape and torch.equal(a, b)
         for pair in zip(held, seen, strict=True)
@@ -52,6 +62,8 @@ def check_cached(backbone: Backbone) -> None:
 
 def _held(cache: object) -> list[tuple[Tensor, Tensor]]:
     """Keys and values of a cache's layers; none of a cache that PEFT would not make."""
+    if isinstance(cache, EncoderDecoderCache):
+        cache = cache.self_attention_cache
     if not isinstance(cache, DynamicCache):
         return []
     parts = [

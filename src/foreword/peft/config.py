@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from foreword.errors import CorruptFile, FormatError, PrefixError
-from foreword.format import MAX_COUNT, parsed
+from foreword.format import MAX_COUNT
+from foreword.header import parsed
 from foreword.prefix import Prefix, nesting, plain_json
 
 NAME = "adapter_config.json"
@@ -21,6 +22,9 @@ MAX_SIZE = 2**20
 
 MAX_NESTING = 16
 KINDS = ("PREFIX_TUNING", "CARTRIDGE")
+SEQ2SEQ = "SEQ_2_SEQ_LM"
+SUBMODULES = {"CAUSAL_LM": 1, SEQ2SEQ: 2}
+"""Tasks of checkpoints that are read, and how many stacks PEFT counts for each."""
 COUNTS = ("num_virtual_tokens", "num_layers", "num_attention_heads", "token_dim")
 
 
@@ -31,7 +35,7 @@ def short(value: Any) -> str:
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """The config of a PEFT checkpoint that holds a prefix for a causal language model.
+    """The config of a PEFT checkpoint that holds a prefix.
 
     Attributes:
         kind: ``PREFIX_TUNING`` or ``CARTRIDGE``.
@@ -39,6 +43,7 @@ class PeftConfig:
         layers: Number of layers L.
         heads: Key/value heads H; PEFT calls them num_attention_heads.
         head_dim: Dimension D of a key and of a value.
+        seq2seq: Whether it is for an encoder-decoder, of whose decoder it is.
         raw: The whole config as JSON values, unknown keys included.
     """
 
@@ -47,12 +52,24 @@ class PeftConfig:
     layers: int
     heads: int
     head_dim: int
+    seq2seq: bool
     raw: Mapping[str, Any] = field(repr=False)
 
     @property
     def shape(self) -> tuple[int, int]:
         """Shape of the one tensor: (P, L * 2 * H * D)."""
         return self.length, self.layers * 2 * self.heads * self.head_dim
+
+    @property
+    def slots(self) -> list[int]:
+        """Per layer the slot of its keys, of the 2 L that there are; values are in the next one.
+
+        PEFT doubles an encoder-decoder's slots and deals them out by fours, for self-attention and
+        cross-attention, of which it then drops the second (`PeftModel.get_prompt`). So layers read
+        every other pair, and from an even number of layers on the first half of those twice.
+        """
+        step = 4 if self.seq2seq else 2
+        return [step * layer % (2 * self.layers) for layer in range(self.layers)]
 
     @property
     def base(self) -> str | None:
@@ -78,7 +95,7 @@ def decode(text: bytes) -> PeftConfig:
 
     Raises:
         CorruptFile: They are not a JSON object, or a field has the wrong type.
-        FormatError: It is a config of something that is not a prefix for a causal language model.
+        FormatError: It is a config of something that is not a prefix for a language model.
     """
     return checked(parsed("config", text))
 
@@ -105,7 +122,8 @@ def checked(raw: Mapping[str, Any]) -> PeftConfig:
             f"its token_dim is {width}, expected a multiple of its num_attention_heads, {heads}"
         )
     _check_extras(raw, kind, length)
-    return PeftConfig(kind, length, layers, heads, width // heads, raw)
+    seq2seq = raw["task_type"] == SEQ2SEQ
+    return PeftConfig(kind, length, layers, heads, width // heads, seq2seq, raw)
 
 
 def _check_task(raw: Mapping[str, Any]) -> None:
@@ -116,16 +134,16 @@ def _check_task(raw: Mapping[str, Any]) -> None:
             'word. If it was trained for a causal language model, set "task_type": "CAUSAL_LM" in '
             f"{NAME}"
         )
-    if task == "SEQ_2_SEQ_LM" or raw.get("num_transformer_submodules") == 2:
+    if not isinstance(task, str) or task not in SUBMODULES:
         raise FormatError(
-            "it is for an encoder-decoder (task_type SEQ_2_SEQ_LM, or two transformer submodules); "
-            "only CAUSAL_LM can be imported for now"
+            f"its task_type is {short(task)}; only {' and '.join(SUBMODULES)} can be imported"
         )
-    if task != "CAUSAL_LM":
-        raise FormatError(f"its task_type is {short(task)}; only CAUSAL_LM can be imported")
-    modules = raw.get("num_transformer_submodules", 1)
-    if modules is not None and (type(modules) is not int or modules != 1):
-        raise CorruptFile(f"its num_transformer_submodules is {short(modules)}, expected 1")
+    expected = SUBMODULES[task]
+    modules = raw.get("num_transformer_submodules")
+    if modules is not None and (type(modules) is not int or modules != expected):
+        raise CorruptFile(
+            f"its num_transformer_submodules is {short(modules)}, expected {expected} with {task}"
+        )
 
 
 def _count(raw: Mapping[str, Any], name: str) -> int:
@@ -154,13 +172,14 @@ def _check_extras(raw: Mapping[str, Any], kind: str, length: int) -> None:
         )
 
 
-def fresh(prefix: Prefix) -> PeftConfig:
+def fresh(prefix: Prefix, *, seq2seq: bool = False) -> PeftConfig:
     """The config of a prefix that did not come from PEFT; every site has one geometry.
 
     Keys that only newer releases of PEFT know are left out, so that older ones load it too.
     """
     site = prefix.sites[0]
     width = site.kv_heads * site.key_dim
+    task = SEQ2SEQ if seq2seq else "CAUSAL_LM"
     raw = {
         "auto_mapping": None,
         "base_model_name_or_path": prefix.meta.backbone or None,
@@ -168,12 +187,12 @@ def fresh(prefix: Prefix) -> PeftConfig:
         "inference_mode": True,
         "num_attention_heads": site.kv_heads,
         "num_layers": len(prefix.sites),
-        "num_transformer_submodules": 1,
+        "num_transformer_submodules": SUBMODULES[task],
         "num_virtual_tokens": prefix.length,
         "peft_type": "PREFIX_TUNING",
         "prefix_projection": False,
         "revision": prefix.meta.revision,
-        "task_type": "CAUSAL_LM",
+        "task_type": task,
         "token_dim": width,
     }
     return checked(raw)

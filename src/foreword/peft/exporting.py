@@ -38,7 +38,9 @@ def export_peft(
 
     A prefix under position policy ``free`` is moved to ``offset`` first (see `Backbone.moved`; use a
     backbone in float32). One that was imported from PEFT gets its own config and header back;
-    else it becomes a PREFIX_TUNING checkpoint in float32.
+    else it becomes a PREFIX_TUNING checkpoint in float32. Of an encoder-decoder only prefixes of the
+    decoder's self-attention can be exported, and where PEFT shares keys and values between layers (an
+    even number of them) only one that does too.
 
     Args:
         prefix: The prefix.
@@ -61,18 +63,20 @@ def export_peft(
     Examples:
         >>> foreword.export_peft(prefix, backbone, "my-adapter")  # doctest: +SKIP
     """
-    backbone.needs("decoder", what="a PEFT checkpoint")
+    backbone.needs("decoder", "encoder-decoder", what="a PEFT checkpoint")
+    seq2seq = backbone.kind == "encoder-decoder"
     broken = prefix.first_not_finite()
     if broken is not None:
         raise PrefixError(f"{broken} holds NaN or infinity; such a prefix is not exported")
     check_expressible(prefix, backbone)
     backbone.check(prefix)
     check_cached(backbone)
-    moved = backbone.moved(prefix, "offset")
-    embeddings_PW = tensor_file.packed(moved.keys, moved.values)
-    config = _own_config(prefix)
+    moved = prefix if seq2seq else backbone.moved(prefix, "offset")
+    config = None if seq2seq else _own_config(prefix)
     if config is None:
-        config, embeddings_PW = config_file.fresh(moved), embeddings_PW.float()
+        config = config_file.fresh(moved, seq2seq=seq2seq)
+        moved = moved.to(torch.float32)
+    embeddings_PW = tensor_file.packed(moved.keys, moved.values, config)
     files = {
         config_file.NAME: config.encode(),
         tensor_file.NAME: _encoded(embeddings_PW, config, prefix),

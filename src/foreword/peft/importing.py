@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from foreword.backbone import Backbone
+from foreword.backbone.kinds import KindName
 from foreword.errors import FormatError, MismatchError
 from foreword.files import reason
 from foreword.peft import config as config_file
 from foreword.peft import tensors as tensor_file
-from foreword.peft.cached import check_cached
+from foreword.peft.cached import check_cached, decoder_sites
 from foreword.peft.config import PeftConfig
 from foreword.prefix import Prefix
 
@@ -23,7 +24,7 @@ def read_config(folder: str | os.PathLike[str]) -> PeftConfig:
     """Read a checkpoint's config.
 
     Raises:
-        FormatError: The folder is no PEFT checkpoint of prefix tuning for a causal language model.
+        FormatError: The folder is no PEFT checkpoint of prefix tuning for a language model.
     """
     path = Path(folder) / config_file.NAME
     content = _read(path, config_file.MAX_SIZE)
@@ -35,6 +36,9 @@ def read_config(folder: str | os.PathLike[str]) -> PeftConfig:
 
 def import_peft(folder: str | os.PathLike[str], backbone: Backbone) -> Prefix:
     """Read a PEFT checkpoint of prefix tuning (PREFIX_TUNING, CARTRIDGE) as a prefix.
+
+    Of an encoder-decoder it is a prefix of the decoder's self-attention alone, which is all that PEFT
+    gives such a model, with keys and values shared by layers as PEFT shares them.
 
     The prefix keeps the checkpoint's numbers and dtype, lies at positions 0..P-1 and is dropped by
     sliding windows as text is, so that it gives PEFT's logits. The config is kept in the recipe,
@@ -55,8 +59,9 @@ def import_peft(folder: str | os.PathLike[str], backbone: Backbone) -> Prefix:
     Examples:
         >>> prefix = foreword.import_peft("my-adapter", backbone)  # doctest: +SKIP
     """
-    backbone.needs("decoder", what="a PEFT checkpoint")
     config = read_config(folder)
+    kind: KindName = "encoder-decoder" if config.seq2seq else "decoder"
+    backbone.needs(kind, what=f"a PEFT checkpoint of task_type {config.raw['task_type']}")
     path = Path(folder) / tensor_file.NAME
     if not path.exists() and (Path(folder) / tensor_file.PICKLE).exists():
         raise FormatError(
@@ -74,13 +79,13 @@ def import_peft(folder: str | os.PathLike[str], backbone: Backbone) -> Prefix:
     origin: dict[str, Any] = {"config": config.raw}
     if header is not None:
         origin["header"] = header
-    windowed = any(site.window is not None for site in backbone.sites)
+    windowed = any(site.window is not None for site in decoder_sites(backbone))
     meta = backbone.meta(
         positions="offset",
         windows="windowed" if windowed else "visible",
         recipe={"peft": origin},
     )
-    prefix = Prefix(backbone.sites, keys, values, meta)
+    prefix = Prefix(decoder_sites(backbone), keys, values, meta)
     with backbone.attached(prefix) as attachment:
         attachment.check_windows(attachment.bound)
     return prefix
@@ -107,13 +112,14 @@ def _read(path: Path, limit: int) -> bytes:
 def _check_fits(config: PeftConfig, backbone: Backbone, folder: str) -> None:
     """See whether each layer of the backbone is one that the config describes."""
     name = backbone.name or backbone.family
-    if config.layers != len(backbone.sites):
+    sites = decoder_sites(backbone)
+    if config.layers != len(sites):
         raise MismatchError(
             f"{folder} is a prefix for {config.layers} layers; {name!r} has attention in "
-            f"{len(backbone.sites)}. It was made on {config.base!r}"
+            f"{len(sites)}. It was made on {config.base!r}"
         )
     found = (config.heads, config.head_dim, config.head_dim)
-    for site in backbone.sites:
+    for site in sites:
         if found != (site.kv_heads, site.key_dim, site.value_dim):
             raise MismatchError(
                 f"{folder} has {config.heads} key/value heads of dimension {config.head_dim}; "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from foreword.backbone import Backbone
+from foreword.backbone.decoder_table import table_of
 from foreword.errors import PrefixError
+from foreword.peft.cached import decoder_sites
 from foreword.prefix import Prefix, PrefixMeta
 
 
@@ -13,6 +15,11 @@ def check_expressible(prefix: Prefix, backbone: Backbone) -> None:
     Raises:
         PrefixError: It cannot.
     """
+    if prefix.head is not None:
+        raise PrefixError(
+            "this prefix carries a head, which Foreword exports to no PEFT checkpoint; its keys and "
+            "values alone go as prefix.with_head(None)"
+        )
     check_softmax(prefix.meta)
     _check_every_layer(prefix, backbone)
     _check_one_geometry(prefix)
@@ -30,9 +37,16 @@ def check_softmax(meta: PrefixMeta) -> None:
 
 
 def _check_every_layer(prefix: Prefix, backbone: Backbone) -> None:
-    if len(prefix.sites) < len(backbone.sites):
+    places = decoder_sites(backbone)
+    beyond = [site.label for site in prefix.sites if site.stack != "decoder"]
+    if beyond:
         raise PrefixError(
-            f"this prefix joins {len(prefix.sites)} of the {len(backbone.sites)} layers; PEFT gives "
+            f"this prefix joins {beyond[0]}; in PEFT only a decoder's self-attention has a prefix, so "
+            "it cannot be exported. Train it with sites='decoder' to export it"
+        )
+    if len(prefix.sites) < len(places):
+        raise PrefixError(
+            f"this prefix joins {len(prefix.sites)} of the {len(places)} layers; PEFT gives "
             "every layer a prefix, so it cannot be exported"
         )
 
@@ -55,7 +69,8 @@ def _check_one_geometry(prefix: Prefix) -> None:
 
 
 def _check_positions(prefix: Prefix, backbone: Backbone) -> None:
-    if prefix.meta.positions == "free" and backbone.positions == "offset":
+    table = table_of(backbone.model) is not None
+    if prefix.meta.positions == "free" and (backbone.positions == "offset" or table):
         raise PrefixError(
             f"this prefix takes no positions, so its text starts at position 0; in PEFT text starts "
             f"at {prefix.length}, and {backbone.family!r} adds positions to its embeddings, which no "

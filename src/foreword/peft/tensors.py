@@ -19,8 +19,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from foreword.errors import CorruptFile, FormatError, TruncatedFile
-from foreword.format import parsed, raw_header, spelled
+from foreword.errors import CorruptFile, FormatError, PrefixError, TruncatedFile
+from foreword.header import parsed, raw_header, spelled
 from foreword.peft.config import PeftConfig, short
 from foreword.prefix import tensor_bytes
 
@@ -111,10 +111,25 @@ def unpacked(
         config.length, 2 * config.layers, config.heads, config.head_dim
     ).permute(1, 2, 0, 3)
     tensors = [slot_HPD.contiguous() for slot_HPD in slots_SHPD]
-    return tuple(tensors[0::2]), tuple(tensors[1::2])
+    keys = tuple(tensors[slot] for slot in config.slots)
+    return keys, tuple(tensors[slot + 1] for slot in config.slots)
 
 
-def packed(keys: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
-    """The tensor (P, W) of per-layer keys and values (H, P, D)."""
-    slots = [slot_HPD for pair in zip(keys, values, strict=True) for slot_HPD in pair]
+def packed(keys: Sequence[Tensor], values: Sequence[Tensor], config: PeftConfig) -> Tensor:
+    """The tensor (P, W) of per-layer keys and values (H, P, D); slots that no layer reads are zero.
+
+    Raises:
+        PrefixError: PEFT gives two layers one slot, and they differ.
+    """
+    slots = [torch.zeros_like(keys[0])] * (2 * config.layers)
+    filled: dict[int, int] = {}
+    for layer, (slot, *own) in enumerate(zip(config.slots, keys, values, strict=True)):
+        before = filled.setdefault(slot, layer)
+        if before != layer and not all(map(torch.equal, own, slots[slot : slot + 2])):
+            raise PrefixError(
+                f"in PEFT layers {before} and {layer} of an encoder-decoder share keys and values (of "
+                f"{config.layers} layers, an even number), and this prefix has others in each, so it "
+                "cannot be exported"
+            )
+        slots[slot : slot + 2] = own
     return torch.stack(slots).permute(2, 0, 1, 3).flatten(1).contiguous()

@@ -21,6 +21,7 @@ from foreword.backbone import Backbone
 from foreword.engine import Engine
 from foreword.engine.residency import Residency
 from foreword.errors import FormatError, StoreError
+from foreword.generate import refuse_head
 from foreword.serve import failures
 from foreword.serve.answers import Answers
 from foreword.serve.catalogue import Catalogue
@@ -286,6 +287,7 @@ def _prefix_routes(app: FastAPI, backbone: Backbone, residency: Residency) -> No
 
         def keep() -> dict[str, Any]:
             prefix = prefix_file.decode(content)
+            refuse_head(prefix)
             backbone.check(prefix)
             if name == backbone.name:
                 raise StoreError(f"{name!r} is the backbone's name; choose another")

@@ -9,6 +9,7 @@ from typing import Any
 from foreword import format as prefix_file
 from foreword.backbone import Backbone
 from foreword.errors import FormatError, MismatchError, StoreError
+from foreword.generate import refuse_head
 from foreword.store import PrefixStore, Stamp
 
 
@@ -50,10 +51,12 @@ class Catalogue:
         Raises:
             StoreError: There is none.
             FormatError: Its header is damaged.
-            MismatchError: It was made for another backbone.
+            MismatchError: It was made for another backbone, or carries a head.
         """
         self.store.stamp(name)
-        self.backbone.check(prefix_file.outline(self.store.path(name)), warn=False)
+        outline = prefix_file.outline(self.store.path(name))
+        refuse_head(outline)
+        self.backbone.check(outline, warn=False)
 
     def _fits(self, name: str) -> bool:
         try:
@@ -83,4 +86,5 @@ def _kind(claims: Mapping[str, Any]) -> str:
     """What of a header decides whether a prefix fits."""
     meta = claims.get("meta")
     meta = meta if isinstance(meta, dict) else {}
-    return json.dumps([claims.get("sites"), meta.get("tokenizer"), meta.get("fingerprint")])
+    own = (claims.get("sites"), claims.get("head"), meta.get("tokenizer"), meta.get("fingerprint"))
+    return json.dumps(own)

@@ -15,11 +15,12 @@ from starlette.concurrency import run_in_threadpool
 from foreword.backbone import Backbone
 from foreword.data import Task
 from foreword.data.chat import rendered
+from foreword.data.template import as_row
 from foreword.engine import Engine, Event, Request, Sampling, Weighted
 from foreword.engine.engine import completion
 from foreword.engine.request import Completion
 from foreword.engine.residency import Residency
-from foreword.generate import PLAIN, as_row, encoder_for, task_of
+from foreword.generate import PLAIN, encoder_for, task_of
 from foreword.prefix import Prefix
 from foreword.serve.failures import Failure
 from foreword.serve.metrics import Metrics

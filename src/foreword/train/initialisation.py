@@ -45,7 +45,7 @@ def start(
         made = transferred(backbone, settings, store or PrefixStore())
     elif settings.init == "demonstrations":
         ids = demonstration_tokens(
-            backbone, rows, settings.task, settings.length or LENGTH, settings.seed
+            backbone, rows, settings.templates, settings.length or LENGTH, settings.seed
         )
         made = backbone.capture(ids, _capture_policy(backbone, settings))
     else:

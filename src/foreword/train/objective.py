@@ -1,4 +1,4 @@
-"""Negative log-likelihood of the target tokens, logits computed where there are targets only.
+"""Negative log-likelihood of target tokens or labels, logits computed where there are targets only.
 
 Shapes: B rows, T tokens, N target tokens of the batch, D hidden size, V vocabulary.
 """
@@ -10,20 +10,22 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from foreword.backbone.head import head_sees
 from foreword.backbone.kinds import kind_of
 from foreword.backbone.kinds.base import IGNORED
+from foreword.backbone.output_layer import head_sees
+from foreword.head import Head
+from foreword.tasks import LABELLINGS
 from foreword.train.nll import token_nll
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Per target token of a batch, in row-major order.
+    """Per target (token or label) of a batch, in row-major order.
 
     Attributes:
         nll_N: Negative log-likelihood in nats, float32.
-        hit_N: Whether the target is the most likely token.
-        row_N: The row that the token belongs to.
+        hit_N: Whether the target is the likeliest.
+        row_N: The row that it belongs to.
     """
 
     nll_N: Tensor
@@ -32,13 +34,22 @@ class Scores:
 
 
 def score(
-    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    labels: Tensor,
+    head: Head | None = None,
 ) -> Scores:
-    """Score the labelled tokens of a right-padded batch; each tensor is (B, T) int64.
+    """Score the labels of a right-padded batch; inputs are (B, T) int64.
 
-    Those of a decoder are among its inputs; an encoder-decoder's have a T of their own.
+    Without a head labels are tokens: those of a decoder are among its inputs, an encoder-decoder's
+    have a T of their own. With one they are its labels, as its task arranges them.
     """
     kind = kind_of(model.config)
+    if head is not None:
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        logits = head.logits(kind.hidden(model, inputs), attention_mask)
+        return head_scores(head, logits, labels, attention_mask)
     inputs, following_BT = kind.supervised(model, input_ids, attention_mask, labels)
     wanted_BT = following_BT != IGNORED
     with head_sees(model, wanted_BT) as narrowed:
@@ -46,3 +57,9 @@ def score(
     logits_NV = logits[0] if narrowed else logits[wanted_BT]
     nll_N, hit_N = token_nll(logits_NV, following_BT[wanted_BT])
     return Scores(nll_N, hit_N, wanted_BT.nonzero()[:, 0])
+
+
+def head_scores(head: Head, logits: Tensor, labels: Tensor, mask_BT: Tensor) -> Scores:
+    """Score what a head says: `Head.logits`, the labels that `Labelling.targets` gives."""
+    logits_NV, targets_N, row_N = LABELLINGS[head.task].flat(logits, labels, mask_BT)
+    return Scores(*token_nll(logits_NV, targets_N), row_N)

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from foreword.backbone import Backbone
+from foreword.data import Encoded
 from foreword.errors import TrainingError
 from foreword.prefix import Prefix
 from foreword.train.gated import GatedParameterization
+from foreword.train.headed import HeadedParameterization, scale_of
 from foreword.train.initialisation import scales
 from foreword.train.mlp import MLPParameterization
 from foreword.train.parameterization import DirectParameterization, Parameterization
 from foreword.train.settings import MLP_WIDTH, TrainSettings
 
 
-def parameterise(backbone: Backbone, start: Prefix, settings: TrainSettings) -> Parameterization:
-    """What is trained, on the CPU.
+def parameterise(
+    backbone: Backbone, start: Prefix, settings: TrainSettings, rows: Sequence[Encoded] = ()
+) -> Parameterization:
+    """What is trained, on the CPU: keys and values, and the head if the start has one.
+
+    Args:
+        backbone: The backbone.
+        start: Where training starts.
+        settings: What training does.
+        rows: Training rows, some of which a head's scale is measured on.
 
     Raises:
         TrainingError: The settings freeze the whole prefix.
@@ -23,6 +35,15 @@ def parameterise(backbone: Backbone, start: Prefix, settings: TrainSettings) -> 
             f"frozen={settings.frozen} leaves nothing to train of a prefix of {start.length} tokens; "
             "freeze fewer or make the prefix longer"
         )
+    made = _keys_and_values(backbone, start, settings)
+    if start.head is None:
+        return made
+    return HeadedParameterization(made, start.head, scale_of(backbone, start, rows))
+
+
+def _keys_and_values(
+    backbone: Backbone, start: Prefix, settings: TrainSettings
+) -> Parameterization:
     key_scales, value_scales = scales(backbone, start)
     if settings.parameterization == "mlp":
         return MLPParameterization(

@@ -62,6 +62,7 @@ class DirectParameterization(Parameterization):
         super().__init__()
         self.sites = start.sites
         self.meta = start.meta
+        self.head = start.head
         self.key_scales = list(key_scales)
         self.value_scales = list(value_scales)
         self.frozen_keys = Constants([key[:, :frozen] for key in start.keys])
@@ -70,7 +71,7 @@ class DirectParameterization(Parameterization):
         self.values = _parameters([value[:, frozen:] for value in start.values], self.value_scales)
 
     def materialise(self) -> Prefix:
-        """Per site key (H, P, D) and value (H, P, E): scale times parameter."""
+        """Per site key (H, P, D) and value (H, P, E): scale times parameter; its head as it was."""
         keys = zip(self.keys, self.key_scales, strict=True)
         values = zip(self.values, self.value_scales, strict=True)
         return Prefix(
@@ -78,6 +79,7 @@ class DirectParameterization(Parameterization):
             self.frozen_keys.before([parameter * scale for parameter, scale in keys]),
             self.frozen_values.before([parameter * scale for parameter, scale in values]),
             self.meta,
+            self.head,
         )
 
 

@@ -23,13 +23,16 @@ from foreword.errors import DataError, ForewordError, StoreError, TrainingError,
 from foreword.interrupt import Terminated
 from foreword.prefix import Prefix
 from foreword.store import PrefixStore
+from foreword.tasks import LABELLINGS, reader_for
 from foreword.train.dropout import PrefixDropout
 from foreword.train.folder import prepare, temporary
+from foreword.train.headed import with_head
 from foreword.train.initialisation import start
 from foreword.train.parameterise import parameterise
 from foreword.train.ranks import Ranks
 from foreword.train.report import LOGS, reporters
 from foreword.train.settings import LENGTH, TrainSettings
+from foreword.train.task import for_task
 from foreword.train.trainer import REMEDY, NotFinite, PrefixModule, PrefixTrainer, detached
 
 Rows = str | Sequence[Mapping[str, Any]]
@@ -113,12 +116,13 @@ def train(
         folder = folder or stack.enter_context(temporary(ranks))
         set_seed(settings.seed)
         data = rows_of(data)
-        first = start(backbone, settings, data, store)
+        settings = for_task(backbone, settings, data)
+        first = with_head(backbone, start(backbone, settings, data, store), settings, data)
         settings = _resolved(settings, first)
         train_rows, report = encode(backbone, data, settings, first)
         eval_rows = encode(backbone, evaluation, settings, first)[0] if evaluation else []
         digest = _common_digest(train_rows, ranks)
-        parameterization = parameterise(backbone, first, settings)
+        parameterization = parameterise(backbone, first, settings, train_rows)
         trained = sum(parameter.numel() for parameter in parameterization.parameters())
         run = {
             "settings": settings.as_json(),
@@ -161,7 +165,7 @@ def train(
 def encode(
     backbone: Backbone, data: Rows, settings: TrainSettings, prefix: Prefix
 ) -> tuple[list[Encoded], Report]:
-    """Rows as token ids for a prefix of this backbone.
+    """Rows as token ids for a prefix of this backbone, with the labels of its head if it has one.
 
     Raises:
         DataError: There are no rows, or one cannot be used.
@@ -176,8 +180,12 @@ def encode(
             f"a prefix of {prefix.length} leaves {limit} of the backbone's {backbone.context} tokens "
             "for text; use a shorter one"
         )
+    templates, head = settings.templates, prefix.head
+    if head is not None:
+        reader = reader_for(backbone, prefix.meta.bos, limit)
+        return LABELLINGS[head.task].encoded(reader, templates, head.labels, rows)
     encoder = encoder_class(backbone.kind)
-    return encoder(backbone.tokenizer, settings.task, bos=prefix.meta.bos, limit=limit).rows(rows)
+    return encoder(backbone.tokenizer, templates, bos=prefix.meta.bos, limit=limit).rows(rows)
 
 
 def rows_digest(rows: Sequence[Encoded]) -> str:

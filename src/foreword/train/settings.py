@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from foreword.data import Task
 from foreword.errors import TrainingError
+from foreword.head import POOLINGS, Pooling
 from foreword.prefix import POSITIONS, WINDOWS, Positions, WindowPolicy
 from foreword.train.subset import check_layers
 
@@ -16,11 +17,14 @@ INIT_WORDS = ("text", "demonstrations", "vocab", "noise", "zeros")
 
 Parameterizing = Literal["direct", "mlp", "gated"]
 Optimizer = Literal["soap", "adamw"]
+TaskName = Literal["causal", "seq2seq", "classify", "tag", "answer"]
 Reporting = Literal["none", "tensorboard", "wandb"]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "parameterization": get_args(Parameterizing),
     "optimizer": get_args(Optimizer),
+    "task": get_args(TaskName),
+    "pooling": POOLINGS,
     "report_to": get_args(Reporting),
     "positions": POSITIONS,
     "windows": WINDOWS,
@@ -46,12 +50,17 @@ class TrainSettings:
         DataError: A template is ill-formed.
     """
 
+    task: TaskName | None = None
+    """What is learned: causal or seq2seq, to write text; classify, tag or answer, to label it with a
+    head that the prefix carries. Default: what backbone and data are for."""
+
     prompt: str | None = None
     """Template of what the model is given; names columns: "{mr} ->". Without templates, rows hold a
-    messages column."""
+    messages column, or what the task's head reads: text, tokens, or question and context."""
 
     target: str | None = None
-    """Template of what the model shall say: " {ref}". The end of sequence is added."""
+    """Template of what the model shall say: " {ref}". The end of sequence is added. Of a head: its
+    label, by default "{label}", or "{tags}"."""
 
     length: int | None = None
     """Prefix length P, in virtual tokens; default: that of the prefix to start from, else 16. Of
@@ -92,7 +101,7 @@ class TrainSettings:
     without weight decay."""
 
     lr: float = 0.06
-    """Peak learning rate, in units of each layer's own key and value size (RMS)."""
+    """Peak learning rate, in units of each layer's own key and value size (RMS), and of a head's."""
 
     epochs: float = 3.0
     """Passes over the data, unless steps is given."""
@@ -124,6 +133,10 @@ class TrainSettings:
     gradient_checkpointing: bool = False
     """Trade time for memory: compute each layer again in the backward pass."""
 
+    pooling: Pooling | None = None
+    """Which vector of a row is classified: the mean of its tokens, the first or the last; default:
+    the last of a decoder, else the mean."""
+
     positions: Positions | None = None
     """Position policy, free or offset; default: the one under which text is exact on the backbone."""
 
@@ -139,7 +152,7 @@ class TrainSettings:
     directory, or to TENSORBOARD_LOGGING_DIR; wandb to the project foreword, or to WANDB_PROJECT."""
 
     def __post_init__(self) -> None:
-        _ = self.task
+        _ = self.templates
         for name in ("batch_size", "accumulate", "checkpoint_every"):
             self._at_least(name, 1)
         for name, choices in _CHOICES.items():
@@ -188,7 +201,7 @@ class TrainSettings:
         return self.init not in INIT_WORDS
 
     @property
-    def task(self) -> Task:
+    def templates(self) -> Task:
         """The templates as a `Task`."""
         return Task(self.prompt, self.target)
 

@@ -82,7 +82,7 @@ class PrefixModule(nn.Module):
         prefix = self.parameterization.materialise()
         bound = bind(prefix, backbone.sites, live=True, kept=self.dropout(prefix.length))
         with attachment.using(bound):
-            scores = score(backbone.model, input_ids, attention_mask, labels)
+            scores = score(backbone.model, input_ids, attention_mask, labels, prefix.head)
         self.seen_rows += int(input_ids.shape[0])
         self.seen_tokens += int(attention_mask.sum())
         return {"loss": scores.nll_N.sum(), "targets": torch.tensor(len(scores.nll_N))}
@@ -362,11 +362,17 @@ def mean_nll(
 
 def detached(prefix: Prefix) -> Prefix:
     """The prefix as plain float32 tensors on the CPU, without gradients."""
+
+    def plain(tensor: Tensor) -> Tensor:
+        return tensor.detach().float().cpu().clone()
+
+    head = prefix.head
     return Prefix(
         prefix.sites,
-        tuple(key.detach().float().cpu().clone() for key in prefix.keys),
-        tuple(value.detach().float().cpu().clone() for value in prefix.values),
+        tuple(map(plain, prefix.keys)),
+        tuple(map(plain, prefix.values)),
         prefix.meta,
+        None if head is None else head.made_of(*map(plain, head.tensors)),
     )
 
 

@@ -29,7 +29,7 @@ def transferred(backbone: Backbone, settings: TrainSettings, store: PrefixStore)
         softmax=found.meta.softmax,
         parents=(found.digest,),
     )
-    return Prefix(found.sites, found.keys, found.values, meta)
+    return Prefix(found.sites, found.keys, found.values, meta, found.head)
 
 
 def _named(name: str, store: PrefixStore) -> Prefix:

@@ -82,10 +82,7 @@ class Adapter:
         frame, name = frame_of(module)
         site = frame.site(name)
         if frame.own(name) is not None:
-            raise UnsupportedModel(
-                f"{type(module).__name__} computes its attention itself, so a prefix cannot have a "
-                "softmax of its own there; train one with parameterization='direct' or 'mlp'"
-            )
+            raise no_softmax_of_its_own(module)
         call[self.cache] = _Joining(
             self, self.real_cache(call), frame, name, call["attention_mask"], queries_of(call)
         )
@@ -96,6 +93,14 @@ class Adapter:
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.restore()
+
+
+def no_softmax_of_its_own(module: nn.Module) -> UnsupportedModel:
+    """The error for a prefix that wants one."""
+    return UnsupportedModel(
+        f"{type(module).__name__} computes its attention itself, so a prefix cannot have a softmax of "
+        "its own there; train one with parameterization='direct' or 'mlp'"
+    )
 
 
 class _Joining:

@@ -9,10 +9,11 @@ from torch import nn
 from foreword.backbone.adapters.alibi import Bloom, Falcon, Mpt
 from foreword.backbone.adapters.base import Adapter
 from foreword.backbone.adapters.local import GptNeo
+from foreword.backbone.adapters.mpnet import MPNet
 from foreword.backbone.adapters.table import RotaryTable
 from foreword.backbone.adapters.xglm import Xglm
 
-_ADAPTERS: dict[str, type[Adapter]] = {
+_ADAPTERS: dict[str, type[Adapter] | type[MPNet]] = {
     "BloomAttention": Bloom,
     "FalconAttention": Falcon,
     "MptAttention": Mpt,
@@ -20,13 +21,14 @@ _ADAPTERS: dict[str, type[Adapter]] = {
     "GPTJAttention": RotaryTable,
     "CodeGenAttention": RotaryTable,
     "XGLMAttention": Xglm,
+    "MPNetSelfAttention": MPNet,
 }
 """By the name of the attention module's class."""
 
 
-def adapt(modules: Iterable[nn.Module]) -> list[Adapter]:
+def adapt(modules: Iterable[nn.Module]) -> list[Adapter | MPNet]:
     """Adapters of the modules that need one. To be called before a config is changed."""
-    found = []
+    found: list[Adapter | MPNet] = []
     for module in modules:
         kind = type(module)
         # A model's remote code may have the name but not the attention.

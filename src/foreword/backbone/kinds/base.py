@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from foreword.backbone.signature import parameters_of
 from foreword.errors import UnsupportedModel
 from foreword.frame import AttentionCall
+from foreword.head import Pooling
 
 KindName = Literal["decoder", "encoder", "encoder-decoder"]
 Inputs = dict[str, Tensor]
@@ -28,6 +29,8 @@ class Kind(ABC):
     name: KindName
     auto: Any
     """The class of transformers that loads one."""
+    pooling: Pooling
+    """Which vector stands for a row that is classified, unless another is asked for."""
 
     @abstractmethod
     def inputs(self, model: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor) -> Inputs:
@@ -56,6 +59,19 @@ class Kind(ABC):
             UnsupportedModel: This kind predicts no tokens.
         """
         raise UnsupportedModel(f"an {self.name} predicts no text, so it cannot be scored on any")
+
+    def hidden(self, model: PreTrainedModel, inputs: Inputs) -> Tensor:
+        """The last hidden state of each token (B, T, D), which a head looks at.
+
+        Args:
+            model: The model.
+            inputs: ``input_ids`` and ``attention_mask``, padded on the right.
+
+        Raises:
+            UnsupportedModel: This kind carries no head.
+        """
+        output: Tensor = model.base_model(**inputs)[0]
+        return output
 
     @abstractmethod
     def stack(self, call: AttentionCall, inputs: Inputs) -> str:

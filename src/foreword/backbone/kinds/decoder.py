@@ -14,6 +14,7 @@ class Decoder(Kind):
 
     name = "decoder"
     auto = AutoModelForCausalLM
+    pooling = "last"
 
     def inputs(self, model: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor) -> Inputs:
         """Token ids, mask and, where taken, positions."""
@@ -25,6 +26,10 @@ class Decoder(Kind):
         """A token's logits predict the next one."""
         following_BT = nn.functional.pad(labels_BT[:, 1:], (0, 1), value=IGNORED)
         return {"input_ids": ids_BT, "attention_mask": mask_BT}, following_BT
+
+    def hidden(self, model: PreTrainedModel, inputs: Inputs) -> Tensor:
+        """Without a cache, which nothing would read."""
+        return super().hidden(model, {**inputs, "use_cache": False})  # type: ignore[dict-item]
 
     def stack(self, call: AttentionCall, inputs: Inputs) -> str:
         """There is one."""

@@ -14,6 +14,7 @@ class Encoder(Kind):
 
     name = "encoder"
     auto = AutoModel
+    pooling = "mean"
 
     def inputs(self, model: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor) -> Inputs:
         """Token ids and mask; a model counts its positions by a rule of its own."""

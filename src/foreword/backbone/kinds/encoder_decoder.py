@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
 from foreword.backbone.kinds.base import Inputs, Kind
+from foreword.errors import UnsupportedModel
 from foreword.frame import AttentionCall
 
 
@@ -16,6 +17,7 @@ class EncoderDecoder(Kind):
 
     name = "encoder-decoder"
     auto = AutoModelForSeq2SeqLM
+    pooling = "last"
 
     def inputs(self, model: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor) -> Inputs:
         """The same tokens for both stacks."""
@@ -38,6 +40,12 @@ class EncoderDecoder(Kind):
         inputs = {"input_ids": ids_BT, "attention_mask": mask_BT}
         before_BT = given.prepare_decoder_input_ids_from_labels(labels=labels_BT)
         return {**inputs, "decoder_input_ids": before_BT}, labels_BT
+
+    def hidden(self, model: PreTrainedModel, inputs: Inputs) -> Tensor:
+        """Not offered: such a model can write its labels."""
+        raise UnsupportedModel(
+            "an encoder-decoder carries no head here; let it write its labels (task seq2seq)"
+        )
 
     def stack(self, call: AttentionCall, inputs: Inputs) -> str:
         """By how many tokens ask, and how many are asked."""

@@ -1,0 +1,98 @@
+"""`foreword predict`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from safetensors.torch import save as tensors_as_bytes
+
+from foreword.cli.console import note, out, working
+from foreword.cli.inputs import inputs_of
+from foreword.cli.options import BackboneOptions, StoreOptions
+from foreword.errors import DataError
+from foreword.files import write_whole
+from foreword.predict import BATCH, features, head_of
+from foreword.predict import predict as run_prediction
+from foreword.tasks import Answered, Classified, Prediction
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class PredictArguments:
+    """What to label, and how to show it."""
+
+    inputs: Annotated[str | None, Parameter(name="--input")] = None
+    """File of inputs: one text per line (.txt), or rows as in training. Without it and without a text,
+    lines are read from standard input."""
+
+    as_json: Annotated[bool, Parameter(name="--json")] = False
+    """Print one JSON object per input: labels with their probabilities, words with their tags, or
+    answers with their place and score."""
+
+    features: Path | None = None
+    """Write the texts' feature vectors to this .safetensors file instead, as the tensor features of
+    shape (texts, hidden size). Any prefix will do for that."""
+
+    batch_size: int = BATCH
+    """Inputs in one batch."""
+
+    strict: bool = False
+    """Refuse a backbone with other weights than the prefix was made on, instead of warning."""
+
+
+def predict(
+    name: str,
+    text: str | None = None,
+    /,
+    *,
+    arguments: PredictArguments = PredictArguments(),
+    backbone: BackboneOptions = BackboneOptions(),  # noqa: B008
+    store: StoreOptions = StoreOptions(),  # noqa: B008
+) -> None:
+    """Label inputs with the head of a prefix: one line of output per input.
+
+    Parameters
+    ----------
+    name
+        Name of the prefix in the store.
+    text
+        The input: a text; of a head that tags, words with spaces between; of one that answers, a JSON
+        object with question and context.
+    """
+    prefix = store.open().load(name)
+    if arguments.features is None:
+        head_of(prefix)
+    given = inputs_of(text, arguments.inputs)
+    with working("loading the backbone"):
+        loaded = backbone.load(prefix)
+    size, strict = arguments.batch_size, arguments.strict
+    if arguments.features is not None:
+        texts = [one for one in given if isinstance(one, str)]
+        if len(texts) != len(given):
+            raise DataError("features are those of texts; give a text, a .txt file, or lines")
+        vectors = features(loaded, texts, prefix, batch_size=size, strict=strict)
+        write_whole(arguments.features, tensors_as_bytes({"features": vectors.contiguous()}))
+        note(f"{len(texts)} vectors of {vectors.shape[1]} in {arguments.features}")
+        return
+    for prediction in run_prediction(loaded, given, prefix, batch_size=size, strict=strict):
+        shown = json.dumps(asdict(prediction), ensure_ascii=False)
+        out.print(shown if arguments.as_json else line(prediction), markup=False)
+
+
+def line(prediction: Prediction) -> str:
+    """A prediction for people."""
+    if isinstance(prediction, Classified):
+        return f"{prediction.label}  {prediction.probabilities[prediction.label]:.3f}"
+    if isinstance(prediction, Answered):
+        return prediction.text
+    return " ".join(_tagged(prediction.tokens, prediction.tags))
+
+
+def _tagged(tokens: list[str], tags: list[str]) -> Iterator[str]:
+    for token, tag in zip(tokens, tags, strict=True):
+        yield token if tag == "O" else f"{token}[{tag}]"

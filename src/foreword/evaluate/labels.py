@@ -1,0 +1,202 @@
+"""`evaluate_labels`: a prefix with a head on a task's rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foreword.backbone import Backbone
+from foreword.data import Report, Task, rows_of
+from foreword.errors import DataError
+from foreword.head import Head, HeadTask
+from foreword.predict import (
+    BATCH,
+    head_logits,
+    head_of,
+    prefix_reader,
+    read_all,
+    templates_of,
+)
+from foreword.prefix import Prefix
+from foreword.tasks import LABELLINGS, Prediction, Reading
+from foreword.train.objective import head_scores
+
+Figure = tuple[str, str, str]
+"""A figure as tables show it: label, name, format."""
+
+
+def figures_of(task: HeadTask) -> tuple[Figure, ...]:
+    """The figures of a head's task, in order."""
+    return (
+        *LABELLINGS[task].figures,
+        ("NLL per label", "nll", "{:.4f}"),
+        ("seconds", "seconds", "{:.1f}"),
+    )
+
+
+@dataclass(frozen=True)
+class LabelEvaluation:
+    """A prefix with a head on one set.
+
+    Attributes:
+        task: ``classify``, ``tag`` or ``answer``.
+        prefix: Figures by name, see `figures_of`: shares are 0 to 100, ``nll`` is the mean negative
+            log-likelihood of a label in nats.
+        base: Figures of the same head on the frozen model without the prefix, or None. The head was
+            trained with the prefix, so this says what the prefix does, not what another head could do.
+        rows: Rows scored.
+        truncation: What did not fit.
+        predictions: Per row what the head says.
+        gold: Per row what is right.
+        backbone: Name of the backbone.
+        same_weights: Whether its weights are those that the prefix was made on.
+        data: Where the rows were read, or empty for rows given as they are.
+        digest: Content digest of the prefix.
+    """
+
+    task: HeadTask
+    prefix: dict[str, float]
+    base: dict[str, float] | None
+    rows: int
+    truncation: Report
+    predictions: list[Prediction] = field(repr=False)
+    gold: list[Any] = field(repr=False)
+    backbone: str = ""
+    same_weights: bool = True
+    data: str = ""
+    digest: str = ""
+
+    @property
+    def inputs(self) -> int:
+        """Distinct inputs are not counted: as many as rows."""
+        return self.rows
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return {**asdict(self), "inputs": self.inputs}
+
+
+def evaluate_labels(
+    backbone: Backbone,
+    prefix: Prefix,
+    data: str | Sequence[Mapping[str, Any]],
+    *,
+    base: bool = True,
+    limit: int | None = None,
+    batch_size: int = BATCH,
+    strict: bool = False,
+) -> LabelEvaluation:
+    """Label a task's rows and compare with what they say.
+
+    Args:
+        backbone: The backbone, left as it was found.
+        prefix: The prefix, with a head; its recipe has the templates.
+        data: Rows, or where to read them.
+        base: Whether the head is evaluated without the prefix too.
+        limit: Only the first so many rows.
+        batch_size: Rows in one batch.
+        strict: Refuse a backbone with other weights than the prefix was made on.
+
+    Raises:
+        DataError: Rows or columns are wrong, or a label is unknown to the head.
+        MismatchError: The prefix does not fit the backbone.
+    """
+    if limit is not None and limit < 1:
+        raise DataError(f"limit must be at least 1; found {limit}")
+    head = head_of(prefix)
+    rows = rows_of(data)[:limit]
+    backbone.check(prefix, strict=strict)
+    seen = labelled(backbone, prefix, rows)
+    predictions, ours = measured_labels(backbone, prefix, head, seen, batch_size)
+    theirs = measured_labels(backbone, None, head, seen, batch_size)[1] if base else None
+    return LabelEvaluation(
+        task=head.task,
+        prefix=ours,
+        base=theirs,
+        rows=len(rows),
+        truncation=seen.report,
+        predictions=predictions,
+        gold=seen.gold,
+        backbone=backbone.name,
+        same_weights=prefix.meta.fingerprint in ("", backbone.fingerprint),
+        data=data if isinstance(data, str) else "",
+        digest=prefix.digest,
+    )
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Rows as a head sees them.
+
+    Attributes:
+        rows: The rows.
+        readings: Per row its readings.
+        targets: Per row and reading what `Labelling.flat` takes as labels.
+        gold: Per row what is right.
+        templates: Where input and labels are.
+        report: What did not fit.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    readings: list[list[Reading]]
+    targets: list[list[list[int]]]
+    gold: list[Any]
+    templates: Task
+    report: Report
+
+
+def labelled(backbone: Backbone, prefix: Prefix, rows: Sequence[Mapping[str, Any]]) -> Labelled:
+    """Rows as the head of a prefix sees them.
+
+    Raises:
+        DataError: One cannot be used, or has a label that the head does not know.
+    """
+    head, templates = head_of(prefix), templates_of(prefix)
+    labelling = LABELLINGS[head.task]
+    labelling.columns(templates, rows)
+    reader = prefix_reader(backbone, prefix)
+    readings = read_all(rows, lambda row: labelling.read(reader, templates, row))
+    targets = []
+    for number, (row, own) in enumerate(zip(rows, readings, strict=True), 1):
+        try:
+            targets.append(labelling.targets(templates, head.labels, row, own))
+        except DataError as error:
+            raise DataError(f"row {number}: {error}") from error
+    cut = [sum(one.cut for one in own) for own in readings]
+    report = Report(len(rows), sum(lost > 0 for lost in cut), sum(cut))
+    gold = [labelling.gold(templates, row) for row in rows]
+    return Labelled(rows, readings, targets, gold, templates, report)
+
+
+def measured_labels(
+    backbone: Backbone, prefix: Prefix | None, head: Head, data: Labelled, batch_size: int = BATCH
+) -> tuple[list[Prediction], dict[str, float]]:
+    """What a head says of rows, and its figures; without a prefix, of the backbone as it is."""
+    began = time.perf_counter()
+    labelling = LABELLINGS[head.task]
+    flat = [one for own in data.readings for one in own]
+    logits = head_logits(backbone, prefix, head, flat, batch_size)
+    nll = _nll(head, logits, [one for own in data.targets for one in own])
+    own_logits = iter(logits)
+    predictions = [
+        labelling.predicted(data.templates, head.labels, row, own, [next(own_logits) for _ in own])
+        for row, own in zip(data.rows, data.readings, strict=True)
+    ]
+    figures = labelling.measured(predictions, data.gold)
+    return predictions, {**figures, "nll": nll, "seconds": time.perf_counter() - began}
+
+
+def _nll(head: Head, logits: Sequence[Tensor], targets: Sequence[list[int]]) -> float:
+    """Mean over all labels, in nats."""
+    total, count = 0.0, 0
+    for own, target in zip(logits, targets, strict=True):
+        mask = torch.ones(1, len(own), dtype=torch.long)
+        scores = head_scores(head, own[None], torch.tensor([target]), mask)
+        total += float(scores.nll_N.double().sum())
+        count += len(scores.nll_N)
+    return total / count

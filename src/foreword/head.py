@@ -1,0 +1,156 @@
+"""`Head`: what turns a backbone's hidden states into labels: a linear layer, learned with its prefix.
+
+P-tuning v2 (Liu et al., ACL 2022, section 3.3): deep prefixes with a linear head, no verbalizer.
+
+Shapes: B rows, T tokens, D hidden size, L labels.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from foreword.errors import PrefixError
+
+HeadTask = Literal["classify", "tag", "answer"]
+Pooling = Literal["mean", "first", "last"]
+
+HEAD_TASKS: tuple[HeadTask, ...] = get_args(HeadTask)
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+MAX_LABEL = 256
+"""Longest label, in characters."""
+SPAN = ("start", "end")
+"""Labels of a head that answers: where an answer starts, and where it ends."""
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """A linear layer over hidden states, and what its outputs mean.
+
+    Attributes:
+        task: ``classify``: a label for each row, from one vector that stands for it; ``tag``: a label
+            for each word, from its first token; ``answer``: where an answer starts and ends.
+        labels: What each output means; of a head that answers, `SPAN`.
+        pooling: Which vector stands for a row that is classified: the ``mean`` of its tokens, the
+            ``first`` or the ``last``. None for the other tasks.
+        weight: (L, D).
+        bias: (L,), of the same dtype.
+
+    Raises:
+        PrefixError: Something of it does not fit the rest.
+    """
+
+    task: HeadTask
+    labels: tuple[str, ...]
+    pooling: Pooling | None
+    weight: Tensor = field(repr=False)
+    bias: Tensor = field(repr=False)
+
+    def __post_init__(self) -> None:
+        check_head(self.task, self.labels, self.pooling)
+        shapes = tuple(self.weight.shape), tuple(self.bias.shape)
+        fits = self.weight.ndim == 2 and shapes[1] == (len(self.labels),) == shapes[0][:1]
+        if not fits or self.width < 1:
+            raise PrefixError(
+                f"a head of {len(self.labels)} labels needs a weight (labels, hidden size) and a bias "
+                f"(labels,); found {shapes[0]} and {shapes[1]}"
+            )
+        if self.weight.dtype != self.bias.dtype:
+            raise PrefixError(
+                "a head's weight and bias need one dtype; found "
+                f"{self.weight.dtype} and {self.bias.dtype}"
+            )
+
+    @property
+    def width(self) -> int:
+        """Hidden size D of the backbone that it is for."""
+        return int(self.weight.shape[1])
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias."""
+        return self.weight, self.bias
+
+    def describe(self) -> dict[str, Any]:
+        """Everything but the tensors' contents, as JSON values."""
+        return {
+            "task": self.task,
+            "labels": list(self.labels),
+            "pooling": self.pooling,
+            "width": self.width,
+        }
+
+    def to(self, dtype: torch.dtype) -> Head:
+        """The same head with tensors of `dtype`."""
+        return self.made_of(self.weight.to(dtype), self.bias.to(dtype))
+
+    def made_of(self, weight_LD: Tensor, bias_L: Tensor) -> Head:
+        """The same head with other tensors."""
+        return Head(self.task, self.labels, self.pooling, weight_LD, bias_L)
+
+    def logits(self, hidden_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+        """Float32 logits: (B, L) of a head that classifies, else (B, T, L).
+
+        Args:
+            hidden_BTD: The backbone's last hidden states.
+            mask_BT: Which tokens are real.
+        """
+        if self.pooling is not None:
+            hidden = pooled(hidden_BTD, mask_BT, self.pooling)
+        else:
+            hidden = hidden_BTD.float()
+        weight, bias = (tensor.to(hidden.device).float() for tensor in self.tensors)
+        return hidden @ weight.T + bias
+
+
+def check_head(task: str, labels: tuple[str, ...], pooling: str | None) -> None:
+    """See that a head's task, labels and pooling go together.
+
+    Raises:
+        PrefixError: They do not.
+    """
+    if task not in HEAD_TASKS:
+        raise PrefixError(
+            f"a head's task is one of {', '.join(HEAD_TASKS)}; found {reprlib.repr(task)}"
+        )
+    if task == "answer" and labels != SPAN:
+        raise PrefixError(
+            f"a head that answers has the labels {SPAN}; found {reprlib.repr(labels)}"
+        )
+    for label in labels:
+        if not (isinstance(label, str) and 0 < len(label) <= MAX_LABEL and label.isprintable()):
+            raise PrefixError(
+                f"a label is 1 to {MAX_LABEL} printable characters; found {reprlib.repr(label)}"
+            )
+    if len(labels) < 2 or len(set(labels)) != len(labels):
+        raise PrefixError(f"a head needs at least two labels, all different; found {len(labels)}")
+    expected = POOLINGS if task == "classify" else (None,)
+    if pooling not in expected:
+        raise PrefixError(
+            f"a head for {task!r} has a pooling among {expected}; found {reprlib.repr(pooling)}"
+        )
+
+
+def pooled(hidden_BTD: Tensor, mask_BT: Tensor, pooling: Pooling) -> Tensor:
+    """The vector that stands for each row, float32 (B, D).
+
+    Args:
+        hidden_BTD: Hidden states, of any floating dtype.
+        mask_BT: Which tokens are real; at least one in each row.
+        pooling: Their ``mean``, the ``first`` of them or the ``last``.
+    """
+    hidden_BTD = hidden_BTD.float()
+    if pooling == "mean":
+        weight_BT1 = mask_BT.to(hidden_BTD.dtype)[..., None]
+        return (hidden_BTD * weight_BT1).sum(dim=1) / weight_BT1.sum(dim=1)
+    real_BT = mask_BT.bool()
+    if pooling == "last":
+        place_BT = torch.arange(mask_BT.shape[1], device=mask_BT.device).expand_as(mask_BT)
+        place_B = place_BT.masked_fill(~real_BT, -1).amax(dim=1)
+    else:
+        place_B = real_BT.int().argmax(dim=1)
+    return hidden_BTD[torch.arange(len(place_B), device=place_B.device), place_B]

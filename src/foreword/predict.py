@@ -1,0 +1,206 @@
+"""Labels and feature vectors from a backbone under a prefix.
+
+Shapes: B rows, T tokens, D hidden size, L labels, N inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foreword.backbone import Backbone
+from foreword.backbone.kinds import KINDS
+from foreword.data import Task
+from foreword.data.collate import padding_of, right_padded
+from foreword.data.template import Input
+from foreword.errors import DataError
+from foreword.head import Head, Pooling, pooled
+from foreword.prefix import Prefix
+from foreword.tasks import LABELLINGS, Prediction, Reader, Reading, reader_for
+
+BATCH = 32
+
+
+def predict(
+    backbone: Backbone,
+    inputs: Sequence[Input],
+    prefix: Prefix,
+    *,
+    batch_size: int = BATCH,
+    strict: bool = False,
+) -> list[Prediction]:
+    """Label inputs with the head that a prefix carries.
+
+    Args:
+        backbone: The backbone, left as it was found.
+        inputs: Texts or rows. Of a head that tags, a text is split at spaces; of one that answers, it is
+            a JSON object with question and context.
+        prefix: The prefix, with a head.
+        batch_size: Inputs, or windows of them, in one batch.
+        strict: Refuse a backbone with other weights than the prefix was made on.
+
+    Returns:
+        Per input a `Classified`, a `Tagged` or an `Answered`, by the head's task.
+
+    Raises:
+        DataError: The prefix has no head, or an input is not what it labels.
+        MismatchError: The prefix does not fit the backbone.
+
+    Examples:
+        >>> foreword.predict(backbone, ["a moving film"], prefix)[0].label  # doctest: +SKIP
+        '1'
+    """
+    head = head_of(prefix)
+    labelling, templates = LABELLINGS[head.task], templates_of(prefix)
+    backbone.check(prefix, strict=strict)
+    reader = prefix_reader(backbone, prefix)
+    rows = [labelling.given(templates, one) if isinstance(one, str) else one for one in inputs]
+    readings = read_all(rows, lambda row: labelling.read(reader, templates, row))
+    logits = head_logits(
+        backbone, prefix, head, [one for own in readings for one in own], batch_size
+    )
+    own_logits = iter(logits)
+    return [
+        labelling.predicted(templates, head.labels, row, own, [next(own_logits) for _ in own])
+        for row, own in zip(rows, readings, strict=True)
+    ]
+
+
+def features(
+    backbone: Backbone,
+    texts: Sequence[str],
+    prefix: Prefix | None = None,
+    *,
+    pooling: Pooling | None = None,
+    batch_size: int = BATCH,
+    strict: bool = False,
+) -> Tensor:
+    """A vector for each text: what the backbone makes of it under a prefix.
+
+    Args:
+        backbone: The backbone, left as it was found.
+        texts: The texts.
+        prefix: The prefix, with a head or without; None for the frozen model alone.
+        pooling: The ``mean`` of the tokens' last hidden states, the ``first`` or the ``last``; by
+            default that of the prefix's head, else the mean of an encoder and the last of a decoder.
+        batch_size: Texts in one batch.
+        strict: Refuse a backbone with other weights than the prefix was made on.
+
+    Returns:
+        Float32 (N, D), on the CPU, not normalised.
+
+    Raises:
+        DataError: A text has no tokens.
+        UnsupportedModel: The backbone is an encoder-decoder.
+
+    Examples:
+        >>> foreword.features(backbone, ["a moving film"], prefix).shape  # doctest: +SKIP
+        torch.Size([1, 384])
+    """
+    backbone.needs("encoder", "decoder", what="feature extraction")
+    if prefix is not None:
+        backbone.check(prefix, strict=strict)
+    own = prefix.head.pooling if prefix is not None and prefix.head is not None else None
+    how = pooling or own or KINDS[backbone.kind].pooling
+    if prefix is not None:
+        reader = prefix_reader(backbone, prefix)
+    else:
+        reader = reader_for(backbone, backbone.bos, backbone.context)
+    readings = read_all(texts, lambda text: [reader.read(text)])
+    found: list[Tensor] = list(
+        _each(
+            backbone,
+            prefix,
+            [one for own in readings for one in own],
+            batch_size,
+            lambda hidden_BTD, mask_BT: pooled(hidden_BTD, mask_BT, how),
+        )
+    )
+    if not found:
+        raise DataError("there are no texts; give at least one")
+    return torch.stack(found)
+
+
+def head_of(prefix: Prefix) -> Head:
+    """The prefix's head.
+
+    Raises:
+        DataError: It has none.
+    """
+    if prefix.head is None:
+        raise DataError(
+            "this prefix has no head, so it writes text and labels nothing; use generate, or train one "
+            "with the task classify, tag or answer"
+        )
+    return prefix.head
+
+
+def templates_of(prefix: Prefix) -> Task:
+    """The templates that a prefix with a head was trained with, else those of its task."""
+    recipe = prefix.meta.recipe
+    default = LABELLINGS[head_of(prefix).task].templates or Task()
+    if recipe.get("prompt") is None:
+        return default
+    return Task(recipe["prompt"], recipe.get("target"))
+
+
+def prefix_reader(backbone: Backbone, prefix: Prefix) -> Reader:
+    """What reads inputs for a prefix."""
+    return reader_for(backbone, prefix.meta.bos, backbone.context - prefix.length)
+
+
+def read_all(inputs: Sequence[Any], read: Callable[[Any], list[Reading]]) -> list[list[Reading]]:
+    """The readings of each input.
+
+    Raises:
+        DataError: One cannot be read; the message says which.
+    """
+    found = []
+    for number, one in enumerate(inputs, 1):
+        try:
+            found.append(read(one))
+        except DataError as error:
+            raise DataError(f"input {number}: {error}") from error
+    return found
+
+
+def head_logits(
+    backbone: Backbone,
+    prefix: Prefix | None,
+    head: Head,
+    readings: Sequence[Reading],
+    batch_size: int,
+) -> list[Tensor]:
+    """What a head says of each reading: (L,) of one that classifies, else (T, L); on the CPU."""
+    return list(_each(backbone, prefix, readings, batch_size, head.logits))
+
+
+@torch.no_grad()
+def _each(
+    backbone: Backbone,
+    prefix: Prefix | None,
+    readings: Sequence[Reading],
+    batch_size: int,
+    made: Callable[[Tensor, Tensor], Tensor],
+) -> list[Tensor]:
+    """What is made of each reading's hidden states, in order; those of like length run together.
+
+    Of what has a row for each token, only those of real tokens are kept.
+    """
+    if batch_size < 1:
+        raise DataError(f"batch_size must be at least 1; found {batch_size}")
+    kind, pad = KINDS[backbone.kind], padding_of(backbone.tokenizer)
+    order = sorted(range(len(readings)), key=lambda index: len(readings[index].ids))
+    found: dict[int, Tensor] = {}
+    with backbone.attached(prefix):
+        for first in range(0, len(order), batch_size):
+            batch = order[first : first + batch_size]
+            padded = right_padded([readings[index].ids for index in batch], pad)
+            inputs = {name: tensor.to(backbone.device) for name, tensor in padded.items()}
+            out = made(kind.hidden(backbone.model, inputs), inputs["attention_mask"]).cpu()
+            for index, own in zip(batch, out, strict=True):
+                found[index] = own[: len(readings[index].ids)] if own.ndim == 2 else own
+    return [found[index] for index in range(len(readings))]

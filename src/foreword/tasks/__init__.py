@@ -1,0 +1,29 @@
+"""Tasks of a head: a small file each for what they differ in."""
+
+from __future__ import annotations
+
+from foreword.head import HeadTask
+from foreword.tasks.answer import Answer
+from foreword.tasks.base import Answered, Classified, Labelling, Prediction, Tagged
+from foreword.tasks.classify import Classify
+from foreword.tasks.reading import Reader, Reading, reader_for
+from foreword.tasks.tag import Tag
+
+__all__ = [
+    "LABELLINGS",
+    "Answered",
+    "Classified",
+    "Labelling",
+    "Prediction",
+    "Reader",
+    "Reading",
+    "Tagged",
+    "reader_for",
+]
+
+LABELLINGS: dict[HeadTask, Labelling] = {
+    "classify": Classify(),
+    "tag": Tag(),
+    "answer": Answer(),
+}
+"""By the task that a head names."""

@@ -1,0 +1,172 @@
+"""`Labelling`: what the tasks of a head differ in.
+
+Shapes: B rows, T tokens, L labels, N targets.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from foreword.data.encode import Encoded, Report
+from foreword.data.template import Task
+from foreword.errors import DataError
+from foreword.head import HeadTask
+from foreword.tasks.reading import Reader, Reading
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Classified:
+    """A row's label.
+
+    Attributes:
+        label: The likeliest.
+        probabilities: Of each label.
+    """
+
+    label: str
+    probabilities: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """Labels of a row's words.
+
+    Attributes:
+        tokens: The words.
+        tags: The likeliest label of each; ``O``, if there is such a label, of words that were cut off.
+    """
+
+    tokens: list[str]
+    tags: list[str]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An answer in a context.
+
+    Attributes:
+        text: The answer.
+        start: Its first character in the context.
+        score: Sum of its start's and its end's logits.
+    """
+
+    text: str
+    start: int
+    score: float
+
+
+Prediction = Classified | Tagged | Answered
+
+
+class Labelling(ABC):
+    """One task of a head."""
+
+    name: HeadTask
+    templates: Task | None
+    """Where a row's input and labels are by default; None where the columns' names are fixed."""
+    figures: tuple[tuple[str, str, str], ...]
+    """What `measured` gives, as tables show it: label, name, format."""
+
+    def columns(self, templates: Task, rows: Sequence[Row]) -> None:
+        """See that every row has what the task needs.
+
+        Raises:
+            DataError: One has not.
+        """
+        templates.check(rows)
+
+    @abstractmethod
+    def labels(self, templates: Task, rows: Sequence[Row]) -> tuple[str, ...]:
+        """The labels that rows have, in an order that the rows' own does not change."""
+
+    @abstractmethod
+    def given(self, templates: Task, text: str) -> Row:
+        """An input that was given as text, as a row.
+
+        Raises:
+            DataError: It cannot be one.
+        """
+
+    @abstractmethod
+    def read(self, reader: Reader, templates: Task, row: Row) -> list[Reading]:
+        """A row's input."""
+
+    @abstractmethod
+    def targets(
+        self, templates: Task, labels: Sequence[str], row: Row, readings: Sequence[Reading]
+    ) -> list[list[int]]:
+        """For each reading, what `flat` takes as labels.
+
+        Raises:
+            DataError: The row has a label that is not among them, or none.
+        """
+
+    @abstractmethod
+    def flat(
+        self, logits: Tensor, labels: Tensor, mask_BT: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of each target (N, ...), the index that each should have (N,), and its row (N,)."""
+
+    @abstractmethod
+    def predicted(
+        self,
+        templates: Task,
+        labels: Sequence[str],
+        row: Row,
+        readings: Sequence[Reading],
+        logits: Sequence[Tensor],
+    ) -> Prediction:
+        """What a row's logits say, those of each reading on the CPU: (L,) or (T, L)."""
+
+    @abstractmethod
+    def gold(self, templates: Task, row: Row) -> Any:
+        """What a row says that is right."""
+
+    @abstractmethod
+    def measured(self, predictions: Sequence[Any], gold: Sequence[Any]) -> dict[str, float]:
+        """Figures of predictions, 0 to 100."""
+
+    def encoded(
+        self, reader: Reader, templates: Task, labels: Sequence[str], rows: Sequence[Row]
+    ) -> tuple[list[Encoded], Report]:
+        """Rows for training, and what was cut.
+
+        Raises:
+            DataError: One cannot be used; the message names it.
+        """
+        self.columns(templates, rows)
+        made, cut = [], []
+        for number, row in enumerate(rows, 1):
+            try:
+                readings = self.read(reader, templates, row)
+                targets = self.targets(templates, labels, row, readings)
+            except DataError as error:
+                raise DataError(f"row {number}: {error}") from error
+            made += [Encoded(one.ids, own) for one, own in zip(readings, targets, strict=True)]
+            cut.append(sum(one.cut for one in readings))
+        return made, Report(len(rows), sum(lost > 0 for lost in cut), sum(cut))
+
+
+def index_of(label: str, labels: Sequence[str]) -> int:
+    """The place of a label.
+
+    Raises:
+        DataError: It is not among them.
+    """
+    if label not in labels:
+        shown = ", ".join(map(repr, labels[:10])) + (", ..." if len(labels) > 10 else "")
+        raise DataError(f"its label {label!r} is not among those of the head: {shown}")
+    return labels.index(label)
+
+
+def in_order(labels: set[str]) -> tuple[str, ...]:
+    """Whole numbers by size, words by letter."""
+    numbers = all(label.removeprefix("-").isdecimal() for label in labels)
+    return tuple(sorted(labels, key=int if numbers else str))

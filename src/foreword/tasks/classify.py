@@ -1,0 +1,88 @@
+"""Classification: one label for each row, from one vector that stands for it.
+
+Shapes: B rows, T tokens, L labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from foreword.data.template import Task, as_row, fill
+from foreword.errors import DataError
+from foreword.tasks.base import Classified, Labelling, Row, in_order, index_of
+from foreword.tasks.reading import Reader, Reading
+
+
+class Classify(Labelling):
+    """A text and its label."""
+
+    name = "classify"
+    templates = Task("{text}", "{label}")
+    figures = (
+        ("accuracy %", "accuracy", "{:.1f}"),
+        ("macro F1 %", "macro_f1", "{:.1f}"),
+    )
+
+    def labels(self, templates: Task, rows: Sequence[Row]) -> tuple[str, ...]:
+        """Whatever the target template gives."""
+        found = in_order({self.gold(templates, row) for row in rows})
+        if len(found) < 2:
+            raise DataError(
+                f"all rows have the label {found[0]!r}; classification needs at least two labels"
+            )
+        return found
+
+    def given(self, templates: Task, text: str) -> Row:
+        """The one column that the prompt template names, or a JSON object with several."""
+        row = as_row(text, templates)
+        return {} if isinstance(row, str) else row
+
+    def read(self, reader: Reader, templates: Task, row: Row) -> list[Reading]:
+        """The filled prompt."""
+        assert templates.prompt is not None
+        return [reader.read(fill(templates.prompt, row))]
+
+    def targets(
+        self, templates: Task, labels: Sequence[str], row: Row, readings: Sequence[Reading]
+    ) -> list[list[int]]:
+        """The label's number."""
+        return [[index_of(self.gold(templates, row), labels)]]
+
+    def flat(
+        self, logits: Tensor, labels: Tensor, mask_BT: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One target for each row."""
+        return logits, labels[:, 0], torch.arange(len(labels), device=labels.device)
+
+    def predicted(
+        self,
+        templates: Task,
+        labels: Sequence[str],
+        row: Row,
+        readings: Sequence[Reading],
+        logits: Sequence[Tensor],
+    ) -> Classified:
+        """The likeliest label, and how likely each is."""
+        shares = logits[0].softmax(dim=-1).tolist()
+        return Classified(labels[int(logits[0].argmax())], dict(zip(labels, shares, strict=True)))
+
+    def gold(self, templates: Task, row: Row) -> str:
+        """The row's label as text."""
+        assert templates.target is not None
+        return fill(templates.target, row)
+
+    def measured(self, predictions: Sequence[Classified], gold: Sequence[str]) -> dict[str, float]:
+        """Accuracy, and the mean of F1 over the labels that are right or were said."""
+        said = [one.label for one in predictions]
+        pairs = list(zip(said, gold, strict=True))
+        scores = []
+        for label in {*said, *gold}:
+            hits = sum(a == b == label for a, b in pairs)
+            scores.append(2 * hits / (said.count(label) + gold.count(label)))
+        return {
+            "accuracy": 100 * sum(a == b for a, b in pairs) / len(pairs),
+            "macro_f1": 100 * sum(scores) / len(scores),
+        }

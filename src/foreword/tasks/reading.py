@@ -1,0 +1,140 @@
+"""Text as the token ids that a head looks at, and where in the text each token stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from foreword.backbone import Backbone
+from foreword.errors import DataError
+from foreword.prefix import Bos
+
+Span = tuple[int, int]
+"""Where a token's characters begin and end."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A text, or a window of it, as token ids.
+
+    Attributes:
+        ids: Token ids, the tokenizer's marks included.
+        spans: Per token its characters in the text that is labelled; None for marks and for the
+            tokens of a question.
+        cut: Tokens that did not fit.
+    """
+
+    ids: list[int]
+    spans: Sequence[Span | None]
+    cut: int = 0
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads text for one tokenizer.
+
+    Attributes:
+        tokenizer: The backbone's tokenizer.
+        marks: Whether the tokenizer adds its own marks (encoders); else a BOS stands in front if the
+            policy says that inputs have one.
+        bos: BOS policy of the prefix.
+        limit: Most tokens of a reading.
+
+    Raises:
+        DataError: The tokenizer cannot say where its tokens stand.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    marks: bool
+    bos: Bos
+    limit: int
+
+    def __post_init__(self) -> None:
+        if not self.tokenizer.is_fast:
+            raise DataError(
+                "a head needs a fast tokenizer, which says where in the text its tokens stand; found "
+                f"{type(self.tokenizer).__name__}"
+            )
+
+    def read(self, text: str) -> Reading:
+        """A text; what does not fit is cut from its right.
+
+        Raises:
+            DataError: It has no tokens.
+        """
+        whole = self._tokens(text)
+        found = whole
+        if len(whole["input_ids"]) > self._room:
+            found = self._tokens(text, truncation=True, max_length=self._room)
+        ids = [*self._front, *found["input_ids"]]
+        if not ids:
+            raise DataError("its text has no tokens")
+        spans = [*[None] * len(self._front), *_spans(found["offset_mapping"])]
+        return Reading(ids, spans, len(whole["input_ids"]) - len(found["input_ids"]))
+
+    def windows(self, question: str, context: str, stride: int) -> list[Reading]:
+        """A question with a context, in as many windows of the context as are needed.
+
+        Args:
+            question: Stands whole in front of each window.
+            context: What spans refer to.
+            stride: Tokens that two windows have in common.
+
+        Raises:
+            DataError: The question leaves no room.
+        """
+        room = self._room - len(self._tokens(question, "")["input_ids"])
+        if room < 2:
+            raise DataError(f"its question leaves {room} of {self.limit} tokens for the context")
+        found = self._tokens(
+            question,
+            context,
+            truncation="only_second",
+            max_length=self._room,
+            stride=min(stride, room // 2),
+            return_overflowing_tokens=True,
+        )
+        made = []
+        for number, ids in enumerate(found["input_ids"]):
+            second = [sequence == 1 for sequence in found.sequence_ids(number)]
+            spans = _spans(found["offset_mapping"][number])
+            shown = [span if own else None for span, own in zip(spans, second, strict=True)]
+            made.append(Reading([*self._front, *ids], [*[None] * len(self._front), *shown]))
+        return made
+
+    @property
+    def _front(self) -> list[int]:
+        takes = not self.marks and self.bos == "input"
+        return [int(self.tokenizer.bos_token_id)] if takes else []
+
+    @property
+    def _room(self) -> int:
+        return self.limit - len(self._front)
+
+    def _tokens(self, *texts: str, **options: Any) -> Any:
+        return self.tokenizer(
+            *texts,
+            add_special_tokens=self.marks,
+            return_offsets_mapping=True,
+            verbose=False,
+            **options,
+        )
+
+
+def reader_for(backbone: Backbone, bos: Bos, limit: int) -> Reader:
+    """The reader of a backbone's inputs, under a prefix's BOS policy.
+
+    Raises:
+        DataError: The backbone has no tokenizer.
+    """
+    if backbone.tokenizer is None:
+        raise DataError("this backbone has no tokenizer, so texts cannot be encoded")
+    return Reader(backbone.tokenizer, backbone.kind != "decoder", bos, limit)
+
+
+def _spans(offsets: list[Span]) -> list[Span | None]:
+    """Marks have no characters."""
+    return [(start, end) if end > start else None for start, end in offsets]

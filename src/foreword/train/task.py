@@ -1,0 +1,93 @@
+"""Which task is learned: what the settings say, else what backbone and data are for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from foreword.backbone import Backbone
+from foreword.backbone.kinds import KINDS, with_article
+from foreword.data.template import columns
+from foreword.errors import DataError, PrefixError, TrainingError
+from foreword.head import HEAD_TASKS, check_head
+from foreword.tasks import LABELLINGS
+from foreword.train.settings import TaskName, TrainSettings
+
+Rows = Sequence[Mapping[str, Any]]
+
+_KINDS: dict[TaskName, tuple[str, ...]] = {
+    "causal": ("decoder",),
+    "seq2seq": ("encoder-decoder",),
+    "classify": ("encoder", "decoder"),
+    "tag": ("encoder", "decoder"),
+    "answer": ("encoder", "decoder"),
+}
+"""Kinds of backbones that can learn each task."""
+
+
+def for_task(backbone: Backbone, settings: TrainSettings, rows: Rows) -> TrainSettings:
+    """The settings with task, templates and pooling decided, so that the recipe says them.
+
+    Raises:
+        TrainingError: The backbone's kind cannot learn the task, or a setting is not for it.
+        DataError: The templates are not for it.
+    """
+    task = settings.task or _suited(backbone, settings, rows)
+    if backbone.kind not in _KINDS[task]:
+        able = [name for name, kinds in _KINDS.items() if backbone.kind in kinds]
+        raise TrainingError(
+            f"task {task!r} needs {with_article(' or '.join(_KINDS[task]))}; "
+            f"{backbone.name or backbone.family!r} is {with_article(backbone.kind)}, which learns "
+            f"{', '.join(able)}"
+        )
+    pooling = settings.pooling
+    if task == "classify":
+        pooling = pooling or KINDS[backbone.kind].pooling
+    elif pooling is not None:
+        raise TrainingError(f"pooling is only used with task='classify'; found task={task!r}")
+    settings = replace(settings, task=task, pooling=pooling)
+    if task not in HEAD_TASKS:
+        return settings
+    if settings.init == "demonstrations":
+        raise TrainingError(f"init='demonstrations' needs a task that writes text; found {task!r}")
+    default = LABELLINGS[task].templates
+    if settings.prompt is not None or default is None:
+        return settings
+    return replace(settings, prompt=default.prompt, target=default.target)
+
+
+def _suited(backbone: Backbone, settings: TrainSettings, rows: Rows) -> TaskName:
+    """A decoder labels only what has the columns of a labelling, and no templates."""
+    if backbone.kind == "encoder-decoder":
+        return "seq2seq"
+    names = set(rows[0])
+    if settings.prompt is None:
+        if {"question", "context"} <= names:
+            return "answer"
+        if {"tokens", "tags"} <= names:
+            return "tag"
+        if backbone.kind == "encoder" or {"text", "label"} <= names:
+            return "classify"
+        return "causal"
+    if backbone.kind == "decoder":
+        return "causal"
+    first = columns(settings.target or "")[0]
+    return "tag" if isinstance(rows[0].get(first), list) else "classify"
+
+
+def labelling_rows(rows: Rows, settings: TrainSettings) -> tuple[str, ...]:
+    """The labels that rows have for a task with a head.
+
+    Raises:
+        DataError: A row has not what the task needs, or there are too few labels.
+    """
+    assert settings.task in HEAD_TASKS
+    labelling = LABELLINGS[settings.task]
+    labelling.columns(settings.templates, rows)
+    found = labelling.labels(settings.templates, rows)
+    try:
+        check_head(settings.task, found, settings.pooling)
+    except PrefixError as error:
+        raise DataError(f"the rows' labels are none that a prefix's file holds: {error}") from error
+    return found
