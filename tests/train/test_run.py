@@ -261,6 +261,18 @@ def test_resuming_on_other_rows_or_another_backbone_is_refused(
         foreword.train(other, rows, SETTINGS, folder=tmp_path, resume=True)
 
 
+def test_a_run_of_a_version_that_knew_no_tasks_is_resumed(
+    tiny: foreword.Backbone, rows: Rows, tmp_path: Path
+) -> None:
+    foreword.train(tiny, rows, SETTINGS, folder=tmp_path)
+    file = tmp_path / "run.json"
+    run = json.loads(file.read_text())
+    del run["settings"]["task"], run["settings"]["pooling"]
+    file.write_text(json.dumps(run))
+    resumed = foreword.train(tiny, rows, SETTINGS, folder=tmp_path, resume=True)
+    assert resumed.prefix.meta.training["steps"] == 12
+
+
 def test_resuming_where_nothing_is_starts_anew(
     tiny: foreword.Backbone, rows: Rows, tmp_path: Path
 ) -> None:
@@ -452,6 +464,6 @@ def test_truncated_rows_are_counted_in_the_prefix(tiny: foreword.Backbone, rows:
 
 def test_the_recipe_is_in_the_prefix(tiny: foreword.Backbone, rows: Rows) -> None:
     prefix = foreword.train(tiny, rows, changed(steps=1)).prefix
-    assert prefix.meta.recipe == {"method": "prefix", **changed(steps=1).as_json()}
+    assert prefix.meta.recipe == {"method": "prefix", **changed(steps=1, task="causal").as_json()}
     assert prefix.meta.backbone == "tiny"
     assert json.loads(json.dumps(prefix.meta.as_json()))["positions"] == "free"

@@ -23,6 +23,10 @@ WITHOUT_EFFECT = ("report_to",)
 """Settings that do not change what is learned. How often checkpoints are written does: that is when
 the best prefix is chosen."""
 
+_DECIDED = ("task", "pooling")
+"""Settings that training decides where they are not given; versions that did not know them had no
+choice."""
+
 _ONCE = {"group_by_length": False}
 """What a run did before there was a setting for it, where that is not the default."""
 
@@ -124,7 +128,10 @@ def _refuse_other_run(earlier: Mapping[str, Any], run: Mapping[str, Any]) -> Non
     the one in `_ONCE`.
     """
     before = {**TrainSettings().as_json(), **_ONCE, **earlier["settings"]}
+    undecided = [name for name in _DECIDED if name not in earlier["settings"]]
     for name, value in run["settings"].items():
+        if name in undecided:
+            continue
         if before[name] != value and name not in WITHOUT_EFFECT:
             raise TrainingError(
                 f"the run to resume had {name}={before[name]!r}, now it is {value!r}; give the "
