@@ -81,13 +81,13 @@ LABEL_RATES = {
     "head": (0.06, 0.2),
     "prefix": (0.06, 0.12),
     "lora": (0.003, 0.001),
-    "full": (3e-4, 1e-4),
+    "full": (1e-4,),
 }
 TEXT_RATES = {
     "frozen": (0.0,),
-    "prefix": (0.06, 0.12, 0.03),
-    "lora": (0.003, 0.001, 0.01),
-    "full": (3e-4, 1e-4, 1e-3),
+    "prefix": (0.06, 0.12),
+    "lora": (0.003, 0.001),
+    "full": (3e-4, 1e-4),
 }
 MINILM: dict[str, Any] = {
     "kind": "encoder",

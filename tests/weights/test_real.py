@@ -57,10 +57,11 @@ def test_the_oracle_holds_on_real_weights(name: str) -> None:
     splits: tuple[tuple[str, ...], ...] = (("encoder",),)
     if not case.is_encoder:
         splits = (("encoder", "cross", "decoder"), ("encoder", "cross"), ("decoder",), ("cross",))
-    for split in splits:
-        assert checks.split_error(case, split) <= EXACT
-    assert checks.rows_error(case) <= EXACT
-    assert min(checks.controls(case).values()) > MOVED
+    errors = [checks.split_error(case, split) for split in splits]
+    errors.append(checks.rows_error(case))
+    assert max(errors) <= EXACT
+    # Marian's bias for padding is far larger than its other logits, which differences are counted in.
+    assert min(checks.controls(case).values()) > max(1e-4, 50 * max(errors))
     for gradient in checks.gradients(case):
         assert float(gradient.abs().max()) > 0
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from foreword.backbone.attachment import Attachment, kernels_of
 from foreword.backbone.kinds import DECODER, ENCODER, ENCODER_DECODER, Kind, kind_of
-from foreword.backbone.kinds.base import with_positions
+from foreword.backbone.kinds.base import Inputs, with_positions
 from foreword.backbone.placement import input_device
 from foreword.errors import UnsupportedModel, first_line
 from foreword.frame import AttentionCall
@@ -81,9 +81,7 @@ def attach_proven(model: PreTrainedModel) -> tuple[Attachment, Measured]:
     _refuse_by_name(model)
     kernels_of(model)
     with evaluating(model):
-        kind = _kind(model)
-        inputs = _probe_inputs(model, kind)
-        before = _run(model, inputs)
+        kind, inputs, before = _first_run(model)
         attachment = Attachment(model)
         attachment.places_text = kind is DECODER
         try:
@@ -95,23 +93,34 @@ def attach_proven(model: PreTrainedModel) -> tuple[Attachment, Measured]:
     return attachment, measured
 
 
-def _kind(model: PreTrainedModel) -> Kind:
-    """By the config an encoder-decoder; by what its tokens see a decoder or an encoder.
+def _first_run(model: PreTrainedModel) -> tuple[Kind, Inputs, Tensor]:
+    """The model's kind, the probe's inputs for that, and what the model gives.
+
+    By the config it is an encoder-decoder; by what its tokens see, a decoder or an encoder.
 
     Raises:
         UnsupportedModel: It does not run on a few tokens.
     """
-    if getattr(model.config, "is_encoder_decoder", False):
-        return ENCODER_DECODER
     inputs = _probe_inputs(model, DECODER)
-    logits_BTV = _run(model, inputs)
+    if getattr(model.config, "is_encoder_decoder", False):
+        kind: Kind = ENCODER_DECODER
+    else:
+        logits_BTV = _run(model, inputs)
+        kind = _kind(model, inputs, logits_BTV)
+        if kind is DECODER:
+            return kind, inputs, logits_BTV
+    inputs = _probe_inputs(model, kind)
+    return kind, inputs, _run(model, inputs)
+
+
+def _kind(model: PreTrainedModel, inputs: Inputs, logits_BTV: Tensor) -> Kind:
     if logits_BTV.shape[:2] != inputs["attention_mask"].shape:  # a head that gives one for each row
         return kind_of(model.config)
     allowed = EXACT if model.dtype == torch.float32 else 2**-6
     return DECODER if _sees_nothing_later(logits_BTV, inputs, allowed) else ENCODER
 
 
-def _run(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
+def _run(model: PreTrainedModel, inputs: Inputs) -> Tensor:
     """The first of what the model gives, float32: logits or hidden states of each token, or row."""
     try:
         with torch.no_grad():
@@ -123,7 +132,7 @@ def _run(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
         ) from error
 
 
-def _sees_nothing_later(logits_BTV: Tensor, inputs: dict[str, Tensor], allowed: float) -> bool:
+def _sees_nothing_later(logits_BTV: Tensor, inputs: Inputs, allowed: float) -> bool:
     """Rows 0 and 2 differ in their last token only: nothing before it differs."""
     largest = max(1.0, float(logits_BTV[inputs["attention_mask"].bool()].abs().max()))
     return float((logits_BTV[0, :-1] - logits_BTV[2, :-1]).abs().max()) / largest <= allowed
@@ -149,7 +158,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _probe_inputs(model: PreTrainedModel, kind: Kind) -> dict[str, Tensor]:
+def _probe_inputs(model: PreTrainedModel, kind: Kind) -> Inputs:
     table = model.get_input_embeddings()
     device = input_device(model)
     vocabulary = int(table.weight.shape[0])
@@ -167,9 +176,7 @@ def _logits(output: object) -> Tensor:
     return first.float()
 
 
-def _measure(
-    attachment: Attachment, kind: Kind, inputs: dict[str, Tensor], before: Tensor
-) -> Measured:
+def _measure(attachment: Attachment, kind: Kind, inputs: Inputs, before: Tensor) -> Measured:
     model = attachment.model
     family = family_of(model)
     calls: list[AttentionCall] = []
@@ -201,7 +208,7 @@ def _measure(
     return Measured(kind, sites, "free", None, kind is ENCODER and turns)
 
 
-def _positions(attachment: Attachment, inputs: dict[str, Tensor]) -> Positions:
+def _positions(attachment: Attachment, inputs: Inputs) -> Positions:
     """Absolute positions reach the first site's values; rotary ones reach only its keys."""
     if "position_ids" not in inputs:
         return "free"

@@ -183,7 +183,7 @@ def _best(reading: Reading, logits_T2: Tensor) -> tuple[float, int, int]:
     count = min(BEST, int(inside.sum()))
     best = (-math.inf, 0, 0)
     for start in starts_T.topk(count).indices.tolist():
-        for end in ends_T.topk(count).indices.tolist():
+        for end in {start, *ends_T.topk(count).indices.tolist()}:
             score = float(starts_T[start] + ends_T[end])
             if 0 <= end - start < LONGEST and score > best[0]:
                 best = (score, _edge(reading, start, 0), _edge(reading, end, 1))
