@@ -327,6 +327,8 @@ def main() -> None:
         task = quick(task) if arguments.quick else task
         place = arguments.models / task.backbone
         backbone = None if arguments.table else foreword.load(str(place))
+        if backbone is not None and backbone.family == "marian":
+            text_sides.mend_targets(backbone)
         found = runs(task, backbone, results, "quick " if arguments.quick else "")
         if found:
             lines += lines_of(task, found)

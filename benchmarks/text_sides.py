@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,3 +49,35 @@ def figures(backbone: Backbone, side: str, task: Set, settings: TrainSettings) -
         sides[side](backbone, rows, settings, Path(folder), ()) as learned,
     ):
         return told(*learned)
+
+
+class LongestPieces:
+    """Splits text into the longest pieces that a vocabulary has, from its left.
+
+    Args:
+        pieces: The vocabulary, in which a word begins with a low line (U+2581).
+    """
+
+    def __init__(self, pieces: Iterable[str]) -> None:
+        self.pieces = set(pieces)
+        self.longest = max(map(len, self.pieces))
+
+    def encode(self, text: str, out_type: type = str) -> list[str]:
+        """The pieces; a character that is none is one all the same."""
+        left, found = "\u2581" + "\u2581".join(text.split()), []
+        while left:
+            sizes = range(min(self.longest, len(left)), 1, -1)
+            size = next((size for size in sizes if left[:size] in self.pieces), 1)
+            found.append(left[:size])
+            left = left[size:]
+        return found
+
+
+def mend_targets(backbone: Backbone) -> None:
+    """Let a Marian tokenizer split targets by its vocabulary.
+
+    The package that the copy of opus-mt-zh-en comes from has the source's SentencePiece model alone,
+    which splits English into syllables that the model never writes.
+    """
+    tokenizer: Any = backbone.tokenizer
+    tokenizer.spm_target = LongestPieces(tokenizer.get_vocab())
