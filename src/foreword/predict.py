@@ -5,7 +5,7 @@ Shapes: B rows, T tokens, D hidden size, L labels, N inputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -62,11 +62,7 @@ def predict(
     logits = head_logits(
         backbone, prefix, head, [one for own in readings for one in own], batch_size
     )
-    own_logits = iter(logits)
-    return [
-        labelling.predicted(templates, head.labels, row, own, [next(own_logits) for _ in own])
-        for row, own in zip(rows, readings, strict=True)
-    ]
+    return predictions_of(head, templates, rows, readings, logits)
 
 
 def features(
@@ -165,6 +161,21 @@ def read_all(inputs: Sequence[Any], read: Callable[[Any], list[Reading]]) -> lis
         except DataError as error:
             raise DataError(f"input {number}: {error}") from error
     return found
+
+
+def predictions_of(
+    head: Head,
+    templates: Task,
+    rows: Sequence[Mapping[str, Any]],
+    readings: Sequence[list[Reading]],
+    logits: Sequence[Tensor],
+) -> list[Prediction]:
+    """What a head says of each row, by the logits of all rows' readings one after the other."""
+    labelling, rest = LABELLINGS[head.task], iter(logits)
+    return [
+        labelling.predicted(templates, head.labels, row, own, [next(rest) for _ in own])
+        for row, own in zip(rows, readings, strict=True)
+    ]
 
 
 def head_logits(

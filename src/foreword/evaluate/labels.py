@@ -18,6 +18,7 @@ from foreword.predict import (
     BATCH,
     head_logits,
     head_of,
+    predictions_of,
     prefix_reader,
     read_all,
     templates_of,
@@ -178,16 +179,11 @@ def measured_labels(
 ) -> tuple[list[Prediction], dict[str, float]]:
     """What a head says of rows, and its figures; without a prefix, of the backbone as it is."""
     began = time.perf_counter()
-    labelling = LABELLINGS[head.task]
     flat = [one for own in data.readings for one in own]
     logits = head_logits(backbone, prefix, head, flat, batch_size)
     nll = _nll(head, logits, [one for own in data.targets for one in own])
-    own_logits = iter(logits)
-    predictions = [
-        labelling.predicted(data.templates, head.labels, row, own, [next(own_logits) for _ in own])
-        for row, own in zip(data.rows, data.readings, strict=True)
-    ]
-    figures = labelling.measured(predictions, data.gold)
+    predictions = predictions_of(head, data.templates, data.rows, data.readings, logits)
+    figures = LABELLINGS[head.task].measured(predictions, data.gold)
     return predictions, {**figures, "nll": nll, "seconds": time.perf_counter() - began}
 
 
