@@ -46,16 +46,16 @@ def test_one_label_alone_is_refused() -> None:
 
 def test_a_row_has_the_number_of_its_label() -> None:
     labels = classify.labels(TEXTS, CLASSIFY)
-    encoded, report = classify.encoded(reader(), TEXTS, labels, CLASSIFY)
-    assert [row.labels for row in encoded] == [[1]] * 6 + [[0]] * 6
-    assert report.rows == 12
+    seen = classify.labelled(reader(), TEXTS, labels, CLASSIFY)
+    assert [row.labels for row in seen.encoded] == [[1]] * 6 + [[0]] * 6
+    assert seen.report.rows == 12
     with pytest.raises(DataError, match="row 1: its label 'odd' is not among those of the head"):
-        classify.encoded(reader(), TEXTS, labels, [{"text": "x", "label": "odd"}])
+        classify.labelled(reader(), TEXTS, labels, [{"text": "x", "label": "odd"}])
 
 
 def test_a_word_has_its_tag_at_its_first_token() -> None:
     row = {"tokens": ["Bär", "", "é", "x", "Ümläut"], "tags": list("ABCDE")}
-    encoded, _ = tag.encoded(reader(), TAGS, list("ABCDE"), [row])
+    encoded = tag.labelled(reader(), TAGS, list("ABCDE"), [row]).encoded
     text = "Bär  é x Ümläut"
     assert len(encoded[0].input_ids) == len(text.encode()) + 2
     firsts = {1 + len(text[: text.index(word)].encode()): word for word in ("Bär", "é", "x", "Ü")}
@@ -66,7 +66,8 @@ def test_a_word_has_its_tag_at_its_first_token() -> None:
 
 def test_words_that_were_cut_off_have_no_tag_and_are_said_to_be_outside() -> None:
     row = {"tokens": ["abc", "def", "ghi"], "tags": ["A", "O", "A"]}
-    encoded, report = tag.encoded(reader(8), TAGS, ["O", "A"], [row])
+    seen = tag.labelled(reader(8), TAGS, ["O", "A"], [row])
+    encoded, report = seen.encoded, seen.report
     assert [label for label in encoded[0].labels if label != IGNORED] == [1, 0]
     assert (report.truncated_rows, report.truncated_tokens) == (1, 5)
     readings = tag.read(reader(8), TAGS, row)
@@ -75,7 +76,7 @@ def test_words_that_were_cut_off_have_no_tag_and_are_said_to_be_outside() -> Non
 
 
 def test_an_answer_is_its_first_and_last_token() -> None:
-    encoded, _ = answer.encoded(reader(), SQUAD, ("start", "end"), ANSWER)
+    encoded = answer.labelled(reader(), SQUAD, ("start", "end"), ANSWER).encoded
     tokenizer = marking_tokenizer()
     for row, one in zip(ANSWER, encoded, strict=True):
         start, end = one.labels

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from foreword.backbone import Backbone
-from foreword.data import Report, Task, rows_of
+from foreword.data import Report, rows_of
 from foreword.errors import DataError
 from foreword.head import Head, HeadTask
 from foreword.predict import (
@@ -20,11 +20,10 @@ from foreword.predict import (
     head_of,
     predictions_of,
     prefix_reader,
-    read_all,
     templates_of,
 )
 from foreword.prefix import Prefix
-from foreword.tasks import LABELLINGS, Prediction, Reading
+from foreword.tasks import LABELLINGS, Labelled, Prediction
 from foreword.train.objective import head_scores
 
 Figure = tuple[str, str, str]
@@ -130,48 +129,15 @@ def evaluate_labels(
     )
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """Rows as a head sees them.
-
-    Attributes:
-        rows: The rows.
-        readings: Per row its readings.
-        targets: Per row and reading what `Labelling.flat` takes as labels.
-        gold: Per row what is right.
-        templates: Where input and labels are.
-        report: What did not fit.
-    """
-
-    rows: Sequence[Mapping[str, Any]]
-    readings: list[list[Reading]]
-    targets: list[list[list[int]]]
-    gold: list[Any]
-    templates: Task
-    report: Report
-
-
 def labelled(backbone: Backbone, prefix: Prefix, rows: Sequence[Mapping[str, Any]]) -> Labelled:
     """Rows as the head of a prefix sees them.
 
     Raises:
         DataError: One cannot be used, or has a label that the head does not know.
     """
-    head, templates = head_of(prefix), templates_of(prefix)
-    labelling = LABELLINGS[head.task]
-    labelling.columns(templates, rows)
+    head = head_of(prefix)
     reader = prefix_reader(backbone, prefix)
-    readings = read_all(rows, lambda row: labelling.read(reader, templates, row))
-    targets = []
-    for number, (row, own) in enumerate(zip(rows, readings, strict=True), 1):
-        try:
-            targets.append(labelling.targets(templates, head.labels, row, own))
-        except DataError as error:
-            raise DataError(f"row {number}: {error}") from error
-    cut = [sum(one.cut for one in own) for own in readings]
-    report = Report(len(rows), sum(lost > 0 for lost in cut), sum(cut))
-    gold = [labelling.gold(templates, row) for row in rows]
-    return Labelled(rows, readings, targets, gold, templates, report)
+    return LABELLINGS[head.task].labelled(reader, templates_of(prefix), head.labels, rows)
 
 
 def measured_labels(
@@ -181,7 +147,7 @@ def measured_labels(
     began = time.perf_counter()
     flat = [one for own in data.readings for one in own]
     logits = head_logits(backbone, prefix, head, flat, batch_size)
-    nll = _nll(head, logits, [one for own in data.targets for one in own])
+    nll = _nll(head, logits, [one.labels for one in data.encoded])
     predictions = predictions_of(head, data.templates, data.rows, data.readings, logits)
     figures = LABELLINGS[head.task].measured(predictions, data.gold)
     return predictions, {**figures, "nll": nll, "seconds": time.perf_counter() - began}

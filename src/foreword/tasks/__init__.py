@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from foreword.head import HeadTask
 from foreword.tasks.answer import Answer
-from foreword.tasks.base import Answered, Classified, Labelling, Prediction, Tagged
+from foreword.tasks.base import Answered, Classified, Labelled, Labelling, Prediction, Tagged
 from foreword.tasks.classify import Classify
 from foreword.tasks.reading import Reader, Reading, reader_for
 from foreword.tasks.tag import Tag
@@ -13,6 +13,7 @@ __all__ = [
     "LABELLINGS",
     "Answered",
     "Classified",
+    "Labelled",
     "Labelling",
     "Prediction",
     "Reader",

@@ -65,6 +65,41 @@ class Answered:
 Prediction = Classified | Tagged | Answered
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """Rows as a head sees them.
+
+    Attributes:
+        rows: The rows.
+        readings: Per row its readings.
+        targets: Per row and reading what `Labelling.flat` takes as labels.
+        gold: Per row what is right.
+        templates: Where input and labels are.
+    """
+
+    rows: Sequence[Row]
+    readings: list[list[Reading]]
+    targets: list[list[list[int]]]
+    gold: list[Any]
+    templates: Task
+
+    @property
+    def encoded(self) -> list[Encoded]:
+        """The readings of all rows, one after the other."""
+        pairs = zip(self.readings, self.targets, strict=True)
+        return [
+            Encoded(one.ids, target)
+            for readings, targets in pairs
+            for one, target in zip(readings, targets, strict=True)
+        ]
+
+    @property
+    def report(self) -> Report:
+        """What did not fit."""
+        cut = [sum(one.cut for one in own) for own in self.readings]
+        return Report(len(cut), sum(lost > 0 for lost in cut), sum(cut))
+
+
 class Labelling(ABC):
     """One task of a head."""
 
@@ -133,25 +168,25 @@ class Labelling(ABC):
     def measured(self, predictions: Sequence[Any], gold: Sequence[Any]) -> dict[str, float]:
         """Figures of predictions, 0 to 100."""
 
-    def encoded(
+    def labelled(
         self, reader: Reader, templates: Task, labels: Sequence[str], rows: Sequence[Row]
-    ) -> tuple[list[Encoded], Report]:
-        """Rows for training, and what was cut.
+    ) -> Labelled:
+        """Rows as a head with these labels sees them, to train on or to measure.
 
         Raises:
             DataError: One cannot be used; the message names it.
         """
         self.columns(templates, rows)
-        made, cut = [], []
+        readings, targets = [], []
         for number, row in enumerate(rows, 1):
             try:
-                readings = self.read(reader, templates, row)
-                targets = self.targets(templates, labels, row, readings)
+                own = self.read(reader, templates, row)
+                readings.append(own)
+                targets.append(self.targets(templates, labels, row, own))
             except DataError as error:
                 raise DataError(f"row {number}: {error}") from error
-            made += [Encoded(one.ids, own) for one, own in zip(readings, targets, strict=True)]
-            cut.append(sum(one.cut for one in readings))
-        return made, Report(len(rows), sum(lost > 0 for lost in cut), sum(cut))
+        gold = [self.gold(templates, row) for row in rows]
+        return Labelled(rows, readings, targets, gold, templates)
 
 
 def index_of(label: str, labels: Sequence[str]) -> int:

@@ -183,7 +183,8 @@ def encode(
     templates, head = settings.templates, prefix.head
     if head is not None:
         reader = reader_for(backbone, prefix.meta.bos, limit)
-        return LABELLINGS[head.task].encoded(reader, templates, head.labels, rows)
+        seen = LABELLINGS[head.task].labelled(reader, templates, head.labels, rows)
+        return seen.encoded, seen.report
     encoder = encoder_class(backbone.kind)
     return encoder(backbone.tokenizer, templates, bos=prefix.meta.bos, limit=limit).rows(rows)
 
