@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from foreword.cli.console import note, out, working
-from foreword.cli.inputs import inputs_of
+from foreword.cli.inputs import InputOptions
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.generate import GenerateOptions, task_of
 from foreword.generate import generate as generate_texts
@@ -17,11 +17,7 @@ from foreword.generate import generate as generate_texts
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class GenerateArguments:
-    """What to answer, and whether with the prefix."""
-
-    inputs: Annotated[str | None, Parameter(name="--input")] = None
-    """File of inputs: one text per line (.txt), or rows as in training. Without it and without a text,
-    lines are read from standard input."""
+    """Whether to answer with the prefix."""
 
     prefix: Annotated[bool, Parameter(negative="--no-prefix")] = True
     """Use the prefix; --no-prefix shows what the frozen model says to the same prompt."""
@@ -35,6 +31,7 @@ def generate(
     text: str | None = None,
     /,
     *,
+    inputs: InputOptions = InputOptions(),  # noqa: B008
     arguments: GenerateArguments = GenerateArguments(),
     options: Annotated[GenerateOptions, Parameter(name="*")] = GenerateOptions(),  # noqa: B008
     backbone: BackboneOptions = BackboneOptions(),  # noqa: B008
@@ -51,12 +48,12 @@ def generate(
         several. In a chat task, the user's message.
     """
     prefix = store.open().load(name)
-    inputs = inputs_of(text, arguments.inputs)
+    given = inputs.read(text)
     with working("loading the backbone"):
         loaded = backbone.load(prefix)
     texts = generate_texts(
         loaded,
-        inputs,
+        given,
         prefix if arguments.prefix else None,
         options,
         task=task_of(prefix),

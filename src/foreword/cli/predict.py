@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from safetensors.torch import save as tensors_as_bytes
 
 from foreword.cli.console import note, out, working
-from foreword.cli.inputs import inputs_of
+from foreword.cli.inputs import InputOptions
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.errors import DataError
 from foreword.files import write_whole
@@ -24,11 +24,7 @@ from foreword.tasks import Answered, Classified, Prediction
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class PredictArguments:
-    """What to label, and how to show it."""
-
-    inputs: Annotated[str | None, Parameter(name="--input")] = None
-    """File of inputs: one text per line (.txt), or rows as in training. Without it and without a text,
-    lines are read from standard input."""
+    """What is made of the inputs, and how it is shown."""
 
     as_json: Annotated[bool, Parameter(name="--json")] = False
     """Print one JSON object per input: labels with their probabilities, words with their tags, or
@@ -50,6 +46,7 @@ def predict(
     text: str | None = None,
     /,
     *,
+    inputs: InputOptions = InputOptions(),  # noqa: B008
     arguments: PredictArguments = PredictArguments(),
     backbone: BackboneOptions = BackboneOptions(),  # noqa: B008
     store: StoreOptions = StoreOptions(),  # noqa: B008
@@ -67,7 +64,7 @@ def predict(
     prefix = store.open().load(name)
     if arguments.features is None:
         head_of(prefix)
-    given = inputs_of(text, arguments.inputs)
+    given = inputs.read(text)
     with working("loading the backbone"):
         loaded = backbone.load(prefix)
     size, strict = arguments.batch_size, arguments.strict
