@@ -8,21 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from foreword.attention import IMPLEMENTATIONS
 from foreword.backbone.adapters import adapt
 from foreword.backbone.bias import biases_of
+from foreword.backbone.cache_owner import held_tokens, own_caches
 from foreword.backbone.checkpointing import CheckpointInFrame, refuse_reentrant
 from foreword.backbone.decoder_table import DecoderTable, table_of
 from foreword.backbone.positions import moved, text_positions, texts_of
 from foreword.backbone.signature import parameters_of
-from foreword.errors import BypassError, CacheError, RowsError, UnsupportedModel
+from foreword.errors import BypassError, RowsError, UnsupportedModel
 from foreword.frame import (
     AttentionCall,
     Bias,
@@ -38,9 +39,6 @@ from foreword.prefix import Site
 from foreword.segments import Segment
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-_OWNER = "_foreword_owner"
-"""Attribute of a cache: identity of the prefix that its tokens were computed under."""
 
 _HELD = "_foreword_attachment"
 """Attribute of a model: its attachment."""
@@ -61,6 +59,24 @@ class Source(Protocol):
         """Undo what the source changed in the model; it is not asked again."""
 
 
+@dataclass(frozen=True)
+class Known:
+    """What an attachment knows of its model; before the probe has run, next to nothing.
+
+    Attributes:
+        places_text: Whether the model is told where its text stands: else padding on the left moves
+            text, prefix or not, by a rule of the model's own.
+        absolute_limit: Number of positions that its table of absolute positions has, if it has one.
+        biases: Learned biases by distance, by the name of the attention module that has any.
+        encoder_sites: Names of the attention modules of an encoder.
+    """
+
+    places_text: bool = False
+    absolute_limit: int | None = None
+    biases: Mapping[str, Bias | None] = field(default_factory=dict)
+    encoder_sites: frozenset[str] = frozenset()
+
+
 class Attachment:
     """Hooks on one model, and the prefix that its next forward pass is bound to.
 
@@ -77,6 +93,7 @@ class Attachment:
         self._bound: Bound | None = None
         self._source: Source | None = None
         self._segments: Sequence[Segment] = ()
+        self.known = Known()
         self.observer: Any = None
         self._mask_windows: MaskWindows = {}
         self._names = {module: name for name, module in model.named_modules()}
@@ -237,8 +254,7 @@ class Attachment:
         if output is None:  # the forward raised; its own error goes on
             return
         self._check_every_site(module, frame)
-        for kept in _caches(output):
-            setattr(kept, _OWNER, _identity(frame.bound))
+        own_caches(output, frame.bound)
 
     def _is_inside(self, module: nn.Module, around: str) -> bool:
         """Whether a module is a proper part of the one of that name."""
@@ -260,8 +276,7 @@ class Attachment:
         batch, queries = source.shape[:2]
         self._check_rows(batch, bound)
         self._check_output_attentions(call)
-        cache = call.get("past_key_values")
-        held = past = _check_cache(cache, bound)
+        held = past = held_tokens(call.get("past_key_values"), bound)
         decoder_positions = None
         if decoded is not None:  # the cache is the decoder's, behind an encoder that has none
             past = 0
@@ -277,13 +292,15 @@ class Attachment:
             batch,
             positions,
             decoder_positions,
-            absent=self._encoder_sites if call.get("encoder_outputs") is not None else frozenset(),
-            biases=self.biases,
+            absent=self.known.encoder_sites
+            if call.get("encoder_outputs") is not None
+            else frozenset(),
+            biases=self.known.biases,
             observer=self.observer,
             mask_windows=self._mask_windows,
         )
         offsets = bound.offsets if bound is not None else (0,)
-        if not self.places_text and not any(offsets):
+        if not self.known.places_text and not any(offsets):
             return frame, None
         if self._table is not None and any(offsets):  # an encoder's text stays where it is
             alone = "encoder_hidden_states" in parameters_of(type(module))
@@ -291,14 +308,14 @@ class Attachment:
             if read is not None:
                 self._table.place(frame, offsets, held + read.shape[1])
             return frame, None
-        placed = self.places_text or call.get("position_ids") is not None
+        placed = self.known.places_text or call.get("position_ids") is not None
         if placed and "position_ids" in parameters_of(type(module)):
             moved_ids = moved(
                 positions.expand(batch, -1) if len(offsets) > 1 else positions, offsets
             )
             self._check_context(past + queries + max(offsets))
             return frame, moved_ids
-        relative = bool(self.biases) or any(adapter.relative for adapter in self._adapters)
+        relative = bool(self.known.biases) or any(adapter.relative for adapter in self._adapters)
         if any(offsets) and not relative:
             raise UnsupportedModel(
                 f"{type(module).__name__} takes no position_ids, or counts them by a rule of its own "
@@ -367,7 +384,7 @@ class Attachment:
             )
 
     def _check_context(self, end: int) -> None:
-        limit = self.absolute_limit
+        limit = self.known.absolute_limit
         if limit is not None and end > limit:
             raise UnsupportedModel(
                 f"{type(self.model).__name__} has {limit} learned positions; prefix and text "
@@ -376,22 +393,12 @@ class Attachment:
 
     def know(self, sites: Sequence[Site], absolute_limit: int | None, *, places_text: bool) -> None:
         """Take in what the probe measured of the model."""
-        self.absolute_limit = absolute_limit
-        self.places_text = places_text
-        self.biases = biases_of(self._names, {site.name: site.stack for site in sites})
-        self._encoder_sites = frozenset(site.name for site in sites if site.stack == "encoder")
-
-    places_text: bool = False
-    """Whether the model is told where its text stands: else padding on the left moves text, prefix or
-    not, by a rule of the model's own."""
-
-    _encoder_sites: frozenset[str] = frozenset()
-
-    biases: Mapping[str, Bias | None] = MappingProxyType({})
-    """Learned biases by distance, by the name of the attention module that has any."""
-
-    absolute_limit: int | None = None
-    """Number of positions that the model's table of absolute positions has, if it has one."""
+        self.known = Known(
+            places_text,
+            absolute_limit,
+            biases_of(self._names, {site.name: site.stack for site in sites}),
+            frozenset(site.name for site in sites if site.stack == "encoder"),
+        )
 
     def _keep_checkpoints_in_frame(self, bound: Bound | None) -> None:
         if not torch.is_grad_enabled():
@@ -470,30 +477,3 @@ def _kernel(model: PreTrainedModel, config: PreTrainedConfig) -> str:
             f"{sorted(IMPLEMENTATIONS)}. Load the model with attn_implementation='sdpa'"
         )
     return str(found)
-
-
-def _check_cache(cache: Any, bound: Bound | None) -> int:
-    """Number of tokens in the cache, which must have been computed under the same prefix."""
-    if cache is None:
-        return 0
-    past = int(cache.get_seq_length())
-    owner = getattr(cache, _OWNER, None)
-    if past and owner != _identity(bound):
-        holder = "without a prefix" if owner in (None, "none") else f"under prefix {owner[:12]}"
-        raise CacheError(
-            f"this cache holds {past} tokens computed {holder}, but the model now runs under "
-            f"{_identity(bound)[:12]!r}; start from an empty cache after changing the prefix"
-        )
-    setattr(cache, _OWNER, _identity(bound))
-    return past
-
-
-def _identity(bound: Bound | None) -> str:
-    return "none" if bound is None else bound.identity
-
-
-def _caches(output: Any) -> list[Cache]:
-    if isinstance(output, tuple):
-        return [part for part in output if isinstance(part, Cache)]
-    cache = getattr(output, "past_key_values", None)
-    return [cache] if isinstance(cache, Cache) else []

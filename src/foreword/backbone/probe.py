@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from foreword.backbone.attachment import Attachment, kernels_of
+from foreword.backbone.attachment import Attachment, Known, kernels_of
 from foreword.backbone.kinds import DECODER, ENCODER, ENCODER_DECODER, Kind, kind_of
 from foreword.backbone.kinds.base import Inputs, with_positions
 from foreword.backbone.placement import input_device
@@ -83,7 +83,7 @@ def attach_proven(model: PreTrainedModel) -> tuple[Attachment, Measured]:
     with evaluating(model):
         kind, inputs, before = _first_run(model)
         attachment = Attachment(model)
-        attachment.places_text = kind is DECODER
+        attachment.known = Known(places_text=kind is DECODER)
         try:
             measured = _measure(attachment, kind, inputs, before)
         except BaseException:
