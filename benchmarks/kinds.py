@@ -151,6 +151,16 @@ def sets(shared: Path, catalogue: Path | None) -> list[Set]:
     e2e, e2e_held = split(read_rows(data / "data2text/e2e_dev.jsonl"), "mr")
     e2e_test = read_rows(data / "data2text/e2e_test.jsonl")
     dialogues = shuffled(read_rows(data / "summarization/dialogsum_dev.jsonl"))
+    classifying = Set(
+        "trec",
+        settings=labelled(400),
+        train=trec[500:],
+        held=trec[:500],
+        test=read_rows(data / "classification/trec_test.jsonl"),
+        shown=("accuracy",),
+        seeds=MORE_SEEDS,
+        **MINILM,
+    )
     answering = Set(
         "xquad-en",
         settings=labelled(200, 8),
@@ -170,16 +180,8 @@ def sets(shared: Path, catalogue: Path | None) -> list[Set]:
             shown=("accuracy",),
             **MINILM,
         ),
-        Set(
-            "trec",
-            settings=labelled(400),
-            train=trec[500:],
-            held=trec[:500],
-            test=read_rows(data / "classification/trec_test.jsonl"),
-            shown=("accuracy",),
-            seeds=MORE_SEEDS,
-            **MINILM,
-        ),
+        classifying,
+        replace(classifying, name="trec longer", settings=labelled(1200), seeds=SEEDS),
         Set(
             "wnut17",
             settings=labelled(500),
