@@ -131,7 +131,7 @@ class Frame:
     decoder_positions_BQ: Tensor | None = (
         None  # where the text is an encoder's, and a decoder follows
     )
-    decoder_offset: int = 0  # positions that the decoder's text is moved up by
+    table_offset: int = 0  # positions that a text is moved up by which the model places by itself
     called: set[str] = field(default_factory=set)
     observer: Callable[[AttentionCall], None] | None = None
     mask_windows: MaskWindows = field(default_factory=dict)

@@ -196,7 +196,7 @@ def test_an_offset_that_the_table_or_the_rows_do_not_allow_is_refused() -> None:
         logits(backbone.model, source, long)
     shorter = backbone.capture([5, 6]).with_meta(positions="offset")
     pair = backbone.attached([prefix, shorter])
-    with pair, pytest.raises(UnsupportedModel, match="one position for all rows"):
+    with pair, pytest.raises(UnsupportedModel, match="positions for all rows alike"):
         logits(backbone.model, source, target)
 
 

@@ -92,6 +92,26 @@ def test_pefts_checkpoint_gives_pefts_logits_and_text(name: str, tmp_path: Path)
     assert torch.equal(text, wanted)
 
 
+def test_pefts_checkpoint_of_an_encoder_gives_pefts_hidden_states(tmp_path: Path) -> None:
+    name = "minilm-l6-v2"
+    backbone, other = loaded(name), loaded(name)
+    torch.manual_seed(0)
+    config = PrefixTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=6)
+    get_peft_model(other.model, config).save_pretrained(tmp_path / "peft")
+    peft = PeftModel.from_pretrained(loaded(name).model, tmp_path / "peft").eval()
+    prefix = foreword.import_peft(tmp_path / "peft", backbone)
+    assert backbone.tokenizer is not None
+    inputs = backbone.tokenizer([SOURCE, "It is good."], padding=True, return_tensors="pt")
+    real = inputs["attention_mask"].bool()
+    with torch.no_grad():
+        expected = peft(**inputs)[0][real]
+        frozen = backbone.model(**inputs)[0][real]
+        with backbone.attached(prefix):
+            found = backbone.model(**inputs)[0][real]
+    assert apart(found, expected) <= EXACT
+    assert apart(frozen, expected) > MOVED
+
+
 def test_a_few_steps_teach_an_encoder_what_its_frozen_self_does_not_know() -> None:
     """A prefix with a head against the same head alone, on questions about people and places."""
     backbone = loaded("minilm-l6-v2")

@@ -20,7 +20,7 @@ from foreword.backbone.adapters import adapt
 from foreword.backbone.bias import biases_of
 from foreword.backbone.cache_owner import held_tokens, own_caches
 from foreword.backbone.checkpointing import CheckpointInFrame, refuse_reentrant
-from foreword.backbone.decoder_table import DecoderTable, table_of
+from foreword.backbone.position_table import PositionTable, table_of
 from foreword.backbone.positions import moved, text_positions, texts_of
 from foreword.backbone.signature import parameters_of
 from foreword.errors import BypassError, RowsError, UnsupportedModel
@@ -123,7 +123,7 @@ class Attachment:
                 )
                 self._handles += [before, after]
         table = table_of(self.model)
-        self._table = None if table is None else DecoderTable(table, self._running)
+        self._table = None if table is None else PositionTable(table, self._running)
         if self._table is not None:
             self._handles.append(self._table.hook())
         if callable(getattr(type(self.model), "generate", None)):
@@ -302,9 +302,8 @@ class Attachment:
         offsets = bound.offsets if bound is not None else (0,)
         if not self.known.places_text and not any(offsets):
             return frame, None
-        if self._table is not None and any(offsets):  # an encoder's text stays where it is
-            alone = "encoder_hidden_states" in parameters_of(type(module))
-            read = source if alone else decoded
+        if self._table is not None and any(offsets) and not self.known.places_text:
+            read = self._table.text(parameters_of(type(module)), source, decoded)
             if read is not None:
                 self._table.place(frame, offsets, held + read.shape[1])
             return frame, None

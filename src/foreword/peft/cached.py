@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,22 +10,62 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 
 from foreword.backbone import Backbone
+from foreword.backbone.cache_owner import own_caches
 from foreword.backbone.kinds import KINDS
-from foreword.backbone.probe import evaluating
+from foreword.backbone.probe import EXACT, evaluating
 from foreword.errors import UnsupportedModel
 from foreword.frame import AttentionCall
-from foreword.prefix import Site
+from foreword.prefix import Prefix, Site
 
 TOKENS = 2
 """Length of the text that is run: within every window."""
 
 
-def decoder_sites(backbone: Backbone) -> tuple[Site, ...]:
-    """Where PEFT puts a prefix: the decoder's attention to its own tokens."""
-    return tuple(site for site in backbone.sites if site.stack == "decoder")
+def sites_of(backbone: Backbone) -> tuple[Site, ...]:
+    """Where PEFT puts a prefix: an encoder's attention, or a decoder's to its own tokens."""
+    stack = "encoder" if backbone.kind == "encoder" else "decoder"
+    return tuple(site for site in backbone.sites if site.stack == stack)
 
 
-def check_cached(backbone: Backbone) -> None:
+def check_reached(backbone: Backbone, prefix: Prefix) -> None:
+    """See that a prefix in a cache, where PEFT puts it, means what it means here.
+
+    Raises:
+        UnsupportedModel: It does not.
+    """
+    if backbone.kind == "encoder":
+        _check_handed(backbone, prefix)
+    else:
+        _check_cached(backbone)
+
+
+def _check_handed(backbone: Backbone, prefix: Prefix) -> None:
+    """An encoder makes no cache, and some look into none: hand the prefix over as PEFT does."""
+    model = backbone.model
+    cache = DynamicCache()
+    for layer, pair in enumerate(zip(prefix.keys, prefix.values, strict=True)):
+        cache.update(*(own.to(model.device, model.dtype)[None] for own in pair), layer)
+    own_caches((cache,), None)
+    inputs = {"input_ids": torch.arange(TOKENS, device=backbone.device)[None]}
+    mask = torch.ones(1, prefix.length + TOKENS, dtype=torch.long, device=backbone.device)
+    try:
+        with evaluating(model), torch.no_grad():
+            with backbone.attached(prefix):
+                ours = model(**inputs)[0]
+            with backbone.attached(None):
+                theirs = model(**inputs, attention_mask=mask, past_key_values=cache)[0]
+        away = float((ours - theirs).abs().max() / ours.abs().max())
+    except (IndexError, RuntimeError, TypeError, UnsupportedModel, ValueError):
+        away = math.inf
+    if not away <= (EXACT if model.dtype == torch.float32 else 2**-6):
+        raise UnsupportedModel(
+            f"family {backbone.family!r} does not attend to what lies in a cache as it does to a "
+            "prefix, and a cache is where PEFT puts one; there is no PEFT checkpoint that means the "
+            "same"
+        )
+
+
+def _check_cached(backbone: Backbone) -> None:
     """See that the model's cache holds, layer by layer, the very keys and values of its sites.
 
     It does not where latents are cached (multi-head latent attention), where layers share keys and
@@ -37,7 +78,7 @@ def check_cached(backbone: Backbone) -> None:
     input_ids = torch.arange(TOKENS, device=backbone.device)[None]
     kind = KINDS[backbone.kind]
     inputs: dict[str, Any] = {**kind.inputs(backbone.model, input_ids, torch.ones_like(input_ids))}
-    names = {site.name for site in decoder_sites(backbone)}
+    names = {site.name for site in sites_of(backbone)}
     with (
         backbone.attached(None) as attachment,
         evaluating(backbone.model),

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from foreword.backbone.kinds import KindName
 from foreword.errors import CorruptFile, FormatError, PrefixError
 from foreword.format import MAX_COUNT
 from foreword.header import parsed
@@ -23,8 +24,12 @@ MAX_SIZE = 2**20
 MAX_NESTING = 16
 KINDS = ("PREFIX_TUNING", "CARTRIDGE")
 SEQ2SEQ = "SEQ_2_SEQ_LM"
-SUBMODULES = {"CAUSAL_LM": 1, SEQ2SEQ: 2}
-"""Tasks of checkpoints that are read, and how many stacks PEFT counts for each."""
+TASKS: dict[KindName, str] = {
+    "decoder": "CAUSAL_LM",
+    "encoder-decoder": SEQ2SEQ,
+    "encoder": "FEATURE_EXTRACTION",
+}
+"""Tasks of checkpoints that are read, by the kind of backbone that they are for."""
 COUNTS = ("num_virtual_tokens", "num_layers", "num_attention_heads", "token_dim")
 
 
@@ -43,7 +48,7 @@ class PeftConfig:
         layers: Number of layers L.
         heads: Key/value heads H; PEFT calls them num_attention_heads.
         head_dim: Dimension D of a key and of a value.
-        seq2seq: Whether it is for an encoder-decoder, of whose decoder it is.
+        task: One of `TASKS`.
         raw: The whole config as JSON values, unknown keys included.
     """
 
@@ -52,8 +57,13 @@ class PeftConfig:
     layers: int
     heads: int
     head_dim: int
-    seq2seq: bool
+    task: str
     raw: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def kind_of_backbone(self) -> KindName:
+        """The kind of backbone that it is for; of an encoder-decoder it is the decoder's."""
+        return next(kind for kind, task in TASKS.items() if task == self.task)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -68,7 +78,7 @@ class PeftConfig:
         cross-attention, of which it then drops the second (`PeftModel.get_prompt`). So layers read
         every other pair, and from an even number of layers on the first half of those twice.
         """
-        step = 4 if self.seq2seq else 2
+        step = 4 if self.task == SEQ2SEQ else 2
         return [step * layer % (2 * self.layers) for layer in range(self.layers)]
 
     @property
@@ -122,8 +132,7 @@ def checked(raw: Mapping[str, Any]) -> PeftConfig:
             f"its token_dim is {width}, expected a multiple of its num_attention_heads, {heads}"
         )
     _check_extras(raw, kind, length)
-    seq2seq = raw["task_type"] == SEQ2SEQ
-    return PeftConfig(kind, length, layers, heads, width // heads, seq2seq, raw)
+    return PeftConfig(kind, length, layers, heads, width // heads, raw["task_type"], raw)
 
 
 def _check_task(raw: Mapping[str, Any]) -> None:
@@ -134,11 +143,12 @@ def _check_task(raw: Mapping[str, Any]) -> None:
             'word. If it was trained for a causal language model, set "task_type": "CAUSAL_LM" in '
             f"{NAME}"
         )
-    if not isinstance(task, str) or task not in SUBMODULES:
+    if task not in TASKS.values():
         raise FormatError(
-            f"its task_type is {short(task)}; only {' and '.join(SUBMODULES)} can be imported"
+            f"its task_type is {short(task)}; only {', '.join(TASKS.values())} can be imported "
+            "(classifiers save a head beside the prefix, under another name in each model)"
         )
-    expected = SUBMODULES[task]
+    expected = _submodules(task)
     modules = raw.get("num_transformer_submodules")
     if modules is not None and (type(modules) is not int or modules != expected):
         raise CorruptFile(
@@ -172,14 +182,19 @@ def _check_extras(raw: Mapping[str, Any], kind: str, length: int) -> None:
         )
 
 
-def fresh(prefix: Prefix, *, seq2seq: bool = False) -> PeftConfig:
+def _submodules(task: str) -> int:
+    """How many stacks PEFT counts."""
+    return 2 if task == SEQ2SEQ else 1
+
+
+def fresh(prefix: Prefix, kind: KindName) -> PeftConfig:
     """The config of a prefix that did not come from PEFT; every site has one geometry.
 
     Keys that only newer releases of PEFT know are left out, so that older ones load it too.
     """
     site = prefix.sites[0]
     width = site.kv_heads * site.key_dim
-    task = SEQ2SEQ if seq2seq else "CAUSAL_LM"
+    task = TASKS[kind]
     raw = {
         "auto_mapping": None,
         "base_model_name_or_path": prefix.meta.backbone or None,
@@ -187,7 +202,7 @@ def fresh(prefix: Prefix, *, seq2seq: bool = False) -> PeftConfig:
         "inference_mode": True,
         "num_attention_heads": site.kv_heads,
         "num_layers": len(prefix.sites),
-        "num_transformer_submodules": SUBMODULES[task],
+        "num_transformer_submodules": _submodules(task),
         "num_virtual_tokens": prefix.length,
         "peft_type": "PREFIX_TUNING",
         "prefix_projection": False,

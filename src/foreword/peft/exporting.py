@@ -14,7 +14,7 @@ from foreword.errors import FormatError, PrefixError
 from foreword.files import write_folder
 from foreword.peft import config as config_file
 from foreword.peft import tensors as tensor_file
-from foreword.peft.cached import check_cached
+from foreword.peft.cached import check_reached
 from foreword.peft.config import PeftConfig
 from foreword.peft.refusals import check_expressible
 from foreword.prefix import Prefix
@@ -36,11 +36,11 @@ def export_peft(
 ) -> Path:
     """Write a prefix as a checkpoint that `PeftModel.from_pretrained` loads and gives our logits.
 
-    A prefix under position policy ``free`` is moved to ``offset`` first (see `Backbone.moved`; use a
-    backbone in float32). One that was imported from PEFT gets its own config and header back;
-    else it becomes a PREFIX_TUNING checkpoint in float32. Of an encoder-decoder only prefixes of the
-    decoder's self-attention can be exported, and where PEFT shares keys and values between layers (an
-    even number of them) only one that does too.
+    A prefix of a decoder under position policy ``free`` is moved to ``offset`` first (see
+    `Backbone.moved`; use a backbone in float32). One that was imported from PEFT gets its own config and
+    header back; else it becomes a PREFIX_TUNING checkpoint in float32, of an encoder one for feature
+    extraction. Of an encoder-decoder only prefixes of the decoder's self-attention can be exported, and
+    where PEFT shares keys and values between layers (an even number of them) only one that does too.
 
     Args:
         prefix: The prefix.
@@ -63,18 +63,16 @@ def export_peft(
     Examples:
         >>> foreword.export_peft(prefix, backbone, "my-adapter")  # doctest: +SKIP
     """
-    backbone.needs("decoder", "encoder-decoder", what="a PEFT checkpoint")
-    seq2seq = backbone.kind == "encoder-decoder"
     broken = prefix.first_not_finite()
     if broken is not None:
         raise PrefixError(f"{broken} holds NaN or infinity; such a prefix is not exported")
     check_expressible(prefix, backbone)
     backbone.check(prefix)
-    check_cached(backbone)
-    moved = prefix if seq2seq else backbone.moved(prefix, "offset")
-    config = None if seq2seq else _own_config(prefix)
+    moved = backbone.moved(prefix, "offset") if backbone.kind == "decoder" else prefix
+    check_reached(backbone, moved)
+    config = None if backbone.kind == "encoder-decoder" else _own_config(prefix)
     if config is None:
-        config = config_file.fresh(moved, seq2seq=seq2seq)
+        config = config_file.fresh(moved, backbone.kind)
         moved = moved.to(torch.float32)
     embeddings_PW = tensor_file.packed(moved.keys, moved.values, config)
     files = {

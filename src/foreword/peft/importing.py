@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from foreword.backbone import Backbone
-from foreword.backbone.kinds import KindName
 from foreword.errors import FormatError, MismatchError
 from foreword.files import reason
 from foreword.peft import config as config_file
 from foreword.peft import tensors as tensor_file
-from foreword.peft.cached import check_cached, decoder_sites
+from foreword.peft.cached import check_reached, sites_of
 from foreword.peft.config import PeftConfig
 from foreword.prefix import Prefix
 
@@ -38,7 +37,8 @@ def import_peft(folder: str | os.PathLike[str], backbone: Backbone) -> Prefix:
     """Read a PEFT checkpoint of prefix tuning (PREFIX_TUNING, CARTRIDGE) as a prefix.
 
     Of an encoder-decoder it is a prefix of the decoder's self-attention alone, which is all that PEFT
-    gives such a model, with keys and values shared by layers as PEFT shares them.
+    gives such a model, with keys and values shared by layers as PEFT shares them. Of an encoder it is
+    one for feature extraction: without a head.
 
     The prefix keeps the checkpoint's numbers and dtype, lies at positions 0..P-1 and is dropped by
     sliding windows as text is, so that it gives PEFT's logits. The config is kept in the recipe,
@@ -60,8 +60,7 @@ def import_peft(folder: str | os.PathLike[str], backbone: Backbone) -> Prefix:
         >>> prefix = foreword.import_peft("my-adapter", backbone)  # doctest: +SKIP
     """
     config = read_config(folder)
-    kind: KindName = "encoder-decoder" if config.seq2seq else "decoder"
-    backbone.needs(kind, what=f"a PEFT checkpoint of task_type {config.raw['task_type']}")
+    backbone.needs(config.kind_of_backbone, what=f"a PEFT checkpoint of task_type {config.task}")
     path = Path(folder) / tensor_file.NAME
     if not path.exists() and (Path(folder) / tensor_file.PICKLE).exists():
         raise FormatError(
@@ -70,7 +69,6 @@ def import_peft(folder: str | os.PathLike[str], backbone: Backbone) -> Prefix:
             "model.save_pretrained(folder, safe_serialization=True)"
         )
     _check_fits(config, backbone, str(folder))
-    check_cached(backbone)
     try:
         embeddings_PW, header = tensor_file.decode(_read(path, MAX_TENSORS), config)
     except FormatError as error:
@@ -79,15 +77,16 @@ def import_peft(folder: str | os.PathLike[str], backbone: Backbone) -> Prefix:
     origin: dict[str, Any] = {"config": config.raw}
     if header is not None:
         origin["header"] = header
-    windowed = any(site.window is not None for site in decoder_sites(backbone))
+    windowed = any(site.window is not None for site in sites_of(backbone))
     meta = backbone.meta(
         positions="offset",
         windows="windowed" if windowed else "visible",
         recipe={"peft": origin},
     )
-    prefix = Prefix(decoder_sites(backbone), keys, values, meta)
+    prefix = Prefix(sites_of(backbone), keys, values, meta)
     with backbone.attached(prefix) as attachment:
         attachment.check_windows(attachment.bound)
+    check_reached(backbone, prefix)
     return prefix
 
 
@@ -112,7 +111,7 @@ def _read(path: Path, limit: int) -> bytes:
 def _check_fits(config: PeftConfig, backbone: Backbone, folder: str) -> None:
     """See whether each layer of the backbone is one that the config describes."""
     name = backbone.name or backbone.family
-    sites = decoder_sites(backbone)
+    sites = sites_of(backbone)
     if config.layers != len(sites):
         raise MismatchError(
             f"{folder} is a prefix for {config.layers} layers; {name!r} has attention in "

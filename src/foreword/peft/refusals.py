@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from foreword.backbone import Backbone
-from foreword.backbone.decoder_table import table_of
+from foreword.backbone.position_table import table_of
 from foreword.errors import PrefixError
-from foreword.peft.cached import decoder_sites
+from foreword.peft.cached import sites_of
 from foreword.prefix import Prefix, PrefixMeta
 
 
@@ -37,8 +37,9 @@ def check_softmax(meta: PrefixMeta) -> None:
 
 
 def _check_every_layer(prefix: Prefix, backbone: Backbone) -> None:
-    places = decoder_sites(backbone)
-    beyond = [site.label for site in prefix.sites if site.stack != "decoder"]
+    places = sites_of(backbone)
+    labels = {site.label for site in places}
+    beyond = [site.label for site in prefix.sites if site.label not in labels]
     if beyond:
         raise PrefixError(
             f"this prefix joins {beyond[0]}; in PEFT only a decoder's self-attention has a prefix, so "

@@ -1,11 +1,13 @@
-"""A decoder behind an encoder that adds a table of positions (BART, Marian): text at an offset.
+"""Tables of positions that a model counts by itself: text at an offset.
 
-Such a decoder counts its positions from the tokens in its cache. A prefix that lies at 0..P-1, as PEFT
-leaves it in the cache, moves the text up by P; ours is in no cache, so the positions are raised by P.
+The decoder behind an encoder (BART, Marian) and the embeddings of an encoder (BERT, RoBERTa) count
+positions from the tokens in a cache. A prefix that lies at 0..P-1, as PEFT leaves it in the cache, moves
+the text up by P; ours is in no cache, so the positions are raised by P.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -21,19 +23,20 @@ PAST = "past_key_values_length"
 
 
 def table_of(model: PreTrainedModel) -> nn.Module | None:
-    """The table of positions of the decoder behind the model's encoder, if it has one."""
-    if not getattr(model.config, "is_encoder_decoder", False):
-        return None
-    table = getattr(model.get_decoder(), "embed_positions", None)
+    """What adds positions to an encoder's text, or to that of the decoder behind one."""
+    if getattr(model.config, "is_encoder_decoder", False):
+        table = getattr(model.get_decoder(), "embed_positions", None)
+    else:
+        table = getattr(model.base_model, "embeddings", None)
     known = isinstance(table, nn.Module) and PAST in parameters_of(type(table))
     return table if known else None
 
 
-class DecoderTable:
+class PositionTable:
     """The table of one model.
 
     Args:
-        table: The module, see `table_of`.
+        table: The module, see `table_of`: the table itself, or what holds one as position_embeddings.
         running: The forward pass that the model is in.
     """
 
@@ -41,6 +44,15 @@ class DecoderTable:
         self.table: Any = table
         self._running = running
         self._names = parameters_of(type(table))
+        self._of_encoder = hasattr(table, "position_embeddings")
+
+    @property
+    def size(self) -> int:
+        """Positions that text can stand at."""
+        if self._of_encoder:
+            before = int(getattr(self.table, "padding_idx", -1)) + 1  # RoBERTa counts from there on
+            return int(self.table.position_embeddings.weight.shape[0]) - before
+        return int(self.table.weight.shape[0]) - int(getattr(self.table, "offset", 0))
 
     def hook(self) -> RemovableHandle:
         """Move the text of every pass by the offset that its frame has."""
@@ -48,6 +60,18 @@ class DecoderTable:
             self._before, with_kwargs=True
         )
         return handle
+
+    def text(self, names: Sequence[str], source: Any, decoded: Any) -> Any:
+        """Which of a call's texts stands at this table's positions, if any does.
+
+        Args:
+            names: Parameters of the module that is called.
+            source: What its first stack reads.
+            decoded: What a decoder behind an encoder reads.
+        """
+        if self._of_encoder:
+            return source
+        return source if "encoder_hidden_states" in names else decoded
 
     def place(self, frame: Frame, offsets: tuple[int, ...], end: int) -> None:
         """Let a pass's text start at an offset.
@@ -62,23 +86,22 @@ class DecoderTable:
         """
         if len(set(offsets)) > 1:
             raise UnsupportedModel(
-                "this model has one position for all rows of its decoder, and these prefixes would "
-                "move their rows by different numbers; run them apart"
+                "this model counts its positions for all rows alike, and these prefixes would move "
+                "their rows by different numbers; run them apart"
             )
-        size = int(self.table.weight.shape[0]) - int(getattr(self.table, "offset", 0))
-        if end + offsets[0] > size:
+        if end + offsets[0] > self.size:
             raise UnsupportedModel(
-                f"this model has {size} positions in its decoder; prefix and text together need "
+                f"this model has {self.size} positions; prefix and text together need "
                 f"{end + offsets[0]}. Shorten the text"
             )
-        frame.decoder_offset = offsets[0]
+        frame.table_offset = offsets[0]
 
     def _before(
         self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Raise the positions, or else the count of tokens before."""
         frame = self._running.frame
-        offset = 0 if frame is None else frame.decoder_offset
+        offset = 0 if frame is None else frame.table_offset
         call = {**dict(zip(self._names, args, strict=False)), **kwargs}
         name = "position_ids" if call.get("position_ids") is not None else PAST
         call[name] = call.get(name, 0) + offset
