@@ -102,12 +102,13 @@ def test_pefts_checkpoint_of_an_encoder_gives_pefts_hidden_states(tmp_path: Path
     prefix = foreword.import_peft(tmp_path / "peft", backbone)
     assert backbone.tokenizer is not None
     inputs = backbone.tokenizer([SOURCE, "It is good."], padding=True, return_tensors="pt")
-    real = inputs["attention_mask"].bool()
+    call = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
+    real = call["attention_mask"].bool()
     with torch.no_grad():
-        expected = peft(**inputs)[0][real]
-        frozen = backbone.model(**inputs)[0][real]
+        expected = peft(**call)[0][real]
+        frozen = backbone.model(**call)[0][real]
         with backbone.attached(prefix):
-            found = backbone.model(**inputs)[0][real]
+            found = backbone.model(**call)[0][real]
     assert apart(found, expected) <= EXACT
     assert apart(frozen, expected) > MOVED
 
