@@ -86,6 +86,8 @@ LABEL_RATES = {
     "lora": (0.003, 0.001),
     "full": (1e-4,),
 }
+LOWER_RATES = {**LABEL_RATES, "prefix": (0.06, 0.12, 0.03), "lora": (0.003, 0.001, 0.0003)}
+"""Where the best of those was the lowest."""
 TEXT_RATES = {
     "frozen": (0.0,),
     "prefix": (0.06, 0.12),
@@ -192,7 +194,7 @@ def sets(shared: Path, catalogue: Path | None) -> list[Set]:
             **MINILM,
         ),
         answering,
-        replace(answering, name="xquad-en longer", settings=labelled(600, 8)),
+        replace(answering, name="xquad-en longer", settings=labelled(600, 8), rates=LOWER_RATES),
         Set(
             "e2e",
             settings=written("Describe: {mr}", "{ref}"),
