@@ -147,7 +147,7 @@ def measured_labels(
     began = time.perf_counter()
     flat = [one for own in data.readings for one in own]
     logits = head_logits(backbone, prefix, head, flat, batch_size)
-    nll = _nll(head, logits, [one.labels for one in data.encoded])
+    nll = _nll(head, logits, [one for own in data.targets for one in own])
     predictions = predictions_of(head, data.templates, data.rows, data.readings, logits)
     figures = LABELLINGS[head.task].measured(predictions, data.gold)
     return predictions, {**figures, "nll": nll, "seconds": time.perf_counter() - began}

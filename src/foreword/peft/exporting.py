@@ -68,8 +68,8 @@ def export_peft(
         raise PrefixError(f"{broken} holds NaN or infinity; such a prefix is not exported")
     check_expressible(prefix, backbone)
     backbone.check(prefix)
+    check_reached(backbone, prefix)
     moved = backbone.moved(prefix, "offset") if backbone.kind == "decoder" else prefix
-    check_reached(backbone, moved)
     config = None if backbone.kind == "encoder-decoder" else _own_config(prefix)
     if config is None:
         config = config_file.fresh(moved, backbone.kind)
