@@ -28,9 +28,10 @@ types: $(READY)  ## mypy, strict
 docs: $(READY)   ## build the documentation; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-pages: $(READY)  ## write the pages that tests make: the families' table, the command line's help
+pages: $(READY)  ## write the pages that tests make: families, the command line's help, the structure
 	$(BIN)/python -m tests.oracle.table
 	$(BIN)/python -m tests.cli.reference
+	$(BIN)/python -m tests.structure
 
 lowest: $(READY)  ## the oracle on the lowest transformers that pyproject.toml allows
 	scripts/lowest

@@ -30,12 +30,13 @@ from peft import PrefixTuningConfig, TaskType, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from foreword.backbone import Backbone, embedded
+from foreword.backbone import Backbone
 from foreword.train import TrainSettings
 from foreword.train.dropout import PrefixDropout
 from foreword.train.parameterise import parameterise
 from foreword.train.soap import SOAP
 from foreword.train.trainer import PrefixModule
+from foreword.weights import embedded
 
 LENGTH = 16
 PER_STEP = 16_384

@@ -27,14 +27,14 @@ import torch
 from common import machine, memory_of_process, reset_peak, table
 
 import foreword
-from foreword.backbone.bind import bind
-from foreword.backbone.int8_linear import Int8Linear
+from foreword.attention.bound import bind
 from foreword.data import Collator
 from foreword.data.collate import padding_of
 from foreword.train.initialisation import scales, start
 from foreword.train.objective import score
 from foreword.train.parameterization import DirectParameterization
 from foreword.train.run import encode
+from foreword.weights.int8_linear import Int8Linear
 
 SIDES: dict[str, str | None] = {"bfloat16": None, "int8": "int8"}
 BATCH, TOKENS, WIDTHS = 8, 16, (1, 8, 32)

@@ -39,13 +39,13 @@ from serving_peers import VLLM, Answers, ContinuousBatching, SideFailed, copy_of
 
 import foreword
 from foreword.backbone import Backbone
-from foreword.backbone.embedded import NAME
 from foreword.data import left_padded
 from foreword.engine import Engine, Event, Request, Sampling, Weighted
 from foreword.engine.residency import Residency
 from foreword.engine.threads import give_up_pool
 from foreword.prefix import Prefix
 from foreword.store import PrefixStore
+from foreword.weights.embedded import NAME
 
 CONCURRENT, WAVES = 32, 2
 WARM_UP = 16

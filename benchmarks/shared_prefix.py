@@ -25,13 +25,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import foreword
-from foreword import attention
+from foreword.attention import call as attention
+from foreword.attention.bound import Bound, bind
 from foreword.backbone import Backbone
-from foreword.backbone.bind import bind
 from foreword.data import left_padded
 from foreword.data.collate import padding_of
 from foreword.data.sources import read_rows
-from foreword.frame import Bound
 from foreword.prefix import Prefix
 
 Step = Callable[[Tensor], Tensor]

@@ -16,8 +16,8 @@ import torch
 import transformers
 
 import foreword
-from foreword import attention
-from foreword.backbone.bind import bind
+from foreword.attention import call as attention
+from foreword.attention.bound import bind
 from foreword.data import Collator
 from foreword.data.collate import padding_of
 from foreword.train.initialisation import scales, start

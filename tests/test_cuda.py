@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import foreword
-from foreword.cascade import cascade_attention
+from foreword.attention.merge import cascade_attention
 from foreword.engine import Engine, Limits, Request, Sampling, Weighted
 from tests.conftest import byte_tokenizer, tiny_model
 from tests.engine.lone import alone, generated

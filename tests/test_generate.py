@@ -9,7 +9,7 @@ import torch
 from tokenizers import decoders
 
 import foreword
-from foreword.backbone.attachment import attachment_of
+from foreword.attention.attachment import attachment_of
 from foreword.data import Task
 from foreword.data.encode import Truncated
 from foreword.errors import DataError, MismatchError

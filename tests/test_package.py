@@ -11,41 +11,11 @@ from pathlib import Path
 import pytest
 
 import foreword
+from tests import structure
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src/foreword"
-LAYERS = (
-    "errors",
-    "version",
-    "notices",
-    "interrupt",
-    "files",
-    "head",
-    "prefix",
-    "describe",
-    "header",
-    "format",
-    "store",
-    "kernels",
-    "cascade",
-    "frame",
-    "segments",
-    "attention",
-    "backbone",
-    "peft",
-    "data",
-    "tasks",
-    "train",
-    "generate",
-    "predict",
-    "engine",
-    "evaluate",
-    "card",
-    "hub",
-    "serve",
-    "cli",
-    "__main__",
-)
+LAYERS = structure.order()
 """Each may import those before it, and within itself."""
 MODULES = sorted(SOURCE.rglob("*.py"))
 
@@ -89,6 +59,13 @@ def test_imports_go_one_way_and_never_to_the_root(path: Path) -> None:
 
 def test_every_module_has_a_layer() -> None:
     assert {layer(path) for path in MODULES} - {"__init__"} == set(LAYERS)
+
+
+@pytest.mark.parametrize("page", structure.blocks(), ids=lambda path: path.name)
+def test_pages_show_the_structure_as_it_is(page: Path) -> None:
+    """`make pages` writes them."""
+    text = page.read_text(encoding="utf-8")
+    assert structure.renewed(text, structure.blocks()[page]) == text
 
 
 def test_modules_import_each_other_without_cycles() -> None:

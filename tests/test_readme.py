@@ -33,18 +33,6 @@ def test_the_python_runs_in_at_most_fifteen_lines(
     assert "name[Zizzi], area[riverside] ->" in capsys.readouterr().out
 
 
-def test_the_tree_names_every_module() -> None:
-    tree = README.split("```\nsrc/foreword/\n")[1].split("```")[0]
-    modules = {
-        path.name
-        for path in (ROOT / "src/foreword").rglob("*.py")
-        if path.name != "__init__.py" and path.parent.name != "cli"
-    }
-    assert {name for name in modules if name not in tree} == set()
-    named = set(re.findall(r"^\s+([a-z0-9_]+\.py)\s", tree, re.MULTILINE))
-    assert named - modules == set()
-
-
 def test_every_verb_that_is_shown_exists() -> None:
     shown = set(re.findall(r"^\$ foreword (\w+)", README, re.MULTILINE))
     assert shown

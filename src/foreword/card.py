@@ -14,11 +14,11 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from foreword.backbone import embedded
 from foreword.describe import BOS, POSITIONS, SOFTMAX, WINDOWS, formula
 from foreword.errors import HubError
 from foreword.evaluate.scores import Scores
 from foreword.prefix import Prefix
+from foreword.weights import embedded
 
 REPO = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
 """A repository on the Hub: OWNER/NAME."""

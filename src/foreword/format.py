@@ -403,7 +403,7 @@ def _meta(version: str, entry: Any) -> PrefixMeta:
 
 
 def _check_tensors(header: Mapping[str, Any], outline: _Outline, available: int) -> None:
-    """See that the tensors are those of the sites and the head, and fill the file exactly."""
+    """Check that the tensors are those of the sites and the head, and fill the file exactly."""
     shapes = outline.shapes
     for name in sorted((set(header) - {"__metadata__"}) ^ set(shapes)):
         state = "has no site" if name in header else "is missing"

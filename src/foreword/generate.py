@@ -172,7 +172,7 @@ def generate(
 
 
 def refuse_head(prefix: Prefix) -> None:
-    """See that a prefix is one that writes text.
+    """Check that a prefix is one that writes text.
 
     Raises:
         MismatchError: It carries a head.

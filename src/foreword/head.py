@@ -108,7 +108,7 @@ class Head:
 
 
 def check_head(task: str, labels: tuple[str, ...], pooling: str | None) -> None:
-    """See that a head's task, labels and pooling go together.
+    """Check that a head's task, labels and pooling go together.
 
     Raises:
         PrefixError: They do not.

@@ -145,7 +145,7 @@ def _files(info: ModelInfo) -> set[str]:
 
 
 def _refuse_other_repo(info: ModelInfo, repo_id: str, private: bool) -> None:
-    """See that an existing repository is one of ours, or empty, and as private as asked for."""
+    """Check that an existing repository is one of ours, or empty, and as private as asked for."""
     files = _files(info)
     others = sorted(files - _OURS)
     if others and FILE not in files:

@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM
 
 import foreword
-from foreword import frame
-from foreword.backbone.attachment import attachment_of
-from foreword.backbone.bind import bind
+from foreword.attention import running as frame
+from foreword.attention.attachment import attachment_of
+from foreword.attention.bound import bind
 from foreword.errors import (
     BypassError,
     CacheError,

@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
 import foreword
-from foreword.backbone import UnverifiedFamily, describe_dtype, embedded, load
-from foreword.backbone.dtype import fast_dtype
+from foreword.backbone import UnverifiedFamily, describe_dtype, load
 from foreword.errors import BackboneError, StoreError, UnsupportedModel
+from foreword.weights import embedded
+from foreword.weights.dtype import fast_dtype
 from tests.conftest import byte_tokenizer
 
 

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 import foreword
-from foreword.backbone.attachment import Attachment
+from foreword.attention.attachment import Attachment
 from foreword.errors import UnsupportedModel
 from tests.conftest import tiny_model
 from tests.oracle import checks
@@ -63,9 +63,9 @@ def test_family_is_refused_by_name_and_left_as_it_was(family: str) -> None:
 
 
 def test_a_switch_that_changes_logits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    import foreword.attention
+    import foreword.attention.call
 
-    real = foreword.attention.kernel_of
+    real = foreword.attention.call.kernel_of
 
     def wrong(attention: type, base: str) -> object:
         def kernel(*args: object, **kwargs: object) -> object:
@@ -74,7 +74,7 @@ def test_a_switch_that_changes_logits_is_refused(monkeypatch: pytest.MonkeyPatch
 
         return kernel
 
-    monkeypatch.setattr("foreword.attention.kernel_of", wrong)
+    monkeypatch.setattr("foreword.attention.call.kernel_of", wrong)
     model = tiny_model()
     with pytest.raises(UnsupportedModel, match="changes its logits"):
         foreword.Backbone(model)

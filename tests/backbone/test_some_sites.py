@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import foreword
-from foreword.backbone.bind import bind, bind_rows
+from foreword.attention.bound import bind, bind_rows
 from foreword.errors import MismatchError
 from tests.backbone.test_attach import close, ids, logits, padded
 from tests.conftest import byte_tokenizer, tiny_model

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from foreword.backbone import embedded
 from foreword.data import Encoded, Encoder, Task
 from foreword.data.encode import IGNORED
 from foreword.errors import DataError
 from foreword.prefix import Bos
+from foreword.weights import embedded
 from tests.conftest import byte_tokenizer
 from tests.data.test_encode import BOS, bos_tokenizer, ids
 

@@ -6,11 +6,11 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from foreword.backbone.fingerprint import adds_bos
 from foreword.data import Encoded, Encoder, Task
 from foreword.data.encode import IGNORED, Truncated
 from foreword.errors import DataError
 from foreword.prefix import Bos
+from foreword.weights.fingerprint import adds_bos
 from tests.conftest import byte_tokenizer
 
 BOS, EOS = 0, 1

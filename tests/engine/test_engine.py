@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import foreword
-from foreword.backbone.bind import bind_rows
+from foreword.attention.bound import bind_rows
 from foreword.engine import (
     Completion,
     Engine,
@@ -29,11 +29,11 @@ from foreword.engine import engine as module
 from foreword.engine.runner import Row, Runner
 from foreword.errors import DataError, MismatchError, UnsupportedModel
 from foreword.prefix import Prefix
-from tests.backbone.test_packing import needs_onednn
 from tests.conftest import byte_tokenizer, tiny_model
 from tests.engine.lone import alone, generated
 from tests.oracle.families import STANDARD, attention_of
 from tests.oracle.family import Family
+from tests.weights.test_packing import needs_onednn
 
 TIE = 1e-4
 """Two best logits nearer than this may come in either order."""

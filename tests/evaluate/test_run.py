@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import foreword
-from foreword.backbone.attachment import attachment_of
+from foreword.attention.attachment import attachment_of
 from foreword.data import Task
 from foreword.data.encode import Truncated
 from foreword.errors import DataError, MismatchError

@@ -20,9 +20,9 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 import foreword
-from foreword.backbone.bias import LearnedBias
-from foreword.backbone.bind import bind
-from foreword.frame import AttentionCall
+from foreword.attention.bias import LearnedBias
+from foreword.attention.bound import bind
+from foreword.attention.frame import AttentionCall
 from foreword.prefix import Prefix
 from tests.kinds.families import VOCABULARY, Family
 

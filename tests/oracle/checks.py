@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from foreword.attention.bound import SiteTensors, bind
+from foreword.attention.frame import Frame
 from foreword.backbone import Backbone
-from foreword.backbone.bind import bind
-from foreword.frame import Frame, SiteTensors
 from foreword.prefix import Positions, Prefix, WindowPolicy
 from tests.oracle.explicit import explicit_gradients
 from tests.oracle.families import LENGTH, VOCABULARY, Family, attention_of

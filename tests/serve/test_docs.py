@@ -14,9 +14,9 @@ import httpx
 import pytest
 
 import foreword
-from foreword.backbone import embedded
 from foreword.serve import ServeOptions
 from foreword.store import PrefixStore
+from foreword.weights import embedded
 from tests.conftest import byte_tokenizer, tiny_model
 from tests.serve.server import running
 

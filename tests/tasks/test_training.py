@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import BertForSequenceClassification, ElectraConfig, ElectraModel
 
 import foreword
-from foreword.backbone.bind import bind
+from foreword.attention.bound import bind
 from foreword.errors import DataError, MismatchError, PrefixError, TrainingError
 from foreword.head import Head, pooled
 from foreword.predict import features, predict

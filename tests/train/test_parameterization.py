@@ -214,7 +214,7 @@ def test_dropout_hides_at_its_rate_and_never_the_frozen() -> None:
 def test_a_hidden_token_is_as_one_that_is_not_there(
     tiny: foreword.Backbone, softmax: foreword.prefix.Softmax
 ) -> None:
-    from foreword.backbone.bind import bind
+    from foreword.attention.bound import bind
 
     text, row = ids(5, 9)
     whole = tiny.capture(text.tolist()).with_meta(softmax=softmax)

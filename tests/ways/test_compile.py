@@ -14,8 +14,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import PreTrainedModel
 
 import foreword
+from foreword.attention.bound import bind
 from foreword.backbone import Backbone
-from foreword.backbone.bind import bind
 from foreword.errors import BypassError
 from foreword.prefix import Prefix, WindowPolicy
 from tests.oracle import checks

@@ -12,8 +12,8 @@ from accelerate import cpu_offload
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import foreword
-from foreword.backbone.placement import input_device
 from foreword.errors import UnsupportedModel
+from foreword.weights.placement import input_device
 from tests.oracle.checks import EXACT, difference
 from tests.ways.reference import Way, agrees, generated, way
 

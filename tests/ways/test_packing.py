@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from foreword.backbone.bind import bind
+from foreword.attention.bound import bind
 from foreword.prefix import Prefix, WindowPolicy
 from tests.oracle.checks import EXACT, difference
 from tests.oracle.reference import gradients_through_cache, nll

@@ -1,6 +1,7 @@
 """Backbones: loading, probing, attaching."""
 
-from foreword.backbone.backbone import Backbone, attach, detach
+from foreword.backbone.attach import attach, detach
+from foreword.backbone.backbone import Backbone
 from foreword.backbone.fit import OtherWeights
 from foreword.backbone.load import UnverifiedFamily, describe_dtype, load, verified_families
 

@@ -8,26 +8,24 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from foreword.backbone.attachment import Attachment, attachment_of
-from foreword.backbone.bind import bind, bind_rows
-from foreword.backbone.fingerprint import adds_bos, tokenizer_digest, weights_fingerprint
+from foreword.attention.attachment import Attachment
+from foreword.attention.bound import bound_to
+from foreword.attention.signature import parameters_of
 from foreword.backbone.fit import check_geometry, check_weights
 from foreword.backbone.kinds import KindName, with_article
-from foreword.backbone.own import own_modules, unwrapped
-from foreword.backbone.placement import input_device
-from foreword.backbone.probe import Measured, attach_proven, evaluating, family_of
-from foreword.backbone.quantise import quantization_of
+from foreword.backbone.measured import attached, measure
+from foreword.backbone.probe import evaluating, family_of
 from foreword.backbone.rotate import EXACT, ROUNDED, Rotation, measured, refuse_stretched
-from foreword.backbone.signature import parameters_of
-from foreword.backbone.stored import resident_bytes
 from foreword.errors import MismatchError, PrefixError, UnsupportedModel
-from foreword.frame import Bound
 from foreword.prefix import Bos, Positions, Prefix, PrefixMeta, Site
-
-_MEASURED = "_foreword_measured"
+from foreword.weights.fingerprint import adds_bos, tokenizer_digest, weights_fingerprint
+from foreword.weights.own import own_modules, unwrapped
+from foreword.weights.placement import input_device
+from foreword.weights.quantise import quantization_of
+from foreword.weights.stored import resident_bytes
 
 
 class Backbone:
@@ -78,7 +76,7 @@ class Backbone:
         return self._measured.kind.name
 
     def needs(self, *kinds: KindName, what: str) -> None:
-        """See whether the backbone is of one of some kinds.
+        """Check whether the backbone is of one of some kinds.
 
         Raises:
             UnsupportedModel: It is of another.
@@ -325,7 +323,7 @@ class Backbone:
                 yield attachment
 
     def check(self, prefix: Prefix, *, strict: bool = False, warn: bool = True) -> None:
-        """See whether the prefix fits this backbone and its tokenizer.
+        """Check whether the prefix fits this backbone and its tokenizer.
 
         Args:
             prefix: The prefix.
@@ -356,121 +354,3 @@ class Backbone:
         whole = len(prefix.sites) == len(self.sites)
         name = self.name or self.family
         check_weights(prefix, self.fingerprint, name, strict, whole=whole, warn=warn)
-
-
-def measure(model: PreTrainedModel) -> Measured:
-    """What the probe finds, measured once per model."""
-    known = model.__dict__.get(_MEASURED)
-    if isinstance(known, Measured):
-        return known
-    attachment, measured = attach_proven(model)
-    attachment.remove()
-    model.__dict__[_MEASURED] = measured
-    return measured
-
-
-@contextmanager
-def attached(model: PreTrainedModel) -> Iterator[Attachment]:
-    """The model's attachment for a block: the one that it has, or one that ends with the block."""
-    existing = attachment_of(model)
-    if existing is not None:
-        yield existing
-        return
-    measured = measure(model)
-    attachment = Attachment(model)
-    measured.tell(attachment)
-    try:
-        yield attachment
-    finally:
-        attachment.remove()
-
-
-def bound_to(prefix: Prefix | Sequence[Prefix | None], sites: Sequence[Site]) -> Bound:
-    """One prefix for all rows, or one (or None) per row."""
-    return bind(prefix, sites) if isinstance(prefix, Prefix) else bind_rows(prefix, sites)
-
-
-def attach(
-    model: PreTrainedModel | Backbone,
-    prefix: Prefix | Sequence[Prefix | None],
-    *,
-    strict: bool = False,
-) -> nn.Module:
-    """Turn a transformers model into a prefixed one. Its class stays as it is.
-
-    From here on every forward pass, `generate` and gradient attends to the prefix. Attaching again
-    replaces the prefix; `detach` restores the model exactly.
-
-    Args:
-        model: A decoder, encoder or encoder-decoder of transformers, a `PeftModel` around one, or a
-            `Backbone`.
-        prefix: One prefix for every row, or a sequence with one prefix (or None) per row.
-        strict: Refuse other weights of the same geometry instead of warning.
-
-    Returns:
-        The model itself.
-
-    Raises:
-        UnsupportedModel: The family, or its attention implementation, cannot carry a prefix.
-        MismatchError: The prefix does not fit the model.
-
-    Examples:
-        >>> foreword.attach(model, prefix)  # doctest: +SKIP
-        >>> model.generate(**inputs)  # doctest: +SKIP
-    """
-    given: nn.Module = model.model if isinstance(model, Backbone) else model
-    with attaching(given) as attachment:
-        for one in [prefix] if isinstance(prefix, Prefix) else prefix:
-            if one is not None:
-                check_fit(model, one, strict=strict)
-        bound = bound_to(prefix, measure(attachment.model).sites)
-        attachment.release()
-        attachment.bound = bound
-    return given
-
-
-@contextmanager
-def attaching(model: nn.Module) -> Iterator[Attachment]:
-    """The model's attachment, to be bound in the block; a new one is taken off if the block raises."""
-    inner = unwrapped(model)
-    attachment = attachment_of(inner)
-    fresh = attachment is None
-    if attachment is None:
-        attachment, measured = attach_proven(inner)
-        inner.__dict__[_MEASURED] = measured
-    try:
-        yield attachment
-    except BaseException:
-        if fresh:
-            attachment.remove()
-        raise
-
-
-def check_fit(model: PreTrainedModel | Backbone, prefix: Prefix, *, strict: bool = False) -> None:
-    """See whether the prefix fits the model; see `Backbone.check`, without a tokenizer for a model."""
-    if isinstance(model, Backbone):
-        model.check(prefix, strict=strict)
-        return
-    inner = unwrapped(model)
-    check_geometry(prefix, measure(inner).sites, family_of(inner))
-    if prefix.meta.fingerprint:
-        whole = len(prefix.sites) == len(measure(inner).sites)
-        check_weights(prefix, weights_fingerprint(inner), family_of(inner), strict, whole=whole)
-
-
-def detach(model: PreTrainedModel | Backbone) -> nn.Module:
-    """Restore a model that `attach` was called on, bit for bit.
-
-    Args:
-        model: The model, its `PeftModel` or its `Backbone`. Without a prefix attached it is left alone.
-
-    Returns:
-        The model itself.
-    """
-    given: nn.Module = model.model if isinstance(model, Backbone) else model
-    inner = unwrapped(given)
-    attachment = attachment_of(inner)
-    if attachment is not None:
-        attachment.remove()
-    inner.__dict__.pop(_MEASURED, None)
-    return given

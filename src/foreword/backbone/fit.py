@@ -14,7 +14,7 @@ class OtherWeights(UserWarning):
 
 
 def check_geometry(prefix: Prefix, sites: Sequence[Site], backbone: str) -> None:
-    """See whether each of the prefix's sites is one of the backbone's, with its geometry.
+    """Check whether each of the prefix's sites is one of the backbone's, with its geometry.
 
     The backbone may have more sites than the prefix.
 
@@ -46,7 +46,7 @@ def check_weights(
     whole: bool,
     warn: bool = True,
 ) -> None:
-    """See whether the prefix was made on these weights.
+    """Check whether the prefix was made on these weights.
 
     Raises:
         MismatchError: It was not, and is strict about it or not on all of the backbone's sites.

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
-from foreword.backbone import embedded
 from foreword.backbone.backbone import Backbone
-from foreword.backbone.dtype import DTYPES, fast_dtype
-from foreword.backbone.int8_linear import save_memory
 from foreword.backbone.kinds import kind_of
-from foreword.backbone.quantise import INSTALL, rounding
 from foreword.errors import BackboneError, first_line
+from foreword.weights import embedded
+from foreword.weights.dtype import DTYPES, fast_dtype
+from foreword.weights.int8_linear import save_memory
+from foreword.weights.quantise import INSTALL, rounding
 
 
 class UnverifiedFamily(UserWarning):

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from foreword.backbone.attachment import Attachment, Known, kernels_of
+from foreword.attention.attachment import Attachment, Known
+from foreword.attention.frame import AttentionCall
+from foreword.attention.guards import kernels_of
 from foreword.backbone.kinds import DECODER, ENCODER, ENCODER_DECODER, Kind, kind_of
 from foreword.backbone.kinds.base import Inputs, with_positions
-from foreword.backbone.placement import input_device
 from foreword.errors import UnsupportedModel, first_line
-from foreword.frame import AttentionCall
 from foreword.prefix import Positions, Site
+from foreword.weights.placement import input_device
 
 TOKENS = 8
 PADDED = 3

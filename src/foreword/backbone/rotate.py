@@ -188,7 +188,7 @@ def refuse_stretched(model: nn.Module, family: str) -> None:
 def prove(
     moved: Sequence[Tensor], direct: Sequence[Tensor], what: str, family: str, allowed: float
 ) -> None:
-    """See that tensors that were moved are those of a run under the other policy.
+    """Check that tensors that were moved are those of a run under the other policy.
 
     Args:
         moved: Per site keys (or values), (H, P, D).

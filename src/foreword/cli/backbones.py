@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from foreword.backbone import embedded, verified_families
+from foreword.backbone import verified_families
 from foreword.cli.console import out, table
+from foreword.weights import embedded
 
 
 def backbones() -> None:

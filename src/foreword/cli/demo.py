@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cyclopts import Parameter
 
-from foreword.backbone import Backbone, describe_dtype, embedded
+from foreword.backbone import Backbone, describe_dtype
 from foreword.cli.console import note, out, table, working
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.cli.train import TrainArguments, train_in_store
@@ -20,6 +20,7 @@ from foreword.evaluate.e2e import slot_report
 from foreword.evaluate.picture import loss_curve
 from foreword.generate import GenerateOptions
 from foreword.train import TrainResult, TrainSettings
+from foreword.weights import embedded
 
 NAME = "e2e-demo"
 DESCRIPTION = (

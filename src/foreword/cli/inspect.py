@@ -63,7 +63,7 @@ class PictureArguments:
     """Refuse a backbone with other weights than the prefix was made on, instead of warning."""
 
     def check(self) -> None:
-        """See that nothing is asked of a picture that is not drawn.
+        """Check that nothing is asked of a picture that is not drawn.
 
         Raises:
             DataError: An option needs --attention.

@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from foreword.backbone import Backbone, embedded, load
+from foreword.backbone import Backbone, load
 from foreword.prefix import Prefix
 from foreword.store import PrefixStore
+from foreword.weights import embedded
 
 
 @Parameter(name="*")

@@ -76,7 +76,7 @@ def train(
 
 
 def refuse_taken(store: PrefixStore, arguments: TrainArguments) -> None:
-    """See that the name may be used, before anything long starts.
+    """Check that the name may be used, before anything long starts.
 
     A prefix that a stopped run left may be replaced by resuming that run.
     """

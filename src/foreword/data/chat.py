@@ -73,7 +73,7 @@ def asked(messages: Sequence[Mapping[str, str]]) -> Sequence[Mapping[str, str]]:
 
 
 def check_answered(messages: Any) -> None:
-    """See that a value is a conversation in which the assistant answers.
+    """Check that a value is a conversation in which the assistant answers.
 
     Raises:
         DataError: It is not.
@@ -86,7 +86,7 @@ def check_answered(messages: Any) -> None:
 
 
 def check_turns(messages: Any) -> None:
-    """See that a value is a conversation: a list of turns with role and content.
+    """Check that a value is a conversation: a list of turns with role and content.
 
     Raises:
         DataError: It is not.

@@ -61,7 +61,7 @@ class Task:
         return fill(self.prompt, row), fill(self.target, row)
 
     def check(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """See that every row has the columns that are named, and in a chat task an answer.
+        """Check that every row has the columns that are named, and in a chat task an answer.
 
         Raises:
             DataError: One has not; the message names row, column and what is there.

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from foreword.backbone.bind import bind_rows
-from foreword.frame import Bound
+from foreword.attention.bound import Bound, bind_rows
 from foreword.prefix import Prefix, Site
 
 IDENTITY = "bank"

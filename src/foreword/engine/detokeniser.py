@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 REPLACEMENT = "\ufffd"
-"""What a tokenizer decodes the begin of a character to."""
+"""What a tokenizer decodes the beginning of a character to."""
 
 CONTEXT = 6
 """Tokens before the new ones that are decoded with them: some tokenizers drop a leading space."""
@@ -65,7 +65,7 @@ class Detokeniser:
         return text[: len(text) - kept]
 
     def _beginning(self, text: str) -> int:
-        """Length of the longest end of the text that is the begin of a stop text."""
+        """Length of the longest end of the text that is the beginning of a stop text."""
         for size in range(max(map(len, self.stop), default=1) - 1, 0, -1):
             if any(stop.startswith(text[-size:]) for stop in self.stop if size < len(stop)):
                 return min(size, len(text))

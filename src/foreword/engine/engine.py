@@ -19,9 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foreword.attention.attachment import Attachment
 from foreword.backbone import Backbone
-from foreword.backbone.attachment import Attachment
-from foreword.backbone.packing import packed
 from foreword.engine.detokeniser import Detokeniser
 from foreword.engine.request import (
     Completion,
@@ -37,6 +36,7 @@ from foreword.engine.threads import give_up_pool
 from foreword.errors import DataError, ServeError, first_line
 from foreword.generate import refuse_head
 from foreword.prefix import Prefix
+from foreword.weights.packing import packed
 
 Sink = Callable[[Event], None]
 """Called with each event of a request, in the engine's thread; it must not block."""
@@ -136,7 +136,7 @@ class Engine:
             self._inbox.put(lambda: self.scheduler.waiting.append(job))
 
     def check(self, request: Request) -> None:
-        """See whether `submit` would take a request now.
+        """Check whether `submit` would take a request now.
 
         Raises:
             EngineClosed: The engine takes no more requests.

@@ -151,7 +151,7 @@ class Event:
         request: The request's name.
         tokens: New token ids.
         text: New text. Tokens and text need not come together: a character may take several tokens,
-            and what might be the begin of a stop text is held back.
+            and what might be the beginning of a stop text is held back.
         logprobs: For the new tokens, where they were asked for.
         finish: Why the request has ended, or None.
         prompt_logprobs: For the prompt's tokens, with the first event, where they were asked for.

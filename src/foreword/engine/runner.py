@@ -16,16 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foreword.attention.attachment import Attachment
+from foreword.attention.bound import Bound
+from foreword.attention.frame import Frame
+from foreword.attention.masks import as_additive
+from foreword.attention.segments import Segment
+from foreword.attention.signature import parameters_of
 from foreword.backbone import Backbone
-from foreword.backbone.attachment import Attachment
 from foreword.backbone.output_layer import head_sees
-from foreword.backbone.signature import parameters_of
 from foreword.engine.bank import IDENTITY, Bank
 from foreword.engine.cache import Flat, Padded, Rows, SlotCache
 from foreword.errors import UnsupportedModel, first_line
-from foreword.frame import Bound, Frame, as_additive
 from foreword.prefix import Prefix
-from foreword.segments import Segment
 
 KINDS = ("full_attention", "sliding_attention")
 """Kinds of layers whose masks are known."""
@@ -139,7 +141,7 @@ class Runner:
                 self.copied = copied if self._copies(example) else 0
 
     def _prove(self) -> None:
-        """See that rows of different length give the logits that each gives alone.
+        """Check that rows of different length give the logits that each gives alone.
 
         Raises:
             UnsupportedModel: They do not, or the model cannot be run that way.

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 
+from foreword.attention.cache_owner import own_caches
+from foreword.attention.frame import AttentionCall
 from foreword.backbone import Backbone
-from foreword.backbone.cache_owner import own_caches
 from foreword.backbone.kinds import KINDS
 from foreword.backbone.probe import EXACT, evaluating
 from foreword.errors import UnsupportedModel
-from foreword.frame import AttentionCall
 from foreword.prefix import Prefix, Site
 
 TOKENS = 2
@@ -28,7 +28,7 @@ def sites_of(backbone: Backbone) -> tuple[Site, ...]:
 
 
 def check_reached(backbone: Backbone, prefix: Prefix) -> None:
-    """See that a prefix in a cache, where PEFT puts it, means what it means here.
+    """Check that a prefix in a cache, where PEFT puts it, means what it means here.
 
     Raises:
         UnsupportedModel: It does not.
@@ -66,7 +66,7 @@ def _check_handed(backbone: Backbone, prefix: Prefix) -> None:
 
 
 def _check_cached(backbone: Backbone) -> None:
-    """See that the model's cache holds, layer by layer, the very keys and values of its sites.
+    """Check that the model's cache holds, layer by layer, the very keys and values of its sites.
 
     It does not where latents are cached (multi-head latent attention), where layers share keys and
     values, or where some layers are not attention.

@@ -109,7 +109,7 @@ def _read(path: Path, limit: int) -> bytes:
 
 
 def _check_fits(config: PeftConfig, backbone: Backbone, folder: str) -> None:
-    """See whether each layer of the backbone is one that the config describes."""
+    """Check whether each layer of the backbone is one that the config describes."""
     name = backbone.name or backbone.family
     sites = sites_of(backbone)
     if config.layers != len(sites):

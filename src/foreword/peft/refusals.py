@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from foreword.attention.position_table import table_of
 from foreword.backbone import Backbone
-from foreword.backbone.position_table import table_of
 from foreword.errors import PrefixError
 from foreword.peft.cached import sites_of
 from foreword.prefix import Prefix, PrefixMeta
 
 
 def check_expressible(prefix: Prefix, backbone: Backbone) -> None:
-    """See whether a PEFT checkpoint can mean what the prefix means on the backbone.
+    """Check whether a PEFT checkpoint can mean what the prefix means on the backbone.
 
     Raises:
         PrefixError: It cannot.

@@ -46,7 +46,7 @@ class Catalogue:
         return filter(self._fits, names)
 
     def check(self, name: str) -> None:
-        """See whether the prefix called `name` fits.
+        """Check whether the prefix called `name` fits.
 
         Raises:
             StoreError: There is none.

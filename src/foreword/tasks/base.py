@@ -110,7 +110,7 @@ class Labelling(ABC):
     """What `measured` gives, as tables show it: label, name, format."""
 
     def columns(self, templates: Task, rows: Sequence[Row]) -> None:
-        """See that every row has what the task needs.
+        """Check that every row has what the task needs.
 
         Raises:
             DataError: One has not.

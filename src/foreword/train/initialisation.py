@@ -1,4 +1,4 @@
-"""Where a prefix starts. The largest lever of all (DESIGN: text beats noise by far).
+"""Where a prefix starts. The largest lever of all: the keys and values of a text beat noise by far.
 
 Shapes: H key/value heads, P prefix length, D key dimension, E value dimension.
 """

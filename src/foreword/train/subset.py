@@ -14,7 +14,7 @@ _PART = re.compile(
 
 
 def check_layers(layers: str) -> None:
-    """See whether a choice of layers can be read.
+    """Check whether a choice of layers can be read.
 
     Raises:
         TrainingError: It cannot.

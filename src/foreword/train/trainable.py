@@ -15,18 +15,18 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
+from foreword.attention.attachment import Attachment
+from foreword.attention.bound import Bound, bind
 from foreword.backbone import Backbone
-from foreword.backbone.attachment import Attachment
-from foreword.backbone.backbone import attaching, check_fit, measure
-from foreword.backbone.bind import bind
-from foreword.backbone.own import TRAINED
-from foreword.backbone.placement import input_device
+from foreword.backbone.attach import check_fit
+from foreword.backbone.measured import attaching, measure
 from foreword.backbone.probe import evaluating
 from foreword.errors import TrainingError
-from foreword.frame import Bound
 from foreword.prefix import Prefix, Site, rms
 from foreword.train.parameterization import DirectParameterization, Parameterization
 from foreword.train.trainer import detached
+from foreword.weights.own import TRAINED
+from foreword.weights.placement import input_device
 
 _names = itertools.count()
 

@@ -19,9 +19,9 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from foreword import format as prefix_file
+from foreword.attention.attachment import Attachment
+from foreword.attention.bound import bind
 from foreword.backbone import Backbone
-from foreword.backbone.attachment import Attachment
-from foreword.backbone.bind import bind
 from foreword.data import Collator, Encoded
 from foreword.data.grouping import GroupedByLength
 from foreword.errors import StoreError, TrainingError, first_line

@@ -11,9 +11,9 @@ from typing import Any, Literal
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from foreword.backbone.signature import parameters_of
+from foreword.attention.frame import AttentionCall
+from foreword.attention.signature import parameters_of
 from foreword.errors import UnsupportedModel
-from foreword.frame import AttentionCall
 from foreword.head import Pooling
 
 KindName = Literal["decoder", "encoder", "encoder-decoder"]

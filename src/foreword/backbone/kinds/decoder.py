@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from foreword.attention.frame import AttentionCall
 from foreword.backbone.kinds.base import IGNORED, Inputs, Kind, with_positions
-from foreword.frame import AttentionCall
 
 
 class Decoder(Kind):

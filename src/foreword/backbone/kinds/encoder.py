@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
+from foreword.attention.frame import AttentionCall
 from foreword.backbone.kinds.base import Inputs, Kind
-from foreword.frame import AttentionCall
 
 
 class Encoder(Kind):

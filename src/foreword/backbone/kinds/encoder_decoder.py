@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
+from foreword.attention.frame import AttentionCall
 from foreword.backbone.kinds.base import Inputs, Kind
 from foreword.errors import UnsupportedModel
-from foreword.frame import AttentionCall
 
 
 class EncoderDecoder(Kind):

@@ -1,0 +1,379 @@
+"""Attachment: the hooks that lead a transformers model's forward passes through its prefix.
+
+Everything that attaching changes is undone by `Attachment.remove`: the attention implementation in
+each config, the hooks, the instance's `generate` and the gradient checkpointing functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from foreword.attention import guards
+from foreword.attention.adapters import adapt
+from foreword.attention.bias import biases_of
+from foreword.attention.bound import Bound
+from foreword.attention.cache_owner import held_tokens, own_caches
+from foreword.attention.call import IMPLEMENTATIONS
+from foreword.attention.checkpointing import CheckpointInFrame, refuse_reentrant
+from foreword.attention.frame import AttentionCall, Bias, Frame
+from foreword.attention.masks import MaskWindows, noting_windows
+from foreword.attention.position_table import PositionTable, table_of
+from foreword.attention.positions import moved, text_positions, texts_of
+from foreword.attention.running import Place, Running, set_place
+from foreword.attention.segments import Segment
+from foreword.attention.signature import parameters_of
+from foreword.errors import UnsupportedModel
+from foreword.prefix import Site
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_HELD = "_foreword_attachment"
+"""Attribute of a model: its attachment."""
+
+
+def _untraced(function: F) -> F:
+    """A function that torch.compile leaves alone."""
+    return cast("F", torch.compiler.disable(function))  # type: ignore[no-untyped-call]
+
+
+class Source(Protocol):
+    """What makes the prefix anew for each outermost forward pass: a prefix that is being trained."""
+
+    def __call__(self) -> Bound:
+        """What the pass that begins now attends to."""
+
+    def release(self) -> None:
+        """Undo what the source changed in the model; it is not asked again."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What an attachment knows of its model; before the probe has run, next to nothing.
+
+    Attributes:
+        places_text: Whether the model is told where its text stands: else padding on the left moves
+            text, prefix or not, by a rule of the model's own.
+        absolute_limit: Number of positions that its table of absolute positions has, if it has one.
+        biases: Learned biases by distance, by the name of the attention module that has any.
+        encoder_sites: Names of the attention modules of an encoder.
+    """
+
+    places_text: bool = False
+    absolute_limit: int | None = None
+    biases: Mapping[str, Bias | None] = field(default_factory=dict)
+    encoder_sites: frozenset[str] = frozenset()
+
+
+class Attachment:
+    """Hooks on one model, and the prefix that its next forward pass is bound to.
+
+    Args:
+        model: A transformers model. Its class stays as it is.
+
+    Raises:
+        UnsupportedModel: The model's attention implementation is neither sdpa nor eager, or its
+            config is shared with a model that is attached already.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self._bound: Bound | None = None
+        self._source: Source | None = None
+        self._segments: Sequence[Segment] = ()
+        self.known = Known()
+        self.observer: Any = None
+        self._mask_windows: MaskWindows = {}
+        self._names = {module: name for name, module in model.named_modules()}
+        self._configs = guards.configs_of(model)
+        self._base = guards.kernels_of(model)
+        self._running = Running()
+        self._generating = False
+        self._own_generate = model.__dict__.get("generate")
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._install()
+
+    # -- putting in and taking out ---------------------------------------------------------------
+
+    def _install(self) -> None:
+        self._adapters = adapt(self._names)
+        for index, config in enumerate(self._configs):
+            config._attn_implementation_internal = IMPLEMENTATIONS[self._base[index]]
+        for module, name in self._names.items():
+            set_place(module, Place(name, self._running))
+            if isinstance(module, PreTrainedModel):
+                before = module.register_forward_pre_hook(
+                    self._before, with_kwargs=True, prepend=True
+                )
+                after = module.register_forward_hook(
+                    self._after, with_kwargs=True, always_call=True
+                )
+                self._handles += [before, after]
+        table = table_of(self.model)
+        self._table = None if table is None else PositionTable(table, self._running)
+        if self._table is not None:
+            self._handles.append(self._table.hook())
+        if callable(getattr(type(self.model), "generate", None)):
+            self.model.__dict__["generate"] = self.generate
+        self.model.__dict__[_HELD] = self
+
+    def remove(self) -> None:
+        """Leave the model as it was found."""
+        self.release()
+        for index, config in enumerate(self._configs):
+            if config._attn_implementation_internal in IMPLEMENTATIONS.values():
+                config._attn_implementation_internal = self._base[index]
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        for adapter in self._adapters:
+            adapter.remove()
+        self._running.frame = None
+        self.model.__dict__.pop("generate", None)
+        if self._own_generate is not None:
+            self.model.__dict__["generate"] = self._own_generate
+        self.model.__dict__.pop(_HELD, None)
+        for module in self._names:
+            set_place(module, None)
+        for module in self.model.modules():
+            function = module.__dict__.get("_gradient_checkpointing_func")
+            if isinstance(function, CheckpointInFrame):
+                module.__dict__["_gradient_checkpointing_func"] = function.inner
+
+    @property
+    def bound(self) -> Bound | None:
+        """What the next forward pass attends to; None: no prefix."""
+        return self._bound if self._source is None else self._source()
+
+    @bound.setter
+    def bound(self, bound: Bound | None) -> None:
+        self.check_windows(bound)
+        self._bind(bound, None)
+
+    def follow(self, source: Source) -> None:
+        """Bind each forward pass from here on to what `source` makes for it."""
+        self._bind(None, source)
+
+    def release(self) -> None:
+        """Let go of the source, if there is one."""
+        source = self._source
+        self._bind(None, None)
+        if source is not None:
+            source.release()
+
+    @contextmanager
+    def using(self, bound: Bound | None, segments: Sequence[Segment] = ()) -> Iterator[None]:
+        """Bind the forward passes of a block to `bound` (None: to no prefix).
+
+        With `segments` a pass is one over flattened tokens: each segment has prefixes of its own, and
+        the caller has moved their positions.
+        """
+        before = self._bound, self._source
+        self.bound = bound
+        self._segments = segments
+        try:
+            yield
+        finally:
+            self._segments = ()
+            self._bind(*before)
+
+    def _bind(self, bound: Bound | None, source: Source | None) -> None:
+        self._bound, self._source = bound, source
+        self._running.frame = None  # one that Ctrl-C cut off: torch runs no hook on its way out
+
+    @contextmanager
+    def observing(self, observer: Any) -> Iterator[None]:
+        """Show every attention call of a block to `observer`, as an `AttentionCall`."""
+        self.observer = observer
+        try:
+            with noting_windows() as self._mask_windows:
+                yield
+        finally:
+            self.observer = None
+            self._mask_windows = {}
+
+    def recorded(self, *args: Any, **kwargs: Any) -> list[AttentionCall]:
+        """The attention calls of one forward pass without a prefix and without gradients."""
+        calls: list[AttentionCall] = []
+        with torch.no_grad(), self.using(None), self.observing(calls.append):
+            self.model(*args, **kwargs)
+        return calls
+
+    # -- around each forward pass ----------------------------------------------------------------
+
+    def _before(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        running = self._running.frame
+        if running is not None and self._is_inside(module, running.name):
+            return None
+        return self._begin(module, args, kwargs)
+
+    @_untraced  # so that torch.compile makes one graph of what lies between begin and end
+    def _begin(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self._running.frame = None
+        self._check_implementation()
+        names = parameters_of(type(module))
+        frame, position_ids = self._frame(
+            module, {**dict(zip(names, args, strict=False)), **kwargs}
+        )
+        self._keep_checkpoints_in_frame(frame.bound)
+        self._running.frame = frame
+        if position_ids is None:
+            return None
+        index = names.index("position_ids")
+        if len(args) > index:
+            return (*args[:index], position_ids, *args[index + 1 :]), kwargs
+        return args, {**kwargs, "position_ids": position_ids}
+
+    def _after(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        running = self._running.frame
+        if running is not None and running.name == self._names[module]:
+            self._end(module, running, output)
+
+    @_untraced
+    def _end(self, module: nn.Module, frame: Frame, output: Any) -> None:
+        self._running.frame = None
+        if output is None:  # the forward raised; its own error goes on
+            return
+        guards.check_every_site(self.model, self._names[module], frame)
+        own_caches(output, frame.bound)
+
+    def _is_inside(self, module: nn.Module, around: str) -> bool:
+        """Whether a module is a proper part of the one of that name."""
+        name = self._names[module]
+        return name != around and (not around or name.startswith(around + "."))
+
+    def _frame(self, module: nn.Module, call: Mapping[str, Any]) -> tuple[Frame, Tensor | None]:
+        """The frame of a call, and the position_ids to hand to the model (None: as they are)."""
+        source, decoded = texts_of(call, parameters_of(type(module)))
+        if source is None:
+            raise UnsupportedModel(
+                f"{type(module).__name__} was called without input_ids or inputs_embeds; "
+                "only language models carry a prefix for now"
+            )
+        bound = self.bound
+        if self._segments:
+            return Frame(self._names[module], bound, 1, None, segments=self._segments), None
+        self.check_windows(bound)
+        batch, queries = source.shape[:2]
+        self._check_rows(batch, bound)
+        guards.check_output_attentions(self.model, call, self._base)
+        held = past = held_tokens(call.get("past_key_values"), bound)
+        decoder_positions = None
+        if decoded is not None:  # the cache is the decoder's, behind an encoder that has none
+            past = 0
+            mask, size = call.get("decoder_attention_mask"), decoded.shape[1]
+            decoder_positions = text_positions(mask, batch, size, held, decoded.device)
+        positions = call.get("position_ids")
+        if positions is None:
+            mask = call.get("attention_mask")
+            positions = text_positions(mask, batch, queries, past, source.device)
+        frame = Frame(
+            self._names[module],
+            bound,
+            batch,
+            positions,
+            decoder_positions,
+            absent=self.known.encoder_sites
+            if call.get("encoder_outputs") is not None
+            else frozenset(),
+            biases=self.known.biases,
+            observer=self.observer,
+            mask_windows=self._mask_windows,
+        )
+        offsets = bound.offsets if bound is not None else (0,)
+        if not self.known.places_text and not any(offsets):
+            return frame, None
+        if self._table is not None and any(offsets) and not self.known.places_text:
+            read = self._table.text(parameters_of(type(module)), source, decoded)
+            if read is not None:
+                self._table.place(frame, offsets, held + read.shape[1])
+            return frame, None
+        placed = self.known.places_text or call.get("position_ids") is not None
+        if placed and "position_ids" in parameters_of(type(module)):
+            moved_ids = moved(
+                positions.expand(batch, -1) if len(offsets) > 1 else positions, offsets
+            )
+            guards.check_context(
+                self.model, past + queries + max(offsets), self.known.absolute_limit
+            )
+            return frame, moved_ids
+        relative = bool(self.known.biases) or any(adapter.relative for adapter in self._adapters)
+        if any(offsets) and not relative:
+            raise UnsupportedModel(
+                f"{type(module).__name__} takes no position_ids, or counts them by a rule of its own "
+                f"and was given none, so text cannot start at the offset {max(offsets)} that this "
+                "prefix was made for; use position policy 'free'"
+            )
+        return frame, None
+
+    def check_windows(self, bound: Bound | None) -> None:
+        """Check that the model's attention can drop a prefix as its windows drop text.
+
+        Raises:
+            UnsupportedModel: It is cut into chunks.
+        """
+        guards.check_windows(self.model, self._configs, bound)
+
+    def _check_implementation(self) -> None:
+        guards.check_implementation(self.model, self._configs, self._base)
+
+    def _check_rows(self, batch: int, bound: Bound | None) -> None:
+        guards.check_rows(batch, bound, expanded=self._generating)
+
+    def know(self, sites: Sequence[Site], absolute_limit: int | None, *, places_text: bool) -> None:
+        """Take in what the probe measured of the model."""
+        self.known = Known(
+            places_text,
+            absolute_limit,
+            biases_of(self._names, {site.name: site.stack for site in sites}),
+            frozenset(site.name for site in sites if site.stack == "encoder"),
+        )
+
+    def _keep_checkpoints_in_frame(self, bound: Bound | None) -> None:
+        if not torch.is_grad_enabled():
+            return
+        for module in self._names:
+            function = module.__dict__.get("_gradient_checkpointing_func")
+            if getattr(module, "gradient_checkpointing", False) and module.training:
+                refuse_reentrant(function, bound)
+            if function is not None and not isinstance(function, CheckpointInFrame):
+                module.__dict__["_gradient_checkpointing_func"] = CheckpointInFrame(
+                    self._check_implementation, self._running, function
+                )
+
+    # -- generate --------------------------------------------------------------------------------
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own `generate`, in which row i of the expanded batch is served i // k."""
+        source = args[0] if args else None
+        for name in ("inputs", "input_ids", "inputs_embeds"):
+            source = kwargs.get(name) if source is None else source
+        if source is not None:
+            self._check_rows(source.shape[0], self._bound)
+        own = self._own_generate
+        self._generating = True
+        try:
+            if own is not None:
+                return own(*args, **kwargs)
+            return type(self.model).generate(self.model, *args, **kwargs)
+        finally:
+            self._generating = False
+            self._running.frame = None  # Ctrl-C leaves it: torch runs no hook on its way out
+
+
+def attachment_of(model: nn.Module) -> Attachment | None:
+    """The model's attachment, if it has one."""
+    found = model.__dict__.get(_HELD)
+    return found if isinstance(found, Attachment) else None

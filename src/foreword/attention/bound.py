@@ -1,0 +1,217 @@
+"""What a forward pass attends to: `Bound`, made of one prefix or of one per row.
+
+Shapes: R rows, H key/value heads, P length of the longest row, D key or value dimension.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from foreword.errors import MismatchError, RowsError
+from foreword.prefix import Prefix, Site, Softmax
+
+_live = itertools.count()
+
+
+@dataclass(frozen=True)
+class SiteTensors:
+    """One site's prefix, ready for the call.
+
+    Attributes:
+        key_RHPD: Keys, in any floating dtype; cast to the call's.
+        value_RHPE: Values.
+        length_R: True prefix length per row, 0 for a row without a prefix here; shorter rows are
+            padded on the right with columns that nobody sees.
+        window: The site's window in tokens, for prefixes that it may drop.
+    """
+
+    key_RHPD: Tensor
+    value_RHPE: Tensor
+    length_R: tuple[int, ...]
+    window: int | None = None
+    _cast: dict[object, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def like(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys (R, H, P, D) and values (R, H, P, E) on the call's device, in its dtype, contiguous.
+
+        What had to be cast is kept for the next call, unless it is in training.
+        """
+        return self._like("key", self.key_RHPD, key), self._like("value", self.value_RHPE, value)
+
+    def _like(self, name: str, prefix: Tensor, call: Tensor) -> Tensor:
+        if prefix.dtype == call.dtype and prefix.device == call.device:
+            return prefix.contiguous()
+        if prefix.requires_grad or torch.compiler.is_compiling():
+            return prefix.to(call).contiguous()
+        # A tensor made in inference mode must not meet a pass with gradients later.
+        tag = (name, call.dtype, call.device, torch.is_inference_mode_enabled())
+        if tag not in self._cast:
+            self._cast[tag] = prefix.to(call).contiguous()
+        return self._cast[tag]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What one forward pass attends to: one prefix for all rows, or one (or none) per row.
+
+    Attributes:
+        sites: Tensors by module name, of prefixes that share the text's softmax.
+        rows: Number of rows R, or None where one prefix serves every row.
+        offset_R: Positions that text is moved up by, one per row (or one for all).
+        windowed_R: Whether the row's prefix is dropped by windows as text would be.
+        identity: Digest of the prefixes, or a name for one still in training. Caches carry it.
+        own: Tensors by module name, of prefixes with a softmax of their own.
+        kept_P: Which virtual tokens this pass sees (prefix dropout); None: all of them.
+        row_of_B: Which of the R rows of prefixes serves each row of the batch; None: as many rows of
+            the batch as of prefixes, or a multiple, in order.
+    """
+
+    sites: Mapping[str, SiteTensors]
+    rows: int | None
+    offset_R: tuple[int, ...]
+    windowed_R: tuple[bool, ...]
+    identity: str
+    own: Mapping[str, SiteTensors] = field(default_factory=dict)
+    kept_P: tuple[bool, ...] | None = None
+    row_of_B: tuple[int, ...] | None = None
+
+    @property
+    def batch(self) -> int | None:
+        """Rows that the batch must have, or None for any number."""
+        return self.rows if self.row_of_B is None else len(self.row_of_B)
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Positions that text is moved up by, as `offset_R`, but one per row of the batch if chosen."""
+        if self.row_of_B is None:
+            return self.offset_R
+        return tuple(self.offset_R[row] for row in self.row_of_B)
+
+    @property
+    def names(self) -> set[str]:
+        """Modules that the prefixes join."""
+        return {*self.sites, *self.own}
+
+
+def bind(
+    prefix: Prefix,
+    sites: Sequence[Site],
+    *,
+    live: bool = False,
+    identity: str | None = None,
+    kept: Sequence[bool] | None = None,
+) -> Bound:
+    """One prefix for every row of the batch.
+
+    Args:
+        prefix: The prefix; each of its sites is one of the backbone's, by label.
+        sites: The backbone's sites.
+        live: Whether the prefix is in training: its tensors carry gradients, and its identity is
+            made up, because hashing it at every step would cost more than the step.
+        identity: Name of the prefix's present value where the caller keeps count; else see `live`.
+        kept: Which of the P virtual tokens are seen; all by default.
+
+    Raises:
+        MismatchError: The backbone has no site of one of the prefix's labels.
+    """
+    if identity is None:
+        identity = f"live-{next(_live)}" if live else prefix.digest
+    tensors = {
+        site.name: SiteTensors(key[None], value[None], (prefix.length,), site.window)
+        for site, key, value in zip(_placed(prefix, sites), prefix.keys, prefix.values, strict=True)
+    }
+    joint = prefix.meta.softmax == "joint"
+    return Bound(
+        sites=tensors if joint else {},
+        rows=None,
+        offset_R=(_offset(prefix),),
+        windowed_R=(_windowed(prefix),),
+        identity=identity,
+        own={} if joint else tensors,
+        kept_P=None if kept is None else tuple(kept),
+    )
+
+
+def bind_rows(prefixes: Sequence[Prefix | None], sites: Sequence[Site]) -> Bound:
+    """A prefix of its own, or none, for each row; they may be on different sites.
+
+    Raises:
+        RowsError: No row has a prefix.
+        MismatchError: The backbone has no site of one of the prefixes' labels.
+    """
+    if all(prefix is None for prefix in prefixes):
+        raise RowsError("expected a prefix for at least one row; every row has None")
+    digests = ",".join("" if p is None else p.digest for p in prefixes)
+    return Bound(
+        sites=_rows_at(prefixes, sites, "joint"),
+        rows=len(prefixes),
+        offset_R=tuple(0 if p is None else _offset(p) for p in prefixes),
+        windowed_R=tuple(p is not None and _windowed(p) for p in prefixes),
+        identity=hashlib.sha256(digests.encode()).hexdigest(),
+        own=_rows_at(prefixes, sites, "own"),
+    )
+
+
+def bound_to(prefix: Prefix | Sequence[Prefix | None], sites: Sequence[Site]) -> Bound:
+    """One prefix for all rows, or one (or None) per row."""
+    return bind(prefix, sites) if isinstance(prefix, Prefix) else bind_rows(prefix, sites)
+
+
+def _rows_at(
+    prefixes: Sequence[Prefix | None], sites: Sequence[Site], softmax: Softmax
+) -> dict[str, SiteTensors]:
+    """The rows' tensors by module name, of the prefixes with this softmax, where there are any."""
+    rows: dict[str, list[tuple[Tensor, Tensor] | None]] = {}
+    for row, prefix in enumerate(prefixes):
+        if prefix is None or prefix.meta.softmax != softmax:
+            continue
+        pairs = zip(prefix.keys, prefix.values, strict=True)
+        for site, pair in zip(_placed(prefix, sites), pairs, strict=True):
+            rows.setdefault(site.name, [None] * len(prefixes))[row] = pair
+    windows = {site.name: site.window for site in sites}
+    return {name: _site_rows(pairs, windows[name]) for name, pairs in rows.items()}
+
+
+def _site_rows(pairs: Sequence[tuple[Tensor, Tensor] | None], window: int | None) -> SiteTensors:
+    keys = [None if pair is None else pair[0] for pair in pairs]
+    values = [None if pair is None else pair[1] for pair in pairs]
+    lengths = tuple(0 if key is None else int(key.shape[1]) for key in keys)
+    return SiteTensors(_stack(keys), _stack(values), lengths, window)
+
+
+def _placed(prefix: Prefix, sites: Sequence[Site]) -> list[Site]:
+    """The backbone's site for each of the prefix's, found by label."""
+    by_label = {site.label: site for site in sites}
+    unknown = [site.label for site in prefix.sites if site.label not in by_label]
+    if unknown:
+        raise MismatchError(
+            f"the prefix has a site {unknown[0]}, which the backbone with its {len(sites)} sites has "
+            f"not; it was made on {prefix.meta.backbone!r} ({prefix.meta.family})"
+        )
+    return [by_label[site.label] for site in prefix.sites]
+
+
+def _offset(prefix: Prefix) -> int:
+    return prefix.length if prefix.meta.positions == "offset" else 0
+
+
+def _windowed(prefix: Prefix) -> bool:
+    return prefix.meta.windows == "windowed"
+
+
+def _stack(rows: Sequence[Tensor | None]) -> Tensor:
+    """Rows (H, P_r, D) of different length as one (R, H, P, D), zeros where a row is shorter."""
+    present = [row for row in rows if row is not None]
+    heads, _, dim = present[0].shape
+    width = max(row.shape[1] for row in present)
+    out = present[0].new_zeros(len(rows), heads, width, dim, dtype=torch.float32)
+    for index, row in enumerate(rows):
+        if row is not None:
+            out[index, :, : row.shape[1]] = row
+    return out

@@ -1,0 +1,48 @@
+"""Gradient checkpointing of an attached model: recomputation sees the prefix that the pass saw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from foreword.attention.bound import Bound
+from foreword.attention.running import Running
+from foreword.errors import UnsupportedModel
+
+
+class CheckpointInFrame:
+    """A gradient checkpointing function whose recomputation sees its forward's frame."""
+
+    def __init__(self, check: Callable[[], None], running: Running, inner: Any) -> None:
+        self.check = check
+        self.running = running
+        self.inner = inner
+
+    def __call__(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        """Checkpoint a function, as the inner one does."""
+        frame = self.running.frame
+
+        def in_frame(*args: Any, **kwargs: Any) -> Any:
+            self.check()
+            with self.running.inside(frame):
+                return function(*args, **kwargs)
+
+        return self.inner(in_frame, *args, **kwargs)
+
+
+def refuse_reentrant(function: Any, bound: Bound | None) -> None:
+    """Reentrant checkpointing gives no gradient to what a layer does not take as an argument.
+
+    Where the layer's input needs a gradient, it would run backward through what the layers'
+    prefixes share once for each layer, which fails.
+    """
+    inner = function.inner if isinstance(function, CheckpointInFrame) else function
+    if getattr(inner, "keywords", {}).get("use_reentrant") is False or bound is None:
+        return
+    sites = (*bound.sites.values(), *bound.own.values())
+    if any(site.key_RHPD.requires_grad or site.value_RHPE.requires_grad for site in sites):
+        raise UnsupportedModel(
+            "a prefix cannot be trained under reentrant gradient checkpointing, which would give it "
+            "no gradient; use gradient_checkpointing_kwargs={'use_reentrant': False} (from "
+            "transformers 5.23 on activation_checkpointing_kwargs)"
+        )

@@ -1,0 +1,179 @@
+"""What is refused before a forward pass of an attached model, and proved after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from foreword.attention.bound import Bound
+from foreword.attention.call import IMPLEMENTATIONS
+from foreword.attention.frame import Frame
+from foreword.errors import BypassError, RowsError, UnsupportedModel
+
+
+def configs_of(model: PreTrainedModel) -> list[PreTrainedConfig]:
+    """Every config object that a module of the model holds, each once."""
+    found: dict[int, PreTrainedConfig] = {}
+    for module in model.modules():
+        config = module.__dict__.get("config")
+        if isinstance(config, PreTrainedConfig):
+            found.setdefault(id(config), config)
+    return list(found.values())
+
+
+def kernels_of(model: PreTrainedModel) -> list[str]:
+    """The kernel that each of the model's configs names, ``sdpa`` or ``eager``.
+
+    Raises:
+        UnsupportedModel: One names another, or is shared with a model that is attached already.
+    """
+    return [_kernel(model, config) for config in configs_of(model)]
+
+
+def _kernel(model: PreTrainedModel, config: PreTrainedConfig) -> str:
+    """The implementation that the config names, which a prefix must be able to join."""
+    found = config._attn_implementation
+    if found in IMPLEMENTATIONS.values():
+        raise UnsupportedModel(
+            f"the config of this {type(model).__name__} is shared with a model that has a prefix "
+            "attached; build each model from its own copy (copy.deepcopy)"
+        )
+    if found is None:
+        return "eager"
+    if found not in IMPLEMENTATIONS:
+        raise UnsupportedModel(
+            f"attention implementation {found!r} cannot carry a prefix; expected one of "
+            f"{sorted(IMPLEMENTATIONS)}. Load the model with attn_implementation='sdpa'"
+        )
+    return str(found)
+
+
+def check_implementation(
+    model: nn.Module, configs: Sequence[PreTrainedConfig], kernels: Sequence[str]
+) -> None:
+    """Check that every config still names the implementation that attaching gave it.
+
+    Args:
+        model: The attached model.
+        configs: Its configs.
+        kernels: The kernel that each named before.
+
+    Raises:
+        BypassError: One names another by now.
+    """
+    for config, kernel in zip(configs, kernels, strict=True):
+        expected = IMPLEMENTATIONS[kernel]
+        found = config._attn_implementation_internal
+        if found != expected:
+            raise BypassError(
+                f"the attention implementation of {type(model).__name__} was changed from "
+                f"{expected!r} to {found!r} while a prefix is attached, which would drop the "
+                "prefix; call foreword.detach first (generate_batch makes such a change)"
+            )
+
+
+def check_windows(
+    model: nn.Module, configs: Sequence[PreTrainedConfig], bound: Bound | None
+) -> None:
+    """Check that the model's attention can drop a prefix as its windows drop text.
+
+    Raises:
+        UnsupportedModel: It is cut into chunks.
+    """
+    if bound is None or not any(bound.windowed_R):
+        return
+    if any(_is_chunked(config) for config in configs):
+        raise UnsupportedModel(
+            f"{type(model).__name__} cuts its attention into chunks. With window policy "
+            "'windowed' a prefix would move the borders between them, as text does, and no longer "
+            "be one for every text; use window policy 'visible'"
+        )
+
+
+def _is_chunked(config: PreTrainedConfig) -> bool:
+    return "chunked_attention" in (getattr(config, "layer_types", None) or ())
+
+
+def check_rows(batch: int, bound: Bound | None, *, expanded: bool) -> None:
+    """Check that there is a prefix for each row of the batch.
+
+    Args:
+        batch: Rows of the batch.
+        bound: What the pass attends to.
+        expanded: Whether the batch may have several rows for each prefix, as inside `generate`.
+
+    Raises:
+        RowsError: The numbers differ.
+    """
+    rows = bound.batch if bound is not None else None
+    if rows is None or rows == batch or (expanded and batch % rows == 0):
+        return
+    raise RowsError(
+        f"expected a batch of {rows} rows, one for each attached prefix; found {batch}. "
+        "Attach one prefix for all rows, or as many as the batch has"
+    )
+
+
+def check_output_attentions(
+    model: PreTrainedModel, call: Mapping[str, Any], kernels: Sequence[str]
+) -> None:
+    """Check that a call that wants attention weights can have them.
+
+    Raises:
+        UnsupportedModel: No kernel of the model gives any.
+    """
+    wanted = call.get("output_attentions")
+    if wanted is None:
+        wanted = getattr(model.config, "output_attentions", False)
+    if wanted and "eager" not in kernels:
+        raise UnsupportedModel(
+            "output_attentions=True needs eager attention (the weights then include the prefix's "
+            "columns); load the model with attn_implementation='eager'"
+        )
+
+
+def check_context(model: nn.Module, end: int, limit: int | None) -> None:
+    """Check that a table of absolute positions is long enough.
+
+    Args:
+        model: The model.
+        end: Positions that prefix and text need.
+        limit: Positions that the table has, or None where there is no table.
+
+    Raises:
+        UnsupportedModel: It is too short.
+    """
+    if limit is not None and end > limit:
+        raise UnsupportedModel(
+            f"{type(model).__name__} has {limit} learned positions; prefix and text "
+            f"together need {end}. Shorten the text"
+        )
+
+
+def check_every_site(model: nn.Module, under: str, frame: Frame) -> None:
+    """Check that a pass that ended attended to the prefix at every site.
+
+    Args:
+        model: The attached model.
+        under: Name of the module that was called, empty for the model itself.
+        frame: The pass.
+
+    Raises:
+        BypassError: It left some out.
+    """
+    for segment in frame.segments:
+        check_every_site(model, under, segment.frame)
+    if frame.bound is None:
+        return
+    names = frame.bound.names - frame.absent
+    expected = {n for n in names if not under or n.startswith(under + ".")}
+    missed = sorted(expected - frame.called)
+    if missed:
+        raise BypassError(
+            f"the prefix was not attended to at {len(missed)} of {len(expected)} sites "
+            f"(first: {missed[0]}); something replaced the attention of "
+            f"{type(model).__name__} or skipped layers"
+        )
