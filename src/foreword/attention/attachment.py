@@ -6,10 +6,11 @@ each config, the hooks, the instance's `generate` and the gradient checkpointing
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, cast
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +24,11 @@ from foreword.attention.cache_owner import held_tokens, own_caches
 from foreword.attention.call import IMPLEMENTATIONS
 from foreword.attention.checkpointing import CheckpointInFrame, refuse_reentrant
 from foreword.attention.frame import AttentionCall, Bias, Frame
-from foreword.attention.masks import MaskWindows, noting_windows
+from foreword.attention.masks import noting_windows
 from foreword.attention.position_table import PositionTable, table_of
 from foreword.attention.positions import moved, text_positions, texts_of
 from foreword.attention.running import Place, Running, set_place
+from foreword.attention.scope import Scope, Source, scope_of, set_scope
 from foreword.attention.segments import Segment
 from foreword.attention.signature import parameters_of
 from foreword.errors import UnsupportedModel
@@ -41,16 +43,6 @@ _HELD = "_foreword_attachment"
 def _untraced(function: F) -> F:
     """A function that torch.compile leaves alone."""
     return cast("F", torch.compiler.disable(function))  # type: ignore[no-untyped-call]
-
-
-class Source(Protocol):
-    """What makes the prefix anew for each outermost forward pass: a prefix that is being trained."""
-
-    def __call__(self) -> Bound:
-        """What the pass that begins now attends to."""
-
-    def release(self) -> None:
-        """Undo what the source changed in the model; it is not asked again."""
 
 
 @dataclass(frozen=True)
@@ -84,20 +76,28 @@ class Attachment:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self._bound: Bound | None = None
-        self._source: Source | None = None
-        self._segments: Sequence[Segment] = ()
+        self._own = Scope()
+        self._is_held = False
+        self._borrowers = 0
+        self._is_left = False
         self.known = Known()
-        self.observer: Any = None
-        self._mask_windows: MaskWindows = {}
         self._names = {module: name for name, module in model.named_modules()}
         self._configs = guards.configs_of(model)
         self._base = guards.kernels_of(model)
         self._running = Running()
-        self._generating = False
         self._own_generate = model.__dict__.get("generate")
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._install()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Attachment:
+        """That of a copied model, which is bound as the model is where it was copied, and by itself."""
+        copied = memo[id(self)] = object.__new__(type(self))
+        inner = scope_of(self._running.key)
+        own: dict[str, Any] = {"_borrowers": 0, "_is_left": False}
+        if inner is not None:
+            own |= {"_own": Scope(inner.fixed, inner.source), "_is_held": True}
+        copied.__dict__.update(copy.deepcopy({**self.__dict__, **own}, memo))
+        return copied
 
     # -- putting in and taking out ---------------------------------------------------------------
 
@@ -125,6 +125,20 @@ class Attachment:
 
     def remove(self) -> None:
         """Leave the model as it was found."""
+        with self.exclusive():
+            self._remove()
+
+    def part(self) -> None:
+        """Leave the model as it was found, if nobody is at work on it.
+
+        Raises:
+            BusyError: Another thread is in a forward pass, or this or another one holds a block open.
+        """
+        with self.exclusive():
+            guards.check_idle(self.model, self._running, self._borrowers)
+            self._remove()
+
+    def _remove(self) -> None:
         self.release()
         for index, config in enumerate(self._configs):
             if config._attn_implementation_internal in IMPLEMENTATIONS.values():
@@ -146,26 +160,84 @@ class Attachment:
             if isinstance(function, CheckpointInFrame):
                 module.__dict__["_gradient_checkpointing_func"] = function.inner
 
+    # -- what passes are bound to ----------------------------------------------------------------
+
+    @property
+    def scope(self) -> Scope:
+        """What the passes of this thread or task are bound to: its innermost block's, or the model's.
+
+        Raises:
+            BusyError: There is neither, and other threads have blocks open: whether this one's
+                passes belong into one of theirs, nobody can know.
+        """
+        own = scope_of(self._running.key)
+        if own is not None or self._is_held:
+            return own or self._own
+        guards.check_alone(self.model, self._running, "a forward pass")
+        return self._own
+
     @property
     def bound(self) -> Bound | None:
         """What the next forward pass attends to; None: no prefix."""
-        return self._bound if self._source is None else self._source()
+        return self.scope.bound()
 
     @bound.setter
     def bound(self, bound: Bound | None) -> None:
         self.check_windows(bound)
         self._bind(bound, None)
 
-    def follow(self, source: Source) -> None:
-        """Bind each forward pass from here on to what `source` makes for it."""
-        self._bind(None, source)
+    def hold(self, bound: Bound | None, source: Source | None = None) -> None:
+        """Bind every thread's forward passes from here on, but for those in blocks of their own.
+
+        Args:
+            bound: What they attend to.
+            source: What makes that anew for each pass; it goes before `bound`.
+        """
+        self.check_windows(bound)
+        with self.exclusive():
+            self.release()
+            self._is_held = True
+            self._own = Scope(bound, source)
+            self._bind(bound, source)
 
     def release(self) -> None:
-        """Let go of the source, if there is one."""
-        source = self._source
-        self._bind(None, None)
-        if source is not None:
-            source.release()
+        """Let go of the model's own prefix; a source is told."""
+        with self.exclusive():
+            source, self._own = self._own.source, Scope()
+            if scope_of(self._running.key) is not None:
+                self._bind(None, None)
+            self._running.frame = None
+            if source is not None:
+                source.release()
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Let no forward pass of another thread begin in a block."""
+        with self._running.lock:
+            yield
+
+    def _bind(self, bound: Bound | None, source: Source | None) -> None:
+        """Bind this thread's innermost block, or where it has none the model."""
+        inner = scope_of(self._running.key)
+        if inner is None:
+            self._own = replace(self._own, fixed=bound, source=source)
+        else:
+            set_scope(self._running.key, replace(inner, fixed=bound, source=source))
+        self._running.frame = None  # one that Ctrl-C cut off: torch runs no hook on its way out
+
+    @contextmanager
+    def _within(self, scope: Scope) -> Iterator[None]:
+        """Bind what this thread or task runs in a block."""
+        running = self._running
+        before = scope_of(running.key)
+        with running.block():
+            running.frame = None
+            set_scope(running.key, scope)
+            try:
+                yield
+            finally:
+                set_scope(running.key, before)
+                running.frame = None
 
     @contextmanager
     def using(self, bound: Bound | None, segments: Sequence[Segment] = ()) -> Iterator[None]:
@@ -174,29 +246,38 @@ class Attachment:
         With `segments` a pass is one over flattened tokens: each segment has prefixes of its own, and
         the caller has moved their positions.
         """
-        before = self._bound, self._source
-        self.bound = bound
-        self._segments = segments
-        try:
+        self.check_windows(bound)
+        around = scope_of(self._running.key) or Scope()
+        with self._within(replace(around, fixed=bound, source=None, segments=segments)):
             yield
-        finally:
-            self._segments = ()
-            self._bind(*before)
-
-    def _bind(self, bound: Bound | None, source: Source | None) -> None:
-        self._bound, self._source = bound, source
-        self._running.frame = None  # one that Ctrl-C cut off: torch runs no hook on its way out
 
     @contextmanager
     def observing(self, observer: Any) -> Iterator[None]:
         """Show every attention call of a block to `observer`, as an `AttentionCall`."""
-        self.observer = observer
-        try:
-            with noting_windows() as self._mask_windows:
+        with noting_windows() as windows:
+            watched = replace(self.scope, observer=observer, mask_windows=windows)
+            with self._within(watched):
                 yield
-        finally:
-            self.observer = None
-            self._mask_windows = {}
+
+    def borrow(self) -> bool:
+        """Keep the hooks on until `give_back`; False if they were taken off already."""
+        with self.exclusive():
+            if attachment_of(self.model) is not self:
+                return False
+            self._borrowers += 1
+            return True
+
+    def give_back(self) -> None:
+        """End what `borrow` began: of hooks that nothing holds, the last one takes them off."""
+        with self.exclusive():
+            self._borrowers -= 1
+            self._leave()
+
+    def _leave(self) -> None:
+        """Take the hooks off if nobody needs them; passes of other threads do it when they end."""
+        self._is_left = not self._is_held and not self._borrowers
+        if self._is_left and not self._running.elsewhere() and attachment_of(self.model) is self:
+            self._remove()
 
     def recorded(self, *args: Any, **kwargs: Any) -> list[AttentionCall]:
         """The attention calls of one forward pass without a prefix and without gradients."""
@@ -219,14 +300,17 @@ class Attachment:
     def _begin(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        self._running.frame = None
-        self._check_implementation()
-        names = parameters_of(type(module))
-        frame, position_ids = self._frame(
-            module, {**dict(zip(names, args, strict=False)), **kwargs}
-        )
-        self._keep_checkpoints_in_frame(frame.bound)
-        self._running.frame = frame
+        with self.exclusive():
+            self._running.frame = None
+            if attachment_of(self.model) is not self:  # another thread detached it just now
+                return None
+            self._check_implementation()
+            names = parameters_of(type(module))
+            frame, position_ids = self._frame(
+                module, {**dict(zip(names, args, strict=False)), **kwargs}
+            )
+            self._keep_checkpoints_in_frame(frame.bound)
+            self._running.frame = frame
         if position_ids is None:
             return None
         index = names.index("position_ids")
@@ -244,6 +328,9 @@ class Attachment:
     @_untraced
     def _end(self, module: nn.Module, frame: Frame, output: Any) -> None:
         self._running.frame = None
+        if self._is_left:
+            with self.exclusive():
+                self._leave()
         if output is None:  # the forward raised; its own error goes on
             return
         guards.check_every_site(self.model, self._names[module], frame)
@@ -262,12 +349,13 @@ class Attachment:
                 f"{type(module).__name__} was called without input_ids or inputs_embeds; "
                 "only language models carry a prefix for now"
             )
-        bound = self.bound
-        if self._segments:
-            return Frame(self._names[module], bound, 1, None, segments=self._segments), None
+        scope = self.scope
+        bound = scope.bound()
+        if scope.segments:
+            return Frame(self._names[module], bound, 1, None, segments=scope.segments), None
         self.check_windows(bound)
         batch, queries = source.shape[:2]
-        self._check_rows(batch, bound)
+        guards.check_rows(batch, bound, expanded=scope.generating)
         guards.check_output_attentions(self.model, call, self._base)
         held = past = held_tokens(call.get("past_key_values"), bound)
         decoder_positions = None
@@ -289,8 +377,8 @@ class Attachment:
             if call.get("encoder_outputs") is not None
             else frozenset(),
             biases=self.known.biases,
-            observer=self.observer,
-            mask_windows=self._mask_windows,
+            observer=scope.observer,
+            mask_windows=scope.mask_windows,
         )
         offsets = bound.offsets if bound is not None else (0,)
         if not self.known.places_text and not any(offsets):
@@ -329,9 +417,6 @@ class Attachment:
     def _check_implementation(self) -> None:
         guards.check_implementation(self.model, self._configs, self._base)
 
-    def _check_rows(self, batch: int, bound: Bound | None) -> None:
-        guards.check_rows(batch, bound, expanded=self._generating)
-
     def know(self, sites: Sequence[Site], absolute_limit: int | None, *, places_text: bool) -> None:
         """Take in what the probe measured of the model."""
         self.known = Known(
@@ -360,17 +445,16 @@ class Attachment:
         source = args[0] if args else None
         for name in ("inputs", "input_ids", "inputs_embeds"):
             source = kwargs.get(name) if source is None else source
-        if source is not None:
-            self._check_rows(source.shape[0], self._bound)
+        # Another thread may attach another prefix meanwhile: this text is written under one.
+        with self.exclusive():
+            scope = replace(self.scope, generating=True)
+        if source is not None and scope.source is None:
+            guards.check_rows(source.shape[0], scope.fixed, expanded=scope.generating)
         own = self._own_generate
-        self._generating = True
-        try:
+        with self._within(scope):
             if own is not None:
                 return own(*args, **kwargs)
             return type(self.model).generate(self.model, *args, **kwargs)
-        finally:
-            self._generating = False
-            self._running.frame = None  # Ctrl-C leaves it: torch runs no hook on its way out
 
 
 def attachment_of(model: nn.Module) -> Attachment | None:

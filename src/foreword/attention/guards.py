@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from foreword.attention.bound import Bound
 from foreword.attention.call import IMPLEMENTATIONS
 from foreword.attention.frame import Frame
-from foreword.errors import BypassError, RowsError, UnsupportedModel
+from foreword.attention.running import Running
+from foreword.errors import BusyError, BypassError, RowsError, UnsupportedModel
 
 
 def configs_of(model: PreTrainedModel) -> list[PreTrainedConfig]:
@@ -73,6 +75,50 @@ def check_implementation(
                 f"{expected!r} to {found!r} while a prefix is attached, which would drop the "
                 "prefix; call foreword.detach first (generate_batch makes such a change)"
             )
+
+
+def check_alone(model: nn.Module, running: Running, what: str) -> None:
+    """Check that no other thread is at work on an attached model.
+
+    Args:
+        model: The model.
+        running: Who runs it.
+        what: What is about to be done, such as ``a forward pass``.
+
+    Raises:
+        BusyError: One is in a forward pass, or holds a block open.
+    """
+    others = running.elsewhere()
+    if others:
+        raise BusyError(
+            f"{what} of {type(model).__name__} was asked for in thread "
+            f"{threading.current_thread().name!r}, which has bound no prefix to it, while "
+            f"{', '.join(sorted(map(repr, others)))} runs it under one of its own. Give each thread a "
+            "block of its own (backbone.attached(prefix), or attached(None) for no prefix), or attach "
+            "one prefix for all threads before they start (foreword.attach)"
+        )
+
+
+def check_idle(model: nn.Module, running: Running, borrowers: int) -> None:
+    """Check that an attached model can be left.
+
+    Args:
+        model: The model.
+        running: Who runs it.
+        borrowers: Blocks that need its hooks.
+
+    Raises:
+        BusyError: A thread is in a forward pass, or a block is open.
+    """
+    others = running.elsewhere()
+    if not borrowers and not others:
+        return
+    who = f" ({', '.join(sorted(map(repr, others)))})" if others else ""
+    raise BusyError(
+        f"a prefix was to be taken off {type(model).__name__} while it is in use{who}: a forward pass "
+        "runs in another thread, or a block of backbone.attached(...), an engine or a training is "
+        "open. Wait for its end, then detach"
+    )
 
 
 def check_windows(

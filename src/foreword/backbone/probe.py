@@ -8,6 +8,8 @@ Shapes: B = 3 rows, T = 8 tokens.
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -149,14 +151,31 @@ def _refuse_by_name(model: PreTrainedModel) -> None:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run a block in evaluation mode; every module gets its own mode back."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+    """Run a block in evaluation mode; every module gets its own mode back.
+
+    Of blocks that overlap, in several threads, the last one to end gives it back.
+    """
+    with _MODES:
+        held = _evaluated.setdefault(model, [])
+        held.append([module for module in model.modules() if module.training])
+        model.eval()
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        with _MODES:
+            training = held.pop()
+            if held:
+                held[0] += training
+            else:
+                for module in training:
+                    module.training = True
+
+
+_MODES = threading.Lock()
+_evaluated: weakref.WeakKeyDictionary[nn.Module, list[list[nn.Module]]] = (
+    weakref.WeakKeyDictionary()
+)
+"""By model the modules that each block found in training mode."""
 
 
 def _probe_inputs(model: PreTrainedModel, kind: Kind) -> Inputs:

@@ -162,10 +162,11 @@ def attach_trainable(
                 f"{type(inner).__name__} has an attribute {TRAINED!r} of its own, where the prefix in "
                 "training would go; rename it"
             )
-        attachment.release()
         parameterization.to(device)
-        trainable = Trainable(attachment, parameterization, sites, freeze=freeze)
-        attachment.follow(trainable)
+        with attachment.exclusive():
+            attachment.release()
+            trainable = Trainable(attachment, parameterization, sites, freeze=freeze)
+            attachment.hold(None, trainable)
     return trainable
 
 
