@@ -25,8 +25,9 @@ from foreword.backbone.probe import evaluating
 from foreword.errors import BusyError, BypassError
 from foreword.prefix import Prefix
 from foreword.train.objective import score
-from tests.conftest import checkpoint_activations, tiny_model
+from tests.conftest import tiny_model
 from tests.oracle import checks
+from tests.oracle.checks import checkpoint_activations
 from tests.oracle.families import BY_NAME
 
 ROUNDS = 15
