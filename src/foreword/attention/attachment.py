@@ -447,11 +447,11 @@ class Attachment:
             source = kwargs.get(name) if source is None else source
         # Another thread may attach another prefix meanwhile: this text is written under one.
         with self.exclusive():
-            scope = replace(self.scope, generating=True)
+            scope = self.scope
         if source is not None and scope.source is None:
             guards.check_rows(source.shape[0], scope.fixed, expanded=scope.generating)
         own = self._own_generate
-        with self._within(scope):
+        with self._within(replace(scope, generating=True)):
             if own is not None:
                 return own(*args, **kwargs)
             return type(self.model).generate(self.model, *args, **kwargs)
