@@ -25,10 +25,11 @@ from foreword.attention.checkpointing import CheckpointInFrame, refuse_reentrant
 from foreword.attention.frame import AttentionCall, Bias, Frame
 from foreword.attention.masks import MaskWindows, noting_windows
 from foreword.attention.position_table import PositionTable, table_of
-from foreword.attention.positions import moved, text_positions, texts_of
+from foreword.attention.positions import moved, one_part, text_positions, texts_of
 from foreword.attention.running import Place, Running, set_place
 from foreword.attention.segments import Segment
 from foreword.attention.signature import parameters_of
+from foreword.attention.text_model import placed_in, text_model_of
 from foreword.errors import UnsupportedModel
 from foreword.prefix import Site
 
@@ -63,12 +64,14 @@ class Known:
         absolute_limit: Number of positions that its table of absolute positions has, if it has one.
         biases: Learned biases by distance, by the name of the attention module that has any.
         encoder_sites: Names of the attention modules of an encoder.
+        sites: Names of all attention modules that a prefix can join.
     """
 
     places_text: bool = False
     absolute_limit: int | None = None
     biases: Mapping[str, Bias | None] = field(default_factory=dict)
     encoder_sites: frozenset[str] = frozenset()
+    sites: frozenset[str] = frozenset()
 
 
 class Attachment:
@@ -94,6 +97,7 @@ class Attachment:
         self._configs = guards.configs_of(model)
         self._base = guards.kernels_of(model)
         self._running = Running()
+        self._text_model = text_model_of(model)
         self._generating = False
         self._own_generate = model.__dict__.get("generate")
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
@@ -212,7 +216,7 @@ class Attachment:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         running = self._running.frame
         if running is not None and self._is_inside(module, running.name):
-            return None
+            return placed_in(running, args, kwargs) if module is self._text_model else None
         return self._begin(module, args, kwargs)
 
     @_untraced  # so that torch.compile makes one graph of what lies between begin and end
@@ -254,9 +258,18 @@ class Attachment:
         name = self._names[module]
         return name != around and (not around or name.startswith(around + "."))
 
+    def _is_beside_text(self, module: nn.Module) -> bool:
+        """Whether a module has no place for a prefix: the tower that reads images, called by itself."""
+        under = self._names[module] + "."
+        return bool(self.known.sites) and not any(
+            name.startswith(under) for name in self.known.sites
+        )
+
     def _frame(self, module: nn.Module, call: Mapping[str, Any]) -> tuple[Frame, Tensor | None]:
         """The frame of a call, and the position_ids to hand to the model (None: as they are)."""
         source, decoded = texts_of(call, parameters_of(type(module)))
+        if source is None and self._is_beside_text(module):
+            return Frame(self._names[module], None, 1, None, observer=self.observer), None
         if source is None:
             raise UnsupportedModel(
                 f"{type(module).__name__} was called without input_ids or inputs_embeds; "
@@ -283,7 +296,7 @@ class Attachment:
             self._names[module],
             bound,
             batch,
-            positions,
+            one_part(positions),
             decoder_positions,
             absent=self.known.encoder_sites
             if call.get("encoder_outputs") is not None
@@ -300,11 +313,15 @@ class Attachment:
             if read is not None:
                 self._table.place(frame, offsets, held + read.shape[1])
             return frame, None
+        if self._text_model is not None and self._text_model is not module:
+            frame.text_offsets = offsets
+            guards.check_context(
+                self.model, past + queries + max(offsets), self.known.absolute_limit
+            )
+            return frame, None
         placed = self.known.places_text or call.get("position_ids") is not None
         if placed and "position_ids" in parameters_of(type(module)):
-            moved_ids = moved(
-                positions.expand(batch, -1) if len(offsets) > 1 else positions, offsets
-            )
+            moved_ids = moved(positions, batch, offsets)
             guards.check_context(
                 self.model, past + queries + max(offsets), self.known.absolute_limit
             )
@@ -339,6 +356,7 @@ class Attachment:
             absolute_limit,
             biases_of(self._names, {site.name: site.stack for site in sites}),
             frozenset(site.name for site in sites if site.stack == "encoder"),
+            frozenset(site.name for site in sites),
         )
 
     def _keep_checkpoints_in_frame(self, bound: Bound | None) -> None:
