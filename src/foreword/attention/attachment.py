@@ -23,6 +23,7 @@ from foreword.attention.cache_owner import held_tokens, own_caches
 from foreword.attention.call import IMPLEMENTATIONS
 from foreword.attention.checkpointing import CheckpointInFrame, refuse_reentrant
 from foreword.attention.frame import AttentionCall, Bias, Frame
+from foreword.attention.generating import REPLACED, check_every_layer
 from foreword.attention.masks import MaskWindows, noting_windows
 from foreword.attention.position_table import PositionTable, table_of
 from foreword.attention.positions import moved, one_part, text_positions, texts_of
@@ -99,7 +100,7 @@ class Attachment:
         self._running = Running()
         self._text_model = text_model_of(model)
         self._generating = False
-        self._own_generate = model.__dict__.get("generate")
+        self._own_methods = {name: model.__dict__.get(name) for name in ("generate", *REPLACED)}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._install()
 
@@ -123,8 +124,9 @@ class Attachment:
         self._table = None if table is None else PositionTable(table, self._running)
         if self._table is not None:
             self._handles.append(self._table.hook())
-        if callable(getattr(type(self.model), "generate", None)):
-            self.model.__dict__["generate"] = self.generate
+        for name, answer in {"generate": self.generate, **REPLACED}.items():
+            if callable(getattr(type(self.model), name, None)):
+                self.model.__dict__[name] = answer
         self.model.__dict__[_HELD] = self
 
     def remove(self) -> None:
@@ -139,9 +141,10 @@ class Attachment:
         for adapter in self._adapters:
             adapter.remove()
         self._running.frame = None
-        self.model.__dict__.pop("generate", None)
-        if self._own_generate is not None:
-            self.model.__dict__["generate"] = self._own_generate
+        for name, own in self._own_methods.items():
+            self.model.__dict__.pop(name, None)
+            if own is not None:
+                self.model.__dict__[name] = own
         self.model.__dict__.pop(_HELD, None)
         for module in self._names:
             set_place(module, None)
@@ -260,10 +263,10 @@ class Attachment:
 
     def _is_beside_text(self, module: nn.Module) -> bool:
         """Whether a module has no place for a prefix: the tower that reads images, called by itself."""
-        under = self._names[module] + "."
-        return bool(self.known.sites) and not any(
-            name.startswith(under) for name in self.known.sites
-        )
+        around = self._names[module]
+        under = f"{around}." if around else ""
+        sites = self.known.sites
+        return bool(sites) and not any(name.startswith(under) for name in sites)
 
     def _frame(self, module: nn.Module, call: Mapping[str, Any]) -> tuple[Frame, Tensor | None]:
         """The frame of a call, and the position_ids to hand to the model (None: as they are)."""
@@ -362,14 +365,22 @@ class Attachment:
     def _keep_checkpoints_in_frame(self, bound: Bound | None) -> None:
         if not torch.is_grad_enabled():
             return
-        for module in self._names:
-            function = module.__dict__.get("_gradient_checkpointing_func")
+        functions = {
+            module: module.__dict__.get("_gradient_checkpointing_func") for module in self._names
+        }
+        for module, function in functions.items():
             if getattr(module, "gradient_checkpointing", False) and module.training:
                 refuse_reentrant(function, bound)
+        for module, function in functions.items():
             if function is not None and not isinstance(function, CheckpointInFrame):
                 module.__dict__["_gradient_checkpointing_func"] = CheckpointInFrame(
                     self._check_implementation, self._running, function
                 )
+
+    def _joined(self) -> set[str]:
+        """Names of the modules that the prefix joins."""
+        bound = self.bound
+        return set() if bound is None else bound.names
 
     # -- generate --------------------------------------------------------------------------------
 
@@ -380,7 +391,8 @@ class Attachment:
             source = kwargs.get(name) if source is None else source
         if source is not None:
             self._check_rows(source.shape[0], self._bound)
-        own = self._own_generate
+        check_every_layer(self.model, self._joined, args, kwargs)
+        own = self._own_methods["generate"]
         self._generating = True
         try:
             if own is not None:
