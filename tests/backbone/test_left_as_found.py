@@ -79,7 +79,7 @@ def continuous(model: PreTrainedModel) -> None:
 
 
 def continuous_without_an_end(model: PreTrainedModel) -> None:
-    """transformers writes -1 into the generation config before it looks at the attention."""
+    """Transformers writes -1 into the generation config before it looks at the attention."""
     end, model.generation_config.eos_token_id = model.generation_config.eos_token_id, None
     try:
         continuous(model)
