@@ -22,6 +22,7 @@ from foreword.attention.bound import Bound
 from foreword.attention.cache_owner import held_tokens, own_caches
 from foreword.attention.call import IMPLEMENTATIONS
 from foreword.attention.checkpointing import CheckpointInFrame, refuse_reentrant
+from foreword.attention.direct import direct_forward
 from foreword.attention.frame import AttentionCall, Bias, Frame
 from foreword.attention.generating import REPLACED, check_every_layer
 from foreword.attention.masks import MaskWindows, noting_windows
@@ -124,6 +125,7 @@ class Attachment:
         self._table = None if table is None else PositionTable(table, self._running)
         if self._table is not None:
             self._handles.append(self._table.hook())
+        self._direct = direct_forward(self.model, self._running)
         for name, answer in {"generate": self.generate, **REPLACED}.items():
             if callable(getattr(type(self.model), name, None)):
                 self.model.__dict__[name] = answer
@@ -141,6 +143,8 @@ class Attachment:
         for adapter in self._adapters:
             adapter.remove()
         self._running.frame = None
+        if self._direct is not None:
+            self._direct.remove()
         for name, own in self._own_methods.items():
             self.model.__dict__.pop(name, None)
             if own is not None:
