@@ -96,7 +96,7 @@ class Attachment:
         self.observer: Any = None
         self._mask_windows: MaskWindows = {}
         self._names = {module: name for name, module in model.named_modules()}
-        self._configs = guards.configs_of(model)
+        self.configs = guards.configs_of(model)
         self._base = guards.kernels_of(model)
         self._running = Running()
         self._text_model = text_model_of(model)
@@ -109,7 +109,7 @@ class Attachment:
 
     def _install(self) -> None:
         self._adapters = adapt(self._names)
-        for index, config in enumerate(self._configs):
+        for index, config in enumerate(self.configs):
             config._attn_implementation_internal = IMPLEMENTATIONS[self._base[index]]
         for module, name in self._names.items():
             set_place(module, Place(name, self._running))
@@ -130,11 +130,17 @@ class Attachment:
             if callable(getattr(type(self.model), name, None)):
                 self.model.__dict__[name] = answer
         self.model.__dict__[_HELD] = self
+        guards.hold(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy, with a copy of the model, holds its own configs."""
+        self.__dict__.update(state)
+        guards.hold(self)
 
     def remove(self) -> None:
         """Leave the model as it was found."""
         self.release()
-        for index, config in enumerate(self._configs):
+        for index, config in enumerate(self.configs):
             if config._attn_implementation_internal in IMPLEMENTATIONS.values():
                 config._attn_implementation_internal = self._base[index]
         for handle in self._handles:
@@ -142,6 +148,7 @@ class Attachment:
         self._handles.clear()
         for adapter in self._adapters:
             adapter.remove()
+        guards.let_go(self)
         self._running.frame = None
         if self._direct is not None:
             self._direct.remove()
@@ -348,10 +355,10 @@ class Attachment:
         Raises:
             UnsupportedModel: It is cut into chunks.
         """
-        guards.check_windows(self.model, self._configs, bound)
+        guards.check_windows(self.model, self.configs, bound)
 
     def _check_implementation(self) -> None:
-        guards.check_implementation(self.model, self._configs, self._base)
+        guards.check_implementation(self.model, self.configs, self._base)
 
     def _check_rows(self, batch: int, bound: Bound | None) -> None:
         guards.check_rows(batch, bound, expanded=self._generating)
