@@ -7,8 +7,7 @@ each config, the hooks, the instance's `generate` and the gradient checkpointing
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
@@ -19,18 +18,20 @@ from transformers import PreTrainedModel
 from foreword.attention import guards
 from foreword.attention.adapters import adapt
 from foreword.attention.bias import biases_of
+from foreword.attention.bindings import Bindings
 from foreword.attention.bound import Bound
 from foreword.attention.cache_owner import held_tokens, own_caches
 from foreword.attention.call import IMPLEMENTATIONS
 from foreword.attention.checkpointing import CheckpointInFrame, refuse_reentrant
+from foreword.attention.direct import direct_forward
 from foreword.attention.frame import AttentionCall, Bias, Frame
-from foreword.attention.masks import noting_windows
+from foreword.attention.generating import REPLACED, check_every_layer
 from foreword.attention.position_table import PositionTable, table_of
-from foreword.attention.positions import moved, text_positions, texts_of
-from foreword.attention.running import Place, Running, set_place
-from foreword.attention.scope import Scope, Source, scope_of, set_scope
-from foreword.attention.segments import Segment
+from foreword.attention.positions import moved, one_part, text_positions, texts_of
+from foreword.attention.running import Place, set_place
+from foreword.attention.scope import Scope, scope_of
 from foreword.attention.signature import parameters_of
+from foreword.attention.text_model import placed_in, text_model_of
 from foreword.errors import UnsupportedModel
 from foreword.prefix import Site
 
@@ -55,15 +56,17 @@ class Known:
         absolute_limit: Number of positions that its table of absolute positions has, if it has one.
         biases: Learned biases by distance, by the name of the attention module that has any.
         encoder_sites: Names of the attention modules of an encoder.
+        sites: Names of all attention modules that a prefix can join.
     """
 
     places_text: bool = False
     absolute_limit: int | None = None
     biases: Mapping[str, Bias | None] = field(default_factory=dict)
     encoder_sites: frozenset[str] = frozenset()
+    sites: frozenset[str] = frozenset()
 
 
-class Attachment:
+class Attachment(Bindings):
     """Hooks on one model, and the prefix that its next forward pass is bound to.
 
     Args:
@@ -75,17 +78,16 @@ class Attachment:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
         self.model = model
-        self._own = Scope()
-        self._is_held = False
         self._borrowers = 0
         self._is_left = False
         self.known = Known()
         self._names = {module: name for name, module in model.named_modules()}
-        self._configs = guards.configs_of(model)
+        self.configs = guards.configs_of(model)
         self._base = guards.kernels_of(model)
-        self._running = Running()
-        self._own_generate = model.__dict__.get("generate")
+        self._text_model = text_model_of(model)
+        self._own_methods = {name: model.__dict__.get(name) for name in ("generate", *REPLACED)}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._install()
 
@@ -103,7 +105,7 @@ class Attachment:
 
     def _install(self) -> None:
         self._adapters = adapt(self._names)
-        for index, config in enumerate(self._configs):
+        for index, config in enumerate(self.configs):
             config._attn_implementation_internal = IMPLEMENTATIONS[self._base[index]]
         for module, name in self._names.items():
             set_place(module, Place(name, self._running))
@@ -119,9 +121,17 @@ class Attachment:
         self._table = None if table is None else PositionTable(table, self._running)
         if self._table is not None:
             self._handles.append(self._table.hook())
-        if callable(getattr(type(self.model), "generate", None)):
-            self.model.__dict__["generate"] = self.generate
+        self._direct = direct_forward(self.model, self._running)
+        for name, answer in {"generate": self.generate, **REPLACED}.items():
+            if callable(getattr(type(self.model), name, None)):
+                self.model.__dict__[name] = answer
         self.model.__dict__[_HELD] = self
+        guards.hold(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy, with a copy of the model, holds its own configs."""
+        self.__dict__.update(state)
+        guards.hold(self)
 
     def remove(self) -> None:
         """Leave the model as it was found."""
@@ -140,7 +150,7 @@ class Attachment:
 
     def _remove(self) -> None:
         self.release()
-        for index, config in enumerate(self._configs):
+        for index, config in enumerate(self.configs):
             if config._attn_implementation_internal in IMPLEMENTATIONS.values():
                 config._attn_implementation_internal = self._base[index]
         for handle in self._handles:
@@ -148,10 +158,14 @@ class Attachment:
         self._handles.clear()
         for adapter in self._adapters:
             adapter.remove()
+        guards.let_go(self)
         self._running.frame = None
-        self.model.__dict__.pop("generate", None)
-        if self._own_generate is not None:
-            self.model.__dict__["generate"] = self._own_generate
+        if self._direct is not None:
+            self._direct.remove()
+        for name, own in self._own_methods.items():
+            self.model.__dict__.pop(name, None)
+            if own is not None:
+                self.model.__dict__[name] = own
         self.model.__dict__.pop(_HELD, None)
         for module in self._names:
             set_place(module, None)
@@ -159,105 +173,6 @@ class Attachment:
             function = module.__dict__.get("_gradient_checkpointing_func")
             if isinstance(function, CheckpointInFrame):
                 module.__dict__["_gradient_checkpointing_func"] = function.inner
-
-    # -- what passes are bound to ----------------------------------------------------------------
-
-    @property
-    def scope(self) -> Scope:
-        """What the passes of this thread or task are bound to: its innermost block's, or the model's.
-
-        Raises:
-            BusyError: There is neither, and other threads have blocks open: whether this one's
-                passes belong into one of theirs, nobody can know.
-        """
-        own = scope_of(self._running.key)
-        if own is not None or self._is_held:
-            return own or self._own
-        guards.check_alone(self.model, self._running, "a forward pass")
-        return self._own
-
-    @property
-    def bound(self) -> Bound | None:
-        """What the next forward pass attends to; None: no prefix."""
-        return self.scope.bound()
-
-    @bound.setter
-    def bound(self, bound: Bound | None) -> None:
-        self.check_windows(bound)
-        self._bind(bound, None)
-
-    def hold(self, bound: Bound | None, source: Source | None = None) -> None:
-        """Bind every thread's forward passes from here on, but for those in blocks of their own.
-
-        Args:
-            bound: What they attend to.
-            source: What makes that anew for each pass; it goes before `bound`.
-        """
-        self.check_windows(bound)
-        with self.exclusive():
-            self.release()
-            self._is_held = True
-            self._own = Scope(bound, source)
-            self._bind(bound, source)
-
-    def release(self) -> None:
-        """Let go of the model's own prefix; a source is told."""
-        with self.exclusive():
-            source, self._own = self._own.source, Scope()
-            if scope_of(self._running.key) is not None:
-                self._bind(None, None)
-            self._running.frame = None
-            if source is not None:
-                source.release()
-
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Let no forward pass of another thread begin in a block."""
-        with self._running.lock:
-            yield
-
-    def _bind(self, bound: Bound | None, source: Source | None) -> None:
-        """Bind this thread's innermost block, or where it has none the model."""
-        inner = scope_of(self._running.key)
-        if inner is None:
-            self._own = replace(self._own, fixed=bound, source=source)
-        else:
-            set_scope(self._running.key, replace(inner, fixed=bound, source=source))
-        self._running.frame = None  # one that Ctrl-C cut off: torch runs no hook on its way out
-
-    @contextmanager
-    def _within(self, scope: Scope) -> Iterator[None]:
-        """Bind what this thread or task runs in a block."""
-        running = self._running
-        before = scope_of(running.key)
-        with running.block():
-            running.frame = None
-            set_scope(running.key, scope)
-            try:
-                yield
-            finally:
-                set_scope(running.key, before)
-                running.frame = None
-
-    @contextmanager
-    def using(self, bound: Bound | None, segments: Sequence[Segment] = ()) -> Iterator[None]:
-        """Bind the forward passes of a block to `bound` (None: to no prefix).
-
-        With `segments` a pass is one over flattened tokens: each segment has prefixes of its own, and
-        the caller has moved their positions.
-        """
-        self.check_windows(bound)
-        around = scope_of(self._running.key) or Scope()
-        with self._within(replace(around, fixed=bound, source=None, segments=segments)):
-            yield
-
-    @contextmanager
-    def observing(self, observer: Any) -> Iterator[None]:
-        """Show every attention call of a block to `observer`, as an `AttentionCall`."""
-        with noting_windows() as windows:
-            watched = replace(self.scope, observer=observer, mask_windows=windows)
-            with self._within(watched):
-                yield
 
     def borrow(self) -> bool:
         """Keep the hooks on until `give_back`; False if they were taken off already."""
@@ -293,7 +208,7 @@ class Attachment:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         running = self._running.frame
         if running is not None and self._is_inside(module, running.name):
-            return None
+            return placed_in(running, args, kwargs) if module is self._text_model else None
         return self._begin(module, args, kwargs)
 
     @_untraced  # so that torch.compile makes one graph of what lies between begin and end
@@ -341,9 +256,18 @@ class Attachment:
         name = self._names[module]
         return name != around and (not around or name.startswith(around + "."))
 
+    def _is_beside_text(self, module: nn.Module) -> bool:
+        """Whether a module has no place for a prefix: the tower that reads images, called by itself."""
+        around = self._names[module]
+        under = f"{around}." if around else ""
+        sites = self.known.sites
+        return bool(sites) and not any(name.startswith(under) for name in sites)
+
     def _frame(self, module: nn.Module, call: Mapping[str, Any]) -> tuple[Frame, Tensor | None]:
         """The frame of a call, and the position_ids to hand to the model (None: as they are)."""
         source, decoded = texts_of(call, parameters_of(type(module)))
+        if source is None and self._is_beside_text(module):
+            return Frame(self._names[module], None, 1, None, observer=self.scope.observer), None
         if source is None:
             raise UnsupportedModel(
                 f"{type(module).__name__} was called without input_ids or inputs_embeds; "
@@ -371,7 +295,7 @@ class Attachment:
             self._names[module],
             bound,
             batch,
-            positions,
+            one_part(positions),
             decoder_positions,
             absent=self.known.encoder_sites
             if call.get("encoder_outputs") is not None
@@ -388,11 +312,15 @@ class Attachment:
             if read is not None:
                 self._table.place(frame, offsets, held + read.shape[1])
             return frame, None
+        if self._text_model is not None and self._text_model is not module:
+            frame.text_offsets = offsets
+            guards.check_context(
+                self.model, past + queries + max(offsets), self.known.absolute_limit
+            )
+            return frame, None
         placed = self.known.places_text or call.get("position_ids") is not None
         if placed and "position_ids" in parameters_of(type(module)):
-            moved_ids = moved(
-                positions.expand(batch, -1) if len(offsets) > 1 else positions, offsets
-            )
+            moved_ids = moved(positions, batch, offsets)
             guards.check_context(
                 self.model, past + queries + max(offsets), self.known.absolute_limit
             )
@@ -412,10 +340,10 @@ class Attachment:
         Raises:
             UnsupportedModel: It is cut into chunks.
         """
-        guards.check_windows(self.model, self._configs, bound)
+        guards.check_windows(self.model, self.configs, bound)
 
     def _check_implementation(self) -> None:
-        guards.check_implementation(self.model, self._configs, self._base)
+        guards.check_implementation(self.model, self.configs, self._base)
 
     def know(self, sites: Sequence[Site], absolute_limit: int | None, *, places_text: bool) -> None:
         """Take in what the probe measured of the model."""
@@ -424,19 +352,28 @@ class Attachment:
             absolute_limit,
             biases_of(self._names, {site.name: site.stack for site in sites}),
             frozenset(site.name for site in sites if site.stack == "encoder"),
+            frozenset(site.name for site in sites),
         )
 
     def _keep_checkpoints_in_frame(self, bound: Bound | None) -> None:
         if not torch.is_grad_enabled():
             return
-        for module in self._names:
-            function = module.__dict__.get("_gradient_checkpointing_func")
+        functions = {
+            module: module.__dict__.get("_gradient_checkpointing_func") for module in self._names
+        }
+        for module, function in functions.items():
             if getattr(module, "gradient_checkpointing", False) and module.training:
                 refuse_reentrant(function, bound)
+        for module, function in functions.items():
             if function is not None and not isinstance(function, CheckpointInFrame):
                 module.__dict__["_gradient_checkpointing_func"] = CheckpointInFrame(
                     self._check_implementation, self._running, function
                 )
+
+    def _joined(self) -> set[str]:
+        """Names of the modules that the prefix joins."""
+        bound = self.bound
+        return set() if bound is None else bound.names
 
     # -- generate --------------------------------------------------------------------------------
 
@@ -450,7 +387,8 @@ class Attachment:
             scope = self.scope
         if source is not None and scope.source is None:
             guards.check_rows(source.shape[0], scope.fixed, expanded=scope.generating)
-        own = self._own_generate
+        check_every_layer(self.model, self._joined, args, kwargs)
+        own = self._own_methods["generate"]
         with self._within(replace(scope, generating=True)):
             if own is not None:
                 return own(*args, **kwargs)

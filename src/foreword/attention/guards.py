@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,9 @@ from foreword.attention.frame import Frame
 from foreword.attention.running import Running
 from foreword.errors import BusyError, BypassError, RowsError, UnsupportedModel
 
+_BEHIND = {ours: kernel for kernel, ours in IMPLEMENTATIONS.items()}
+"""By the name of an implementation of ours the kernel behind it."""
+
 
 def configs_of(model: PreTrainedModel) -> list[PreTrainedConfig]:
     """Every config object that a module of the model holds, each once."""
@@ -26,8 +30,30 @@ def configs_of(model: PreTrainedModel) -> list[PreTrainedConfig]:
     return list(found.values())
 
 
+_holders: weakref.WeakSet[Any] = weakref.WeakSet()
+"""The attachments of all models that have one."""
+
+
+def hold(attachment: Any) -> None:
+    """Take in that the configs of an attachment's model name our implementations because of it."""
+    _holders.add(attachment)
+
+
+def let_go(attachment: Any) -> None:
+    """Take in that they do so no longer."""
+    _holders.discard(attachment)
+
+
+def _is_held(config: PreTrainedConfig) -> bool:
+    """Whether a config belongs to a model that has an attachment."""
+    return any(config is own for holder in list(_holders) for own in holder.configs)
+
+
 def kernels_of(model: PreTrainedModel) -> list[str]:
     """The kernel that each of the model's configs names, ``sdpa`` or ``eager``.
+
+    A config may name an implementation of ours without an attachment: it was copied, or given to
+    another model as a name (TRL's reference models). Then the kernel is the one behind it.
 
     Raises:
         UnsupportedModel: One names another, or is shared with a model that is attached already.
@@ -37,8 +63,8 @@ def kernels_of(model: PreTrainedModel) -> list[str]:
 
 def _kernel(model: PreTrainedModel, config: PreTrainedConfig) -> str:
     """The implementation that the config names, which a prefix must be able to join."""
-    found = config._attn_implementation
-    if found in IMPLEMENTATIONS.values():
+    found = _BEHIND.get(config._attn_implementation, config._attn_implementation)
+    if found != config._attn_implementation and _is_held(config):
         raise UnsupportedModel(
             f"the config of this {type(model).__name__} is shared with a model that has a prefix "
             "attached; build each model from its own copy (copy.deepcopy)"

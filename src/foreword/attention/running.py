@@ -151,6 +151,11 @@ def set_place(module: nn.Module, place: Place | None) -> None:
         module.__dict__[_PLACE] = place
 
 
+def is_nowhere(module: nn.Module) -> bool:
+    """Whether a module is part of no attached model."""
+    return getattr(module, _PLACE, None) is None
+
+
 def frame_of(module: nn.Module) -> tuple[Frame, str]:
     """The forward pass that an attention module is called in, and the module's name.
 
