@@ -101,7 +101,7 @@ class Adapter:
         return (), call
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self._turn.is_mine:  # not after a call that was refused its turn
+        if self.changes_module and self._turn.is_mine:  # else it was refused its turn
             self.restore()
             self._turn.give()
 
