@@ -11,6 +11,7 @@ The tree, which is also what a caller can catch::
     ├── MismatchError          a prefix does not fit this backbone or tokenizer
     ├── UnsupportedModel       a model, or a way to run it, that cannot carry a prefix
     ├── BypassError            an attention call did not go through the prefix
+    ├── BusyError              another thread is at work on the model
     ├── RowsError              prefixes per row do not match the batch
     ├── CacheError             a key-value cache belongs to another prefix
     ├── BackboneError          a backbone cannot be found or loaded
@@ -58,6 +59,10 @@ class UnsupportedModel(ForewordError):
 
 class BypassError(ForewordError):
     """A forward pass ran without the prefix that is attached."""
+
+
+class BusyError(ForewordError):
+    """What was asked cannot be done while another thread is at work on the model."""
 
 
 class RowsError(ForewordError):

@@ -265,16 +265,16 @@ def test_a_pass_that_ctrl_c_cut_off_does_not_outlive_generate_or_the_model(
     monkeypatch.setattr(tiny.model.lm_head, "forward", interrupted)
     with pytest.raises(KeyboardInterrupt):
         tiny.model.generate(row[None], max_new_tokens=2)
-    assert key not in frame._frames
+    assert key not in frame._here.frames.by_key
     with pytest.raises(KeyboardInterrupt):
         tiny.model(row[None])
-    assert key in frame._frames
+    assert key in frame._here.frames.by_key
     model = weakref.ref(tiny.model)
     monkeypatch.undo()
     del attachment, tiny.model
     gc.collect()
     assert model() is None
-    assert key not in frame._frames
+    assert key not in frame._here.frames.by_key
 
 
 def test_calling_a_part_of_the_model_alone_raises(

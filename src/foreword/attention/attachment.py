@@ -6,10 +6,10 @@ each config, the hooks, the instance's `generate` and the gradient checkpointing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, cast
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,17 +18,20 @@ from transformers import PreTrainedModel
 from foreword.attention import guards
 from foreword.attention.adapters import adapt
 from foreword.attention.bias import biases_of
+from foreword.attention.bindings import Bindings
 from foreword.attention.bound import Bound
 from foreword.attention.cache_owner import held_tokens, own_caches
 from foreword.attention.call import IMPLEMENTATIONS
 from foreword.attention.checkpointing import CheckpointInFrame, refuse_reentrant
+from foreword.attention.direct import direct_forward
 from foreword.attention.frame import AttentionCall, Bias, Frame
-from foreword.attention.masks import MaskWindows, noting_windows
+from foreword.attention.generating import REPLACED, check_every_layer
 from foreword.attention.position_table import PositionTable, table_of
-from foreword.attention.positions import moved, text_positions, texts_of
-from foreword.attention.running import Place, Running, set_place
-from foreword.attention.segments import Segment
+from foreword.attention.positions import moved, one_part, text_positions, texts_of
+from foreword.attention.running import Place, set_place
+from foreword.attention.scope import Scope, scope_of
 from foreword.attention.signature import parameters_of
+from foreword.attention.text_model import placed_in, text_model_of
 from foreword.errors import UnsupportedModel
 from foreword.prefix import Site
 
@@ -43,16 +46,6 @@ def _untraced(function: F) -> F:
     return cast("F", torch.compiler.disable(function))  # type: ignore[no-untyped-call]
 
 
-class Source(Protocol):
-    """What makes the prefix anew for each outermost forward pass: a prefix that is being trained."""
-
-    def __call__(self) -> Bound:
-        """What the pass that begins now attends to."""
-
-    def release(self) -> None:
-        """Undo what the source changed in the model; it is not asked again."""
-
-
 @dataclass(frozen=True)
 class Known:
     """What an attachment knows of its model; before the probe has run, next to nothing.
@@ -63,15 +56,17 @@ class Known:
         absolute_limit: Number of positions that its table of absolute positions has, if it has one.
         biases: Learned biases by distance, by the name of the attention module that has any.
         encoder_sites: Names of the attention modules of an encoder.
+        sites: Names of all attention modules that a prefix can join.
     """
 
     places_text: bool = False
     absolute_limit: int | None = None
     biases: Mapping[str, Bias | None] = field(default_factory=dict)
     encoder_sites: frozenset[str] = frozenset()
+    sites: frozenset[str] = frozenset()
 
 
-class Attachment:
+class Attachment(Bindings):
     """Hooks on one model, and the prefix that its next forward pass is bound to.
 
     Args:
@@ -83,27 +78,34 @@ class Attachment:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
         self.model = model
-        self._bound: Bound | None = None
-        self._source: Source | None = None
-        self._segments: Sequence[Segment] = ()
+        self._borrowers = 0
+        self._is_left = False
         self.known = Known()
-        self.observer: Any = None
-        self._mask_windows: MaskWindows = {}
         self._names = {module: name for name, module in model.named_modules()}
-        self._configs = guards.configs_of(model)
+        self.configs = guards.configs_of(model)
         self._base = guards.kernels_of(model)
-        self._running = Running()
-        self._generating = False
-        self._own_generate = model.__dict__.get("generate")
+        self._text_model = text_model_of(model)
+        self._own_methods = {name: model.__dict__.get(name) for name in ("generate", *REPLACED)}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._install()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Attachment:
+        """That of a copied model, which is bound as the model is where it was copied, and by itself."""
+        copied = memo[id(self)] = object.__new__(type(self))
+        inner = scope_of(self._running.key)
+        own: dict[str, Any] = {"_borrowers": 0, "_is_left": False}
+        if inner is not None:
+            own |= {"_own": Scope(inner.fixed, inner.source), "_is_held": True}
+        copied.__dict__.update(copy.deepcopy({**self.__dict__, **own}, memo))
+        return copied
 
     # -- putting in and taking out ---------------------------------------------------------------
 
     def _install(self) -> None:
         self._adapters = adapt(self._names)
-        for index, config in enumerate(self._configs):
+        for index, config in enumerate(self.configs):
             config._attn_implementation_internal = IMPLEMENTATIONS[self._base[index]]
         for module, name in self._names.items():
             set_place(module, Place(name, self._running))
@@ -119,14 +121,36 @@ class Attachment:
         self._table = None if table is None else PositionTable(table, self._running)
         if self._table is not None:
             self._handles.append(self._table.hook())
-        if callable(getattr(type(self.model), "generate", None)):
-            self.model.__dict__["generate"] = self.generate
+        self._direct = direct_forward(self.model, self._running)
+        for name, answer in {"generate": self.generate, **REPLACED}.items():
+            if callable(getattr(type(self.model), name, None)):
+                self.model.__dict__[name] = answer
         self.model.__dict__[_HELD] = self
+        guards.hold(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy, with a copy of the model, holds its own configs."""
+        self.__dict__.update(state)
+        guards.hold(self)
 
     def remove(self) -> None:
         """Leave the model as it was found."""
+        with self.exclusive():
+            self._remove()
+
+    def part(self) -> None:
+        """Leave the model as it was found, if nobody is at work on it.
+
+        Raises:
+            BusyError: Another thread is in a forward pass, or this or another one holds a block open.
+        """
+        with self.exclusive():
+            guards.check_idle(self.model, self._running, self._borrowers)
+            self._remove()
+
+    def _remove(self) -> None:
         self.release()
-        for index, config in enumerate(self._configs):
+        for index, config in enumerate(self.configs):
             if config._attn_implementation_internal in IMPLEMENTATIONS.values():
                 config._attn_implementation_internal = self._base[index]
         for handle in self._handles:
@@ -134,10 +158,14 @@ class Attachment:
         self._handles.clear()
         for adapter in self._adapters:
             adapter.remove()
+        guards.let_go(self)
         self._running.frame = None
-        self.model.__dict__.pop("generate", None)
-        if self._own_generate is not None:
-            self.model.__dict__["generate"] = self._own_generate
+        if self._direct is not None:
+            self._direct.remove()
+        for name, own in self._own_methods.items():
+            self.model.__dict__.pop(name, None)
+            if own is not None:
+                self.model.__dict__[name] = own
         self.model.__dict__.pop(_HELD, None)
         for module in self._names:
             set_place(module, None)
@@ -146,57 +174,25 @@ class Attachment:
             if isinstance(function, CheckpointInFrame):
                 module.__dict__["_gradient_checkpointing_func"] = function.inner
 
-    @property
-    def bound(self) -> Bound | None:
-        """What the next forward pass attends to; None: no prefix."""
-        return self._bound if self._source is None else self._source()
+    def borrow(self) -> bool:
+        """Keep the hooks on until `give_back`; False if they were taken off already."""
+        with self.exclusive():
+            if attachment_of(self.model) is not self:
+                return False
+            self._borrowers += 1
+            return True
 
-    @bound.setter
-    def bound(self, bound: Bound | None) -> None:
-        self.check_windows(bound)
-        self._bind(bound, None)
+    def give_back(self) -> None:
+        """End what `borrow` began: of hooks that nothing holds, the last one takes them off."""
+        with self.exclusive():
+            self._borrowers -= 1
+            self._leave()
 
-    def follow(self, source: Source) -> None:
-        """Bind each forward pass from here on to what `source` makes for it."""
-        self._bind(None, source)
-
-    def release(self) -> None:
-        """Let go of the source, if there is one."""
-        source = self._source
-        self._bind(None, None)
-        if source is not None:
-            source.release()
-
-    @contextmanager
-    def using(self, bound: Bound | None, segments: Sequence[Segment] = ()) -> Iterator[None]:
-        """Bind the forward passes of a block to `bound` (None: to no prefix).
-
-        With `segments` a pass is one over flattened tokens: each segment has prefixes of its own, and
-        the caller has moved their positions.
-        """
-        before = self._bound, self._source
-        self.bound = bound
-        self._segments = segments
-        try:
-            yield
-        finally:
-            self._segments = ()
-            self._bind(*before)
-
-    def _bind(self, bound: Bound | None, source: Source | None) -> None:
-        self._bound, self._source = bound, source
-        self._running.frame = None  # one that Ctrl-C cut off: torch runs no hook on its way out
-
-    @contextmanager
-    def observing(self, observer: Any) -> Iterator[None]:
-        """Show every attention call of a block to `observer`, as an `AttentionCall`."""
-        self.observer = observer
-        try:
-            with noting_windows() as self._mask_windows:
-                yield
-        finally:
-            self.observer = None
-            self._mask_windows = {}
+    def _leave(self) -> None:
+        """Take the hooks off if nobody needs them; passes of other threads do it when they end."""
+        self._is_left = not self._is_held and not self._borrowers
+        if self._is_left and not self._running.elsewhere() and attachment_of(self.model) is self:
+            self._remove()
 
     def recorded(self, *args: Any, **kwargs: Any) -> list[AttentionCall]:
         """The attention calls of one forward pass without a prefix and without gradients."""
@@ -212,21 +208,24 @@ class Attachment:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         running = self._running.frame
         if running is not None and self._is_inside(module, running.name):
-            return None
+            return placed_in(running, args, kwargs) if module is self._text_model else None
         return self._begin(module, args, kwargs)
 
     @_untraced  # so that torch.compile makes one graph of what lies between begin and end
     def _begin(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        self._running.frame = None
-        self._check_implementation()
-        names = parameters_of(type(module))
-        frame, position_ids = self._frame(
-            module, {**dict(zip(names, args, strict=False)), **kwargs}
-        )
-        self._keep_checkpoints_in_frame(frame.bound)
-        self._running.frame = frame
+        with self.exclusive():
+            self._running.frame = None
+            if attachment_of(self.model) is not self:  # another thread detached it just now
+                return None
+            self._check_implementation()
+            names = parameters_of(type(module))
+            frame, position_ids = self._frame(
+                module, {**dict(zip(names, args, strict=False)), **kwargs}
+            )
+            self._keep_checkpoints_in_frame(frame.bound)
+            self._running.frame = frame
         if position_ids is None:
             return None
         index = names.index("position_ids")
@@ -244,6 +243,9 @@ class Attachment:
     @_untraced
     def _end(self, module: nn.Module, frame: Frame, output: Any) -> None:
         self._running.frame = None
+        if self._is_left:
+            with self.exclusive():
+                self._leave()
         if output is None:  # the forward raised; its own error goes on
             return
         guards.check_every_site(self.model, self._names[module], frame)
@@ -254,20 +256,30 @@ class Attachment:
         name = self._names[module]
         return name != around and (not around or name.startswith(around + "."))
 
+    def _is_beside_text(self, module: nn.Module) -> bool:
+        """Whether a module has no place for a prefix: the tower that reads images, called by itself."""
+        around = self._names[module]
+        under = f"{around}." if around else ""
+        sites = self.known.sites
+        return bool(sites) and not any(name.startswith(under) for name in sites)
+
     def _frame(self, module: nn.Module, call: Mapping[str, Any]) -> tuple[Frame, Tensor | None]:
         """The frame of a call, and the position_ids to hand to the model (None: as they are)."""
         source, decoded = texts_of(call, parameters_of(type(module)))
+        if source is None and self._is_beside_text(module):
+            return Frame(self._names[module], None, 1, None, observer=self.scope.observer), None
         if source is None:
             raise UnsupportedModel(
                 f"{type(module).__name__} was called without input_ids or inputs_embeds; "
                 "only language models carry a prefix for now"
             )
-        bound = self.bound
-        if self._segments:
-            return Frame(self._names[module], bound, 1, None, segments=self._segments), None
+        scope = self.scope
+        bound = scope.bound()
+        if scope.segments:
+            return Frame(self._names[module], bound, 1, None, segments=scope.segments), None
         self.check_windows(bound)
         batch, queries = source.shape[:2]
-        self._check_rows(batch, bound)
+        guards.check_rows(batch, bound, expanded=scope.generating)
         guards.check_output_attentions(self.model, call, self._base)
         held = past = held_tokens(call.get("past_key_values"), bound)
         decoder_positions = None
@@ -283,14 +295,14 @@ class Attachment:
             self._names[module],
             bound,
             batch,
-            positions,
+            one_part(positions),
             decoder_positions,
             absent=self.known.encoder_sites
             if call.get("encoder_outputs") is not None
             else frozenset(),
             biases=self.known.biases,
-            observer=self.observer,
-            mask_windows=self._mask_windows,
+            observer=scope.observer,
+            mask_windows=scope.mask_windows,
         )
         offsets = bound.offsets if bound is not None else (0,)
         if not self.known.places_text and not any(offsets):
@@ -300,11 +312,15 @@ class Attachment:
             if read is not None:
                 self._table.place(frame, offsets, held + read.shape[1])
             return frame, None
+        if self._text_model is not None and self._text_model is not module:
+            frame.text_offsets = offsets
+            guards.check_context(
+                self.model, past + queries + max(offsets), self.known.absolute_limit
+            )
+            return frame, None
         placed = self.known.places_text or call.get("position_ids") is not None
         if placed and "position_ids" in parameters_of(type(module)):
-            moved_ids = moved(
-                positions.expand(batch, -1) if len(offsets) > 1 else positions, offsets
-            )
+            moved_ids = moved(positions, batch, offsets)
             guards.check_context(
                 self.model, past + queries + max(offsets), self.known.absolute_limit
             )
@@ -324,13 +340,10 @@ class Attachment:
         Raises:
             UnsupportedModel: It is cut into chunks.
         """
-        guards.check_windows(self.model, self._configs, bound)
+        guards.check_windows(self.model, self.configs, bound)
 
     def _check_implementation(self) -> None:
-        guards.check_implementation(self.model, self._configs, self._base)
-
-    def _check_rows(self, batch: int, bound: Bound | None) -> None:
-        guards.check_rows(batch, bound, expanded=self._generating)
+        guards.check_implementation(self.model, self.configs, self._base)
 
     def know(self, sites: Sequence[Site], absolute_limit: int | None, *, places_text: bool) -> None:
         """Take in what the probe measured of the model."""
@@ -339,19 +352,28 @@ class Attachment:
             absolute_limit,
             biases_of(self._names, {site.name: site.stack for site in sites}),
             frozenset(site.name for site in sites if site.stack == "encoder"),
+            frozenset(site.name for site in sites),
         )
 
     def _keep_checkpoints_in_frame(self, bound: Bound | None) -> None:
         if not torch.is_grad_enabled():
             return
-        for module in self._names:
-            function = module.__dict__.get("_gradient_checkpointing_func")
+        functions = {
+            module: module.__dict__.get("_gradient_checkpointing_func") for module in self._names
+        }
+        for module, function in functions.items():
             if getattr(module, "gradient_checkpointing", False) and module.training:
                 refuse_reentrant(function, bound)
+        for module, function in functions.items():
             if function is not None and not isinstance(function, CheckpointInFrame):
                 module.__dict__["_gradient_checkpointing_func"] = CheckpointInFrame(
                     self._check_implementation, self._running, function
                 )
+
+    def _joined(self) -> set[str]:
+        """Names of the modules that the prefix joins."""
+        bound = self.bound
+        return set() if bound is None else bound.names
 
     # -- generate --------------------------------------------------------------------------------
 
@@ -360,17 +382,17 @@ class Attachment:
         source = args[0] if args else None
         for name in ("inputs", "input_ids", "inputs_embeds"):
             source = kwargs.get(name) if source is None else source
-        if source is not None:
-            self._check_rows(source.shape[0], self._bound)
-        own = self._own_generate
-        self._generating = True
-        try:
+        # Another thread may attach another prefix meanwhile: this text is written under one.
+        with self.exclusive():
+            scope = self.scope
+        if source is not None and scope.source is None:
+            guards.check_rows(source.shape[0], scope.fixed, expanded=scope.generating)
+        check_every_layer(self.model, self._joined, args, kwargs)
+        own = self._own_methods["generate"]
+        with self._within(replace(scope, generating=True)):
             if own is not None:
                 return own(*args, **kwargs)
             return type(self.model).generate(self.model, *args, **kwargs)
-        finally:
-            self._generating = False
-            self._running.frame = None  # Ctrl-C leaves it: torch runs no hook on its way out
 
 
 def attachment_of(model: nn.Module) -> Attachment | None:

@@ -36,7 +36,7 @@ from foreword.attention.frame import AttentionCall, Frame
 from foreword.attention.kernels import grouped_attention, pays
 from foreword.attention.masks import as_additive, note_window
 from foreword.attention.merge import cascade_attention, merge_pays, shared_attention
-from foreword.attention.running import frame_of
+from foreword.attention.running import frame_of, is_nowhere
 from foreword.errors import UnsupportedModel
 
 IMPLEMENTATIONS = {"sdpa": "foreword_sdpa", "eager": "foreword_eager"}
@@ -162,6 +162,9 @@ def _attend(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     kernel = kernel_of(type(module), base)
+    if is_nowhere(module):
+        # NOTE: the name leaks by configs: TRL loads a reference model under its policy's implementation.
+        return _unattached(kernel, module, query, key, value, attention_mask, kwargs)
     frame, name = frame_of(module)
     frame.called.add(name)
     if frame.observer is not None:
@@ -171,6 +174,20 @@ def _attend(
         return _in_segments(frame, name, base, kernel, module, query, key, value, kwargs), None
     call = _Call(frame, kernel, module, query, key, value, attention_mask, kwargs)
     return _with_prefix(call, name, base)
+
+
+def _unattached(
+    kernel: Callable[..., Any],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    kwargs: Mapping[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    """What a model without an attachment computes under our name: what its own kernel does."""
+    result: tuple[Tensor, Tensor | None] = kernel(module, query, key, value, mask, **kwargs)
+    return result
 
 
 def _in_segments(

@@ -58,6 +58,7 @@ class Frame:
         None  # where the text is an encoder's, and a decoder follows
     )
     table_offset: int = 0  # positions that a text is moved up by which the model places by itself
+    text_offsets: tuple[int, ...] = (0,)  # the same, where a language model inside places the text
     called: set[str] = field(default_factory=set)
     observer: Callable[[AttentionCall], None] | None = None
     mask_windows: MaskWindows = field(default_factory=dict)

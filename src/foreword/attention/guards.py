@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +13,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from foreword.attention.bound import Bound
 from foreword.attention.call import IMPLEMENTATIONS
 from foreword.attention.frame import Frame
-from foreword.errors import BypassError, RowsError, UnsupportedModel
+from foreword.attention.running import Running
+from foreword.errors import BusyError, BypassError, RowsError, UnsupportedModel
+
+_BEHIND = {ours: kernel for kernel, ours in IMPLEMENTATIONS.items()}
+"""By the name of an implementation of ours the kernel behind it."""
 
 
 def configs_of(model: PreTrainedModel) -> list[PreTrainedConfig]:
@@ -24,8 +30,30 @@ def configs_of(model: PreTrainedModel) -> list[PreTrainedConfig]:
     return list(found.values())
 
 
+_holders: weakref.WeakSet[Any] = weakref.WeakSet()
+"""The attachments of all models that have one."""
+
+
+def hold(attachment: Any) -> None:
+    """Take in that the configs of an attachment's model name our implementations because of it."""
+    _holders.add(attachment)
+
+
+def let_go(attachment: Any) -> None:
+    """Take in that they do so no longer."""
+    _holders.discard(attachment)
+
+
+def _is_held(config: PreTrainedConfig) -> bool:
+    """Whether a config belongs to a model that has an attachment."""
+    return any(config is own for holder in list(_holders) for own in holder.configs)
+
+
 def kernels_of(model: PreTrainedModel) -> list[str]:
     """The kernel that each of the model's configs names, ``sdpa`` or ``eager``.
+
+    A config may name an implementation of ours without an attachment: it was copied, or given to
+    another model as a name (TRL's reference models). Then the kernel is the one behind it.
 
     Raises:
         UnsupportedModel: One names another, or is shared with a model that is attached already.
@@ -35,8 +63,8 @@ def kernels_of(model: PreTrainedModel) -> list[str]:
 
 def _kernel(model: PreTrainedModel, config: PreTrainedConfig) -> str:
     """The implementation that the config names, which a prefix must be able to join."""
-    found = config._attn_implementation
-    if found in IMPLEMENTATIONS.values():
+    found = _BEHIND.get(config._attn_implementation, config._attn_implementation)
+    if found != config._attn_implementation and _is_held(config):
         raise UnsupportedModel(
             f"the config of this {type(model).__name__} is shared with a model that has a prefix "
             "attached; build each model from its own copy (copy.deepcopy)"
@@ -73,6 +101,50 @@ def check_implementation(
                 f"{expected!r} to {found!r} while a prefix is attached, which would drop the "
                 "prefix; call foreword.detach first (generate_batch makes such a change)"
             )
+
+
+def check_alone(model: nn.Module, running: Running, what: str) -> None:
+    """Check that no other thread is at work on an attached model.
+
+    Args:
+        model: The model.
+        running: Who runs it.
+        what: What is about to be done, such as ``a forward pass``.
+
+    Raises:
+        BusyError: One is in a forward pass, or holds a block open.
+    """
+    others = running.elsewhere()
+    if others:
+        raise BusyError(
+            f"{what} of {type(model).__name__} was asked for in thread "
+            f"{threading.current_thread().name!r}, which has bound no prefix to it, while "
+            f"{', '.join(sorted(map(repr, others)))} runs it under one of its own. Give each thread a "
+            "block of its own (backbone.attached(prefix), or attached(None) for no prefix), or attach "
+            "one prefix for all threads before they start (foreword.attach)"
+        )
+
+
+def check_idle(model: nn.Module, running: Running, borrowers: int) -> None:
+    """Check that an attached model can be left.
+
+    Args:
+        model: The model.
+        running: Who runs it.
+        borrowers: Blocks that need its hooks.
+
+    Raises:
+        BusyError: A thread is in a forward pass, or a block is open.
+    """
+    others = running.elsewhere()
+    if not borrowers and not others:
+        return
+    who = f" ({', '.join(sorted(map(repr, others)))})" if others else ""
+    raise BusyError(
+        f"a prefix was to be taken off {type(model).__name__} while it is in use{who}: a forward pass "
+        "runs in another thread, or a block of backbone.attached(...), an engine or a training is "
+        "open. Wait for its end, then detach"
+    )
 
 
 def check_windows(

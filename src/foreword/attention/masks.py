@@ -6,6 +6,7 @@ call.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,24 +16,31 @@ from torch import Tensor
 MaskWindows = dict[int, tuple[Tensor, int | None]]
 """By a mask's id: the mask, kept alive so that the id stays its own, and its window."""
 
-_noted: list[MaskWindows] = []
-"""Where the windows of masks are noted, while somebody wants to know them."""
+
+class _Here(threading.local):
+    """Where this thread notes the windows of masks, while somebody wants to know them."""
+
+    def __init__(self) -> None:
+        self.noted: list[MaskWindows] = []
+
+
+_here = _Here()
 
 
 @contextmanager
 def noting_windows() -> Iterator[MaskWindows]:
     """Note the windows of the masks that a block makes."""
     windows: MaskWindows = {}
-    _noted.append(windows)
+    _here.noted.append(windows)
     try:
         yield windows
     finally:
-        _noted.remove(windows)
+        _here.noted.remove(windows)
 
 
 def note_window(mask: Tensor, window: int | None) -> None:
     """Say which window (in tokens) a mask was made with, to whoever wants to know."""
-    for windows in _noted:
+    for windows in _here.noted:
         windows[id(mask)] = (mask, window)
 
 

@@ -33,13 +33,25 @@ def text_positions(
     return torch.arange(past, past + queries, device=device).expand(batch, -1)
 
 
-def moved(positions_BQ: Tensor, offsets: tuple[int, ...]) -> Tensor:
-    """Positions with each row's offset added; one offset serves all, or i serves row i // k."""
+def moved(positions: Tensor, batch: int, offsets: tuple[int, ...]) -> Tensor:
+    """Positions with each row's offset added; one offset serves all, or i serves row i // k.
+
+    Args:
+        positions: int64 (B or 1, Q), or (parts, B or 1, Q) where a token stands at several places, as
+            in an image: all of them move alike.
+        batch: B.
+        offsets: Positions that text is moved up by.
+    """
     if len(set(offsets)) == 1:
-        return positions_BQ + offsets[0] if offsets[0] else positions_BQ
-    offset_R1 = torch.tensor(offsets, device=positions_BQ.device)[:, None]
-    repeats = positions_BQ.shape[0] // len(offsets)
-    return positions_BQ + offset_R1.repeat_interleave(repeats, dim=0)
+        return positions + offsets[0] if offsets[0] else positions
+    offset_R1 = torch.tensor(offsets, device=positions.device)[:, None]
+    wide = positions.expand(*positions.shape[:-2], batch, -1)
+    return wide + offset_R1.repeat_interleave(batch // len(offsets), dim=0)
+
+
+def one_part(positions: Tensor) -> Tensor:
+    """Of positions in several parts (parts, B, Q) the first, which is that of the text: (B, Q)."""
+    return positions[0] if positions.dim() == 3 else positions
 
 
 def texts_of(call: Mapping[str, Any], known: Sequence[str]) -> tuple[Any, Any]:

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from torch import nn
 from transformers import PreTrainedModel
 
-from foreword.attention.attachment import attachment_of
 from foreword.attention.bound import bound_to
 from foreword.backbone.backbone import Backbone
 from foreword.backbone.fit import check_geometry, check_weights
-from foreword.backbone.measured import attaching, forget, measure
+from foreword.backbone.measured import attaching, detaching, measure
 from foreword.backbone.probe import family_of
 from foreword.prefix import Prefix
 from foreword.weights.fingerprint import weights_fingerprint
@@ -52,8 +51,7 @@ def attach(
             if one is not None:
                 check_fit(model, one, strict=strict)
         bound = bound_to(prefix, measure(attachment.model).sites)
-        attachment.release()
-        attachment.bound = bound
+        attachment.hold(bound)
     return given
 
 
@@ -77,11 +75,11 @@ def detach(model: PreTrainedModel | Backbone) -> nn.Module:
 
     Returns:
         The model itself.
+
+    Raises:
+        BusyError: Another thread is in a forward pass of the model, or a block of `Backbone.attached`
+            is open.
     """
     given: nn.Module = model.model if isinstance(model, Backbone) else model
-    inner = unwrapped(given)
-    attachment = attachment_of(inner)
-    if attachment is not None:
-        attachment.remove()
-    forget(inner)
+    detaching(unwrapped(given))
     return given

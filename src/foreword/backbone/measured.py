@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,15 +17,20 @@ _MEASURED = "_foreword_measured"
 """Attribute of a model: what the probe found."""
 
 
+_INSTALLING = threading.RLock()
+"""Held while a model is measured, and while it is looked up whether it has hooks, and given some."""
+
+
 def measure(model: PreTrainedModel) -> Measured:
     """What the probe finds, measured once per model."""
-    known = model.__dict__.get(_MEASURED)
-    if isinstance(known, Measured):
-        return known
-    attachment, measured = attach_proven(model)
-    attachment.remove()
-    model.__dict__[_MEASURED] = measured
-    return measured
+    with _INSTALLING:
+        known = model.__dict__.get(_MEASURED)
+        if isinstance(known, Measured):
+            return known
+        attachment, measured = attach_proven(model)
+        attachment.remove()
+        model.__dict__[_MEASURED] = measured
+        return measured
 
 
 def forget(model: PreTrainedModel) -> None:
@@ -34,32 +40,46 @@ def forget(model: PreTrainedModel) -> None:
 
 @contextmanager
 def attached(model: PreTrainedModel) -> Iterator[Attachment]:
-    """The model's attachment for a block: the one that it has, or one that ends with the block."""
-    existing = attachment_of(model)
-    if existing is not None:
-        yield existing
-        return
-    measured = measure(model)
-    attachment = Attachment(model)
-    measured.tell(attachment)
+    """The model's attachment for a block: the one that it has, or one that ends with the last block."""
+    with _INSTALLING:
+        attachment = attachment_of(model)
+        if attachment is None or not attachment.borrow():
+            measured = measure(model)
+            attachment = Attachment(model)
+            measured.tell(attachment)
+            attachment.borrow()
     try:
         yield attachment
     finally:
-        attachment.remove()
+        attachment.give_back()
 
 
 @contextmanager
 def attaching(model: nn.Module) -> Iterator[Attachment]:
-    """The model's attachment, to be bound in the block; a new one is taken off if the block raises."""
+    """The model's attachment, to be held in the block; a new one is taken off if the block raises."""
     inner = unwrapped(model)
-    attachment = attachment_of(inner)
-    fresh = attachment is None
-    if attachment is None:
-        attachment, measured = attach_proven(inner)
-        inner.__dict__[_MEASURED] = measured
-    try:
-        yield attachment
-    except BaseException:
-        if fresh:
-            attachment.remove()
-        raise
+    with _INSTALLING:
+        attachment = attachment_of(inner)
+        fresh = attachment is None
+        if attachment is None:
+            attachment, measured = attach_proven(inner)
+            inner.__dict__[_MEASURED] = measured
+        try:
+            yield attachment
+        except BaseException:
+            if fresh:
+                attachment.remove()
+            raise
+
+
+def detaching(model: PreTrainedModel) -> None:
+    """Take the model's attachment off, if it has one.
+
+    Raises:
+        BusyError: Another thread is in a forward pass, or this or another one holds a block open.
+    """
+    with _INSTALLING:
+        attachment = attachment_of(model)
+        if attachment is not None:
+            attachment.part()
+        forget(model)

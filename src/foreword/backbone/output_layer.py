@@ -5,6 +5,7 @@ Shapes: B rows, T tokens, N wanted positions, D hidden size.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,9 +21,13 @@ def head_sees(model: nn.Module, wanted_BT: Tensor) -> Iterator[list[bool]]:
     its output layer, or one that calls it otherwise, gives all logits as ever.
     """
     narrowed: list[bool] = []
+    mine = threading.local()  # other threads may run the model meanwhile, with rows of this shape
+    mine.wants = True
     rows_N, tokens_N = wanted_BT.nonzero(as_tuple=True)  # now: it waits for the device
 
     def narrow(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not getattr(mine, "wants", False):
+            return None
         if len(inputs) != 1 or inputs[0].shape[:-1] != wanted_BT.shape:
             return None
         narrowed.append(True)

@@ -25,6 +25,7 @@ from foreword.errors import TrainingError
 from foreword.prefix import Prefix, Site, rms
 from foreword.train.parameterization import DirectParameterization, Parameterization
 from foreword.train.trainer import detached
+from foreword.train.watch import Watch
 from foreword.weights.own import TRAINED
 from foreword.weights.placement import input_device
 
@@ -56,6 +57,7 @@ class Trainable:
         model.add_module(TRAINED, parameterization)
         for parameter, _ in self._required:
             parameter.requires_grad_(False)
+        self._watch = Watch(model, parameterization)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy goes its own way, so the caches of one are not the other's."""
@@ -96,7 +98,13 @@ class Trainable:
         return f"{self._name}-{sum(p._version for p in self.parameterization.parameters())}"
 
     def __call__(self) -> Bound:
-        """What the forward pass that begins now attends to: made anew, so that it has a graph."""
+        """What the forward pass that begins now attends to: made anew, so that it has a graph.
+
+        Raises:
+            TrainingError: The pass would train something, and not the prefix; see `Watch.check`.
+        """
+        if torch.is_grad_enabled():
+            self._watch.check()
         identity, last = self.identity, self._last
         reusable = not torch.is_grad_enabled() and not self.parameterization.training
         if reusable and last is not None and last.identity == identity:
@@ -107,6 +115,7 @@ class Trainable:
 
     def release(self) -> None:
         """Take the parameters out of the model; its own need gradients as they did before."""
+        self._watch.end()
         self._attachment.model._modules.pop(TRAINED, None)
         for parameter, required in self._required:
             parameter.requires_grad_(required)
@@ -162,10 +171,11 @@ def attach_trainable(
                 f"{type(inner).__name__} has an attribute {TRAINED!r} of its own, where the prefix in "
                 "training would go; rename it"
             )
-        attachment.release()
         parameterization.to(device)
-        trainable = Trainable(attachment, parameterization, sites, freeze=freeze)
-        attachment.follow(trainable)
+        with attachment.exclusive():
+            attachment.release()
+            trainable = Trainable(attachment, parameterization, sites, freeze=freeze)
+            attachment.hold(None, trainable)
     return trainable
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from foreword.attention.adapters.turn import Turn
 from foreword.attention.bound import SiteTensors
 from foreword.attention.frame import AttentionCall, Frame
 from foreword.attention.running import frame_of
@@ -38,8 +39,12 @@ class Adapter:
     relative = False
     """Whether moving the whole text changes nothing, so that a position offset has nothing to do."""
 
+    changes_module = False
+    """Whether `prepare` or `widen` change the module until `restore`: then threads take turns."""
+
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+        self._turn = Turn()
         self._parameters = parameters_of(type(module))
         self._handles = [
             module.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True),
@@ -85,6 +90,8 @@ class Adapter:
         site = frame.site(name)
         if frame.own(name) is not None:
             raise no_softmax_of_its_own(module)
+        if self.changes_module:
+            self._turn.take(module)
         call[self.cache] = _Joining(
             self, self.real_cache(call), frame, name, call["attention_mask"], queries_of(call)
         )
@@ -94,7 +101,9 @@ class Adapter:
         return (), call
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self.restore()
+        if self.changes_module and self._turn.is_mine:  # else it was refused its turn
+            self.restore()
+            self._turn.give()
 
 
 def no_softmax_of_its_own(module: nn.Module) -> UnsupportedModel:

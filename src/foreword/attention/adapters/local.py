@@ -20,6 +20,8 @@ from foreword.attention.frame import Frame
 class GptNeo(Adapter):
     """Global and local layers."""
 
+    changes_module = True
+
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
         self._own: Tensor | None = None

@@ -20,6 +20,8 @@ from foreword.errors import UnsupportedModel
 class RotaryTable(Adapter):
     """Rotary positions from a buffer (N, 2F): sines, then cosines."""
 
+    changes_module = True
+
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
         self._own: Tensor | None = None
