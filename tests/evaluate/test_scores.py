@@ -41,8 +41,21 @@ def test_the_figures_come_back_and_anything_else_is_refused(found) -> None:
         ({"base": {}}, "base.nll is not a finite"),
         ({"inputs": 0}, "'inputs' is not a whole number"),
         ({"rows": 2.0}, "'rows' is not a whole number"),
+        ({"tokenisation": "zh"}, "'tokenisation' is not an object"),
+        ({"tokenisation": {"bleu": "spm"}}, "tokenisation.bleu is none of 13a, zh, char"),
     ):
         with pytest.raises(DataError, match=message):
             scores_of({**printed, **changes}, prefix)
     with pytest.raises(DataError, match="not a JSON object"):
         scores_of([printed], prefix)
+
+
+def test_what_counts_as_a_word_stands_beside_the_figures(found) -> None:
+    prefix, printed = found
+    labels = [label for label, *_ in scores_of(printed, prefix).figures]
+    assert {"BLEU", "ROUGE-L"} <= set(labels)
+    said = {**printed, "tokenisation": {"bleu": "zh", "rouge_l": "unicode"}}
+    labels = [label for label, *_ in scores_of(said, prefix).figures]
+    assert {"BLEU (zh)", "ROUGE-L (unicode)"} <= set(labels)
+    del printed["tokenisation"]  # as an earlier version printed it
+    assert "BLEU" in [label for label, *_ in scores_of(printed, prefix).figures]

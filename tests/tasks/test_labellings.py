@@ -164,6 +164,77 @@ def test_entities_count_when_kind_and_extent_are_right() -> None:
     assert found["accuracy"] == pytest.approx(100 * 4 / 6)
 
 
+ENTITY = {
+    "IOB": ["B-per", "I-per", "O", "B-org"],
+    "IOBES": ["B-per", "E-per", "O", "S-org"],
+    "BILOU": ["B-per", "L-per", "O", "U-org"],
+    "BMES": ["B-per", "E-per", "O", "S-org"],
+    "BMEWO": ["B-per", "E-per", "O", "W-org"],
+    "IO": ["I-per", "I-per", "O", "I-org"],
+    "kinds": ["per", "per", "O", "org"],
+    "after": ["per-B", "per-I", "O", "org-B"],
+}
+"""A person of two words and an organisation, spelled in every way."""
+
+
+@pytest.mark.parametrize("way", ENTITY)
+def test_entities_are_found_in_every_spelling_of_tags(way: str) -> None:
+    """With kinds alone, an organisation that was missed left F1 at 100."""
+    right = ENTITY[way]
+    missed, cut = [*right[:3], "O"], [right[0], "O", *right[2:]]
+    for said, precision, recall in ((right, 1, 1), (missed, 1, 0.5), (cut, 0.5, 0.5)):
+        found = tag.measured([Tagged([], list(said))], [right], right)
+        assert found["precision"] == pytest.approx(100 * precision)
+        assert found["recall"] == pytest.approx(100 * recall)
+        wanted = 100 * 2 * precision * recall / (precision + recall)
+        assert found["f1"] == pytest.approx(wanted)
+    assert tag.remarks(right) == []
+
+
+def test_neighbours_of_one_kind_are_two_entities_where_tags_can_say_so() -> None:
+    """BILOU's L and U were taken for kinds of words that go on."""
+    for way, (first, second) in {
+        "IOB": ("B-per", "B-per"),
+        "IOBES": ("S-per", "S-per"),
+        "BILOU": ("U-per", "U-per"),
+    }.items():
+        labels = [*ENTITY[way], first]
+        right, said = [first, second], [first, "O"]
+        found = tag.measured([Tagged([], said)], [right], labels)
+        assert (found["precision"], found["recall"]) == (100, 50), way
+
+
+@pytest.mark.parametrize(
+    ("labels", "why"),
+    [
+        (("0", "1", "2"), "the tag '0' is a number, which says nothing of entities"),
+        (("DET", "NOUN", "VERB"), "no tag is 'O'"),
+        (("O", "B-per", "per"), "the tags 'B-per' and 'per' follow no scheme"),
+        (("O", "B-per", "I-per", "L-per", "S-per"), "follow no scheme"),
+    ],
+)
+def test_tags_that_spell_no_entities_have_figures_of_words_alone(
+    labels: tuple[str, ...], why: str
+) -> None:
+    """A data set's numbers of classes had F1 0 where all was right."""
+    found = tag.measured([Tagged([], list(labels))], [list(labels)], labels)
+    assert found == {"accuracy": 100.0}
+    assert why in tag.remarks(labels)[0]
+
+
+def test_rows_without_entities_in_which_none_is_said_are_right() -> None:
+    found = tag.measured([Tagged([], ["O", "O"])], [["O", "O"]], ["O", "B-per"])
+    assert found == dict.fromkeys(("f1", "precision", "recall", "accuracy"), 100.0)
+    found = tag.measured([Tagged([], ["O", "B-per"])], [["O", "O"]], ["O", "B-per"])
+    assert (found["f1"], found["precision"], found["recall"]) == (0, 0, 0)
+
+
+def test_answers_without_spaces_are_compared_by_character() -> None:
+    """A Chinese answer was one word, so all but the exact one had F1 0."""
+    assert f1("北京大学", "北京") == pytest.approx(2 / 3)
+    assert f1("the Denver Broncos", "Denver") == pytest.approx(2 / 3)
+
+
 def test_answers_are_compared_as_squad_compares_them() -> None:
     """Without case, articles and punctuation; F1 over words; the best of several answers."""
     assert normalised("The  Broncos!") == "broncos"

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from foreword.data.template import Task
+from foreword.data.words import between_spaces
 from foreword.errors import DataError
 from foreword.head import SPAN
 from foreword.tasks.base import Answered, Labelling, Row
@@ -114,7 +115,10 @@ class Answer(Labelling):
         return [text for text, _ in _answers(row)]
 
     def measured(
-        self, predictions: Sequence[Answered], gold: Sequence[Sequence[str]]
+        self,
+        predictions: Sequence[Answered],
+        gold: Sequence[Sequence[str]],
+        labels: Sequence[str] = (),
     ) -> dict[str, float]:
         """SQuAD's exact match and F1 over words, of each question's best answer."""
         exact = overlap = 0.0
@@ -203,8 +207,8 @@ def normalised(text: str) -> str:
 
 
 def f1(text: str, answer: str) -> float:
-    """Harmonic mean of precision and recall over words."""
-    said, right = normalised(text).split(), normalised(answer).split()
+    """Harmonic mean of precision and recall over words; over characters in scripts without spaces."""
+    said, right = (between_spaces(normalised(one)) for one in (text, answer))
     if not said or not right:
         return float(said == right)
     shared = sum((Counter(said) & Counter(right)).values())

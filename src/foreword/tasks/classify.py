@@ -74,7 +74,12 @@ class Classify(Labelling):
         assert templates.target is not None
         return fill(templates.target, row)
 
-    def measured(self, predictions: Sequence[Classified], gold: Sequence[str]) -> dict[str, float]:
+    def measured(
+        self,
+        predictions: Sequence[Classified],
+        gold: Sequence[str],
+        labels: Sequence[str] = (),
+    ) -> dict[str, float]:
         """Accuracy, and the mean of F1 over the labels that are right or were said."""
         said = [one.label for one in predictions]
         pairs = list(zip(said, gold, strict=True))

@@ -14,11 +14,8 @@ from foreword.backbone.kinds.base import IGNORED
 from foreword.data.template import Task, columns
 from foreword.errors import DataError
 from foreword.tasks.base import Labelling, Row, Tagged, in_order, index_of
+from foreword.tasks.entities import OUTSIDE, entity_figures, spelling_of
 from foreword.tasks.reading import Reader, Reading
-
-INSTALL = 'pip install "foreword[tag]"'
-OUTSIDE = "O"
-"""The tag of words outside of any entity."""
 
 
 class Tag(Labelling):
@@ -32,6 +29,7 @@ class Tag(Labelling):
         ("recall %", "recall", "{:.1f}"),
         ("word accuracy %", "accuracy", "{:.1f}"),
     )
+    conditional = frozenset({"f1", "precision", "recall"})
 
     def columns(self, templates: Task, rows: Sequence[Row]) -> None:
         """Two columns of lists, equally long."""
@@ -102,20 +100,31 @@ class Tag(Labelling):
         return self._lists(templates, row)[1]
 
     def measured(
-        self, predictions: Sequence[Tagged], gold: Sequence[Sequence[str]]
+        self,
+        predictions: Sequence[Tagged],
+        gold: Sequence[Sequence[str]],
+        labels: Sequence[str] = (),
     ) -> dict[str, float]:
-        """Entities that are right in kind and extent (seqeval's default, as CoNLL), and words."""
+        """Entities that are right in kind and extent (seqeval's default, as CoNLL), and words.
+
+        Tags that spell no entities give the figure of words alone.
+        """
+        said = [one.tags for one in predictions]
+        pairs = list(zip(chain(*gold), chain(*said), strict=True))
+        words = {"accuracy": 100 * sum(a == b for a, b in pairs) / max(1, len(pairs))}
         try:
-            from seqeval.metrics import f1_score, precision_score, recall_score
-        except ImportError as error:
-            raise DataError(f"entities are scored by seqeval; run: {INSTALL}") from error
-        right, said = [list(tags) for tags in gold], [one.tags for one in predictions]
-        pairs = list(zip(chain(*right), chain(*said), strict=True))
-        scored = {"f1": f1_score, "precision": precision_score, "recall": recall_score}
-        figures = {
-            name: 100 * float(of(right, said, zero_division=0)) for name, of in scored.items()
-        }
-        return {**figures, "accuracy": 100 * sum(a == b for a, b in pairs) / max(1, len(pairs))}
+            spelled = spelling_of({*labels, *chain(*gold), *chain(*said)})
+        except DataError:
+            return words
+        return {**entity_figures(said, gold, spelled), **words}
+
+    def remarks(self, labels: Sequence[str]) -> list[str]:
+        """Why there are no figures of entities, if there are none."""
+        try:
+            spelling_of(labels)
+        except DataError as error:
+            return [f"no figures of entities: {error}"]
+        return []
 
     def _lists(self, templates: Task, row: Row) -> tuple[list[str], list[str]]:
         tags = row[_column(templates.target)]
