@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.table import Table
 
-from foreword.cli.console import note, out, table, working
+from foreword.cli.console import note, out, say, table, working
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.evaluate import Evaluation, LabelEvaluation, Metrics
 from foreword.evaluate import evaluate as run_evaluation
@@ -70,7 +70,7 @@ def evaluate(
             strict=arguments.strict,
         )
     if arguments.as_json:
-        out.print(json.dumps(found.as_json(), ensure_ascii=False, indent=1), markup=False)
+        say(json.dumps(found.as_json(), ensure_ascii=False, indent=1))
         return
     if isinstance(found, LabelEvaluation):
         out.print(label_figures(name, found))

@@ -120,7 +120,7 @@ def _show_warning(
 ) -> None:
     """Our own warnings as one line; those of libraries are theirs to fix."""
     if FIRST and category.__module__.startswith("foreword"):
-        err.print(f"warning: {message}", style="yellow", markup=False)
+        err.print(f"warning: {message}", style="yellow")
 
 
 def run() -> None:

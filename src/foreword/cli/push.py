@@ -9,7 +9,7 @@ from typing import Any
 
 from cyclopts import Parameter
 
-from foreword.cli.console import out, working
+from foreword.cli.console import say, working
 from foreword.cli.options import StoreOptions
 from foreword.errors import DataError
 from foreword.hub import push as push_prefix
@@ -59,7 +59,7 @@ def push(
             license=arguments.license,
             metrics=metrics,
         )
-    out.print(address, markup=False)
+    say(address)
 
 
 def _read(path: Path) -> Any:
