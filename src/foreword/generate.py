@@ -12,6 +12,7 @@ import torch
 from foreword.backbone import Backbone
 from foreword.data import Encoder, Task, left_padded
 from foreword.data.collate import padding_of, right_padded
+from foreword.data.inputs import of_each
 from foreword.data.seq2seq import encoder_class
 from foreword.data.template import Input, as_row
 from foreword.errors import DataError, MismatchError
@@ -164,8 +165,8 @@ def generate(
     if task is None:
         task = task_of(prefix) if prefix is not None else PLAIN
     encoder = encoder_for(backbone, prefix, task)
-    rows = [as_row(one, task) for one in inputs]
-    prompts = [encoder.prompt(row, options.max_new_tokens) for row in rows]
+    rows = of_each(inputs, lambda one: as_row(one, task))
+    prompts = of_each(rows, lambda row: encoder.prompt(row, options.max_new_tokens))
     if prefix is not None:
         backbone.check(prefix, strict=strict)
     return generate_ids(backbone, prompts, prefix, options)

@@ -104,6 +104,13 @@ def test_windows_without_the_whole_answer_point_to_the_first_token() -> None:
     ("task", "row", "message"),
     [
         ("classify", {"text": "x"}, "row 1 has no column 'label'"),
+        ("classify", {"text": "x", "label": 0.5}, "row 1, column 'label': found the number 0.5"),
+        ("classify", {"text": "x", "label": float("nan")}, "no value in column 'label'"),
+        ("classify", {"text": "x", "label": ["x"]}, "row 1, column 'label': found a list"),
+        ("classify", {"text": b"x", "label": "a"}, "row 1, column 'text': found bytes"),
+        ("tag", {"tokens": ["a"], "tags": [None]}, "row 1: tag 1: there is no value"),
+        ("tag", {"tokens": ["a", "b"], "tags": ["O", ["x"]]}, "row 1: tag 2: found a list"),
+        ("tag", {"tokens": "a b", "tags": ["O"]}, "row 1: its words are 'a b', expected a list"),
         ("tag", {"tokens": "a b", "tags": ["O"]}, "expected a list of texts"),
         ("tag", {"tokens": ["a", "b"], "tags": ["O"]}, "row 1 has 2 words and 1 tags"),
         ("tag", {"tokens": ["a"], "tags": "O"}, "expected a list with one for each word"),

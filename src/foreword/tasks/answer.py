@@ -8,7 +8,6 @@ Shapes: B rows, T tokens; the two labels are start and end.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import string
@@ -18,6 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from foreword.data.strict_json import loaded
 from foreword.data.template import Task
 from foreword.data.words import between_spaces
 from foreword.errors import DataError
@@ -67,7 +67,7 @@ class Answer(Labelling):
     def given(self, templates: Task, text: str) -> Row:
         """A JSON object with question and context."""
         try:
-            row = json.loads(text)
+            row = loaded(text)
         except ValueError:
             row = None
         if not isinstance(row, dict):

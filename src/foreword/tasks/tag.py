@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 from torch import Tensor
 
 from foreword.backbone.kinds.base import IGNORED
 from foreword.data.template import Task, columns
+from foreword.data.values import class_of
 from foreword.errors import DataError
 from foreword.tasks.base import Labelling, Row, Tagged, in_order, index_of
 from foreword.tasks.entities import OUTSIDE, entity_figures, spelling_of
@@ -39,9 +41,12 @@ class Tag(Labelling):
                     f"for tags a template names one column of lists, such as {{tokens}}; found "
                     f"{template!r}"
                 )
-        templates.check(rows)
+        templates.check_columns(rows)
         for number, row in enumerate(rows, 1):
-            words, tags = self._lists(templates, row)
+            try:
+                words, tags = self._lists(templates, row)
+            except DataError as error:
+                raise DataError(f"row {number}: {error}") from error
             if len(words) != len(tags):
                 raise DataError(f"row {number} has {len(words)} words and {len(tags)} tags")
 
@@ -130,7 +135,7 @@ class Tag(Labelling):
         tags = row[_column(templates.target)]
         if not isinstance(tags, list | tuple):
             raise DataError(f"its tags are {tags!r}, expected a list with one for each word")
-        return self._words(templates, row), [str(tag) for tag in tags]
+        return self._words(templates, row), [_tag(place, tag) for place, tag in enumerate(tags, 1)]
 
     def _words(self, templates: Task, row: Row) -> list[str]:
         words = row.get(_column(templates.prompt))
@@ -158,6 +163,13 @@ class Tag(Labelling):
 
 def _ends_after(span: tuple[int, int] | None, place: int) -> bool:
     return span is not None and span[1] > place
+
+
+def _tag(place: int, tag: Any) -> str:
+    try:
+        return class_of(tag)
+    except DataError as error:
+        raise DataError(f"tag {place}: {error}") from error
 
 
 def _column(template: str | None) -> str:
