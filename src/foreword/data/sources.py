@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from foreword.data.strict_json import loaded, refuse_repeats
 from foreword.errors import DataError, first_line
 
 Row = dict[str, Any]
@@ -86,9 +86,11 @@ def _jsonl(source: str, lines: list[str]) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = loaded(line)
         except ValueError as error:
             raise DataError(f"{source}, line {number}: not JSON: {error}") from error
+        except DataError as error:
+            raise DataError(f"{source}, line {number}: {error}") from error
         if not isinstance(row, dict):
             kind = type(row).__name__
             raise DataError(f"{source}, line {number}: expected a JSON object, found a {kind}")
@@ -97,8 +99,8 @@ def _jsonl(source: str, lines: list[str]) -> Iterator[Row]:
 
 def _read_json(path: Path) -> Iterator[Row]:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+        rows = loaded(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, DataError) as error:
         raise DataError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{path}: expected a JSON list of objects; one object per line is .jsonl")
@@ -109,6 +111,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
+            refuse_repeats(list(reader.fieldnames or []), f"{path}: its header")
             for row in reader:
                 if None in row or None in row.values():
                     raise DataError(
@@ -124,6 +127,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     import pyarrow.parquet
 
     try:
+        refuse_repeats(pyarrow.parquet.read_schema(path).names, f"{path}: its table")
         rows = pyarrow.parquet.read_table(path).to_pylist()
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{path}: cannot be read as Parquet: {error}") from error
