@@ -28,6 +28,7 @@ from foreword.train.dropout import PrefixDropout
 from foreword.train.folder import prepare, temporary
 from foreword.train.headed import with_head
 from foreword.train.initialisation import start
+from foreword.train.lock import together_in
 from foreword.train.parameterise import parameterise
 from foreword.train.ranks import Ranks
 from foreword.train.report import LOGS, reporters
@@ -100,7 +101,8 @@ def train(
 
     Raises:
         DataError: Rows, columns, templates or lengths are wrong; before training starts.
-        TrainingError: Nothing fits the settings, or the run to resume was another one.
+        TrainingError: Nothing fits the settings, the run to resume was another one, or another run is
+            in the folder.
         TrainingStopped: The loss became NaN, the disk is full, Ctrl-C, or another process was lost;
             carries the best so far.
 
@@ -132,7 +134,8 @@ def train(
             "processes": ranks.count,
         }
         needed = max(first.parameters, trained)
-        begun = ranks.first_does(lambda: prepare(folder, run, needed, resume=resume))
+        stack.enter_context(together_in(folder, ranks))
+        begun, identity = ranks.first_does(lambda: prepare(folder, run, needed, resume=resume))
         attachment = stack.enter_context(backbone.attached(None))
         dropout = PrefixDropout(settings.dropout, settings.frozen, settings.seed)
         module = PrefixModule(parameterization, backbone, attachment, dropout)
@@ -149,6 +152,7 @@ def train(
             callbacks,
             backbone.device,
             ranks,
+            identity,
         )
         training = {
             "data": digest,

@@ -27,7 +27,7 @@ from foreword.data.grouping import GroupedByLength
 from foreword.errors import StoreError, TrainingError, first_line
 from foreword.files import refused
 from foreword.prefix import Prefix
-from foreword.train.checkpoint import keep_newest, publish
+from foreword.train.checkpoint import IDENTITY, keep_newest, publish
 from foreword.train.dropout import PrefixDropout
 from foreword.train.objective import score
 from foreword.train.parameterization import Parameterization
@@ -119,6 +119,7 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
         callbacks: More callbacks, such as a progress bar.
         device: Where to train.
         ranks: The processes that train together; by default those that a launcher started.
+        identity: What every checkpoint carries to say whose it is, or None.
     """
 
     optimizer: torch.optim.Optimizer | None
@@ -134,10 +135,12 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
         callbacks: Sequence[TrainerCallback],
         device: torch.device,
         ranks: Ranks | None = None,
+        identity: str | None = None,
     ) -> None:
         self.prefix_module = module
         self.ranks = ranks or Ranks(device)
         self.folder = folder
+        self.identity = identity
         self.eval_rows = eval_rows
         self.patience = settings.early_stop
         self.optimizer_name = settings.optimizer
@@ -292,6 +295,8 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
                 f"{written} has the random states of {states} of {self.ranks.count} processes; "
                 "checkpoints must be in a folder that all nodes share"
             )
+        if self.identity is not None:
+            (written / IDENTITY).write_text(self.identity, encoding="utf-8")
         publish(written, self.folder / written.name)
         self._clear_aside()
         keep_newest(self.folder, KEPT_CHECKPOINTS)
