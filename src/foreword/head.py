@@ -8,7 +8,7 @@ Shapes: B rows, T tokens, D hidden size, L labels.
 from __future__ import annotations
 
 import reprlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -90,7 +90,7 @@ class Head:
 
     def made_of(self, weight_LD: Tensor, bias_L: Tensor) -> Head:
         """The same head with other tensors."""
-        return Head(self.task, self.labels, self.pooling, weight_LD, bias_L)
+        return replace(self, weight=weight_LD, bias=bias_L)
 
     def logits(self, hidden_BTD: Tensor, mask_BT: Tensor) -> Tensor:
         """Float32 logits: (B, L) of a head that classifies, else (B, T, L).

@@ -34,6 +34,13 @@ def test_labels_are_in_an_order_that_rows_do_not_change() -> None:
     assert answer.labels(SQUAD, ANSWER) == ("start", "end")
 
 
+def test_numbers_of_one_size_are_in_order_too() -> None:
+    """Python's hash seed ordered them, so a run and its resumption could disagree."""
+    twins = [{"text": "", "label": label} for label in ("1", "01", "001", "0", "00", "-0", "2")]
+    labels = classify.labels(TEXTS, twins)
+    assert labels == ("-0", "0", "00", "001", "01", "1", "2")
+
+
 def test_one_label_alone_is_refused() -> None:
     with pytest.raises(DataError, match="all rows have the label 'a'"):
         classify.labels(TEXTS, [{"text": "x", "label": "a"}] * 3)

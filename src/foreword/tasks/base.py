@@ -210,6 +210,7 @@ def index_of(label: str, labels: Sequence[str]) -> int:
 
 
 def in_order(labels: set[str]) -> tuple[str, ...]:
-    """Whole numbers by size, words by letter."""
-    numbers = all(label.removeprefix("-").isdecimal() for label in labels)
-    return tuple(sorted(labels, key=int if numbers else str))
+    """Whole numbers by size, those of one size and words by letter."""
+    if all(label.removeprefix("-").isdecimal() for label in labels):
+        return tuple(sorted(labels, key=lambda label: (int(label), label)))
+    return tuple(sorted(labels))

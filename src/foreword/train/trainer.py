@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import math
 import os
@@ -372,12 +373,11 @@ def detached(prefix: Prefix) -> Prefix:
         return tensor.detach().float().cpu().clone()
 
     head = prefix.head
-    return Prefix(
-        prefix.sites,
-        tuple(map(plain, prefix.keys)),
-        tuple(map(plain, prefix.values)),
-        prefix.meta,
-        None if head is None else head.made_of(*map(plain, head.tensors)),
+    return dataclasses.replace(
+        prefix,
+        keys=tuple(map(plain, prefix.keys)),
+        values=tuple(map(plain, prefix.values)),
+        head=None if head is None else head.made_of(*map(plain, head.tensors)),
     )
 
 
