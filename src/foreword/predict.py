@@ -15,8 +15,7 @@ from foreword.backbone import Backbone
 from foreword.backbone.kinds import KINDS
 from foreword.data import Task
 from foreword.data.collate import padding_of, right_padded
-from foreword.data.inputs import of_each
-from foreword.data.template import Input
+from foreword.data.inputs import Inputs, inputs_of, of_each, texts_of
 from foreword.errors import DataError
 from foreword.head import Head, Pooling, pooled
 from foreword.prefix import Prefix
@@ -27,7 +26,7 @@ BATCH = 32
 
 def predict(
     backbone: Backbone,
-    inputs: Sequence[Input],
+    inputs: Inputs,
     prefix: Prefix,
     *,
     batch_size: int = BATCH,
@@ -59,7 +58,8 @@ def predict(
     backbone.check(prefix, strict=strict)
     reader = prefix_reader(backbone, prefix)
     rows = of_each(
-        inputs, lambda one: labelling.given(templates, one) if isinstance(one, str) else one
+        inputs_of(inputs),
+        lambda one: labelling.given(templates, one) if isinstance(one, str) else one,
     )
     readings = of_each(rows, lambda row: labelling.read(reader, templates, row))
     logits = head_logits(
@@ -70,7 +70,7 @@ def predict(
 
 def features(
     backbone: Backbone,
-    texts: Sequence[str],
+    texts: Inputs,
     prefix: Prefix | None = None,
     *,
     pooling: Pooling | None = None,
@@ -108,7 +108,7 @@ def features(
         reader = prefix_reader(backbone, prefix)
     else:
         reader = reader_for(backbone, backbone.bos, backbone.context)
-    readings = of_each(texts, lambda text: [reader.read(text)])
+    readings = of_each(texts_of(texts), lambda text: [reader.read(text)])
     found: list[Tensor] = list(
         _each(
             backbone,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from foreword.data.given import Data, given_rows
 from foreword.data.strict_json import loaded, refuse_repeats
 from foreword.errors import DataError, first_line
 
@@ -21,30 +23,35 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 """What a data set's name can look like; everything else is a path."""
 
 
-def read_rows(source: str) -> list[Row]:
+def read_rows(source: Data) -> list[Row]:
     """All rows of a source, in order.
 
     Args:
         source: A path ending in .jsonl, .json, .csv or .parquet; a shipped set such as
             ``foreword/e2e:train``; or ``name[:split]`` of the `datasets` library (split ``train``
-            by default).
+            by default). Or the rows themselves, as `Data` has them.
 
     Raises:
         DataError: There is no such source, a line cannot be read, or it has no rows.
     """
-    rows = list(_open(source))
+    if not isinstance(source, str | os.PathLike):
+        return [dict(row) for row in rows_of(source)]
+    name = os.fspath(source)
+    rows = list(_open(name))
     if not rows:
-        raise DataError(f"{source} has no rows; expected at least one")
+        raise DataError(f"{name} has no rows; expected at least one")
     return rows
 
 
-def rows_of(data: str | Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def rows_of(data: Data) -> list[Mapping[str, Any]]:
     """Rows as they are given, or read from a source.
 
     Raises:
         DataError: There are none, or the source cannot be read.
     """
-    rows = list(read_rows(data) if isinstance(data, str) else data)
+    if isinstance(data, str | os.PathLike):
+        return [*read_rows(data)]
+    rows = given_rows(data)
     if not rows:
         raise DataError("the data has no rows; expected at least one")
     return rows

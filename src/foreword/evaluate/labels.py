@@ -12,6 +12,7 @@ from torch import Tensor
 
 from foreword.backbone import Backbone
 from foreword.data import Report, rows_of
+from foreword.data.given import Data, name_of
 from foreword.errors import DataError
 from foreword.head import Head, HeadTask
 from foreword.predict import (
@@ -97,7 +98,7 @@ class LabelEvaluation:
 def evaluate_labels(
     backbone: Backbone,
     prefix: Prefix,
-    data: str | Sequence[Mapping[str, Any]],
+    data: Data,
     *,
     base: bool = True,
     limit: int | None = None,
@@ -137,7 +138,7 @@ def evaluate_labels(
         gold=seen.gold,
         backbone=backbone.name,
         same_weights=prefix.meta.fingerprint in ("", backbone.fingerprint),
-        data=data if isinstance(data, str) else "",
+        data=name_of(data),
         digest=prefix.digest,
         remarks=LABELLINGS[head.task].remarks(head.labels),
     )

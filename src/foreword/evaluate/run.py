@@ -14,6 +14,7 @@ from foreword.backbone import Backbone
 from foreword.data import Collator, Encoded, Encoder, Report, Task, rows_of
 from foreword.data.chat import answers, asked
 from foreword.data.collate import padding_of
+from foreword.data.given import Data, name_of
 from foreword.data.template import MESSAGES
 from foreword.errors import DataError
 from foreword.evaluate import metrics
@@ -135,7 +136,7 @@ class _Set:
 def evaluate(
     backbone: Backbone,
     prefix: Prefix,
-    data: str | Sequence[Mapping[str, Any]],
+    data: Data,
     *,
     options: GenerateOptions | None = None,
     base: bool = True,
@@ -170,7 +171,7 @@ def evaluate(
 def evaluate_text(
     backbone: Backbone,
     prefix: Prefix,
-    data: str | Sequence[Mapping[str, Any]],
+    data: Data,
     *,
     options: GenerateOptions | None = None,
     base: bool = True,
@@ -225,7 +226,7 @@ def evaluate_text(
         references=grouped.references,
         backbone=backbone.name,
         same_weights=prefix.meta.fingerprint in ("", backbone.fingerprint),
-        data=data if isinstance(data, str) else "",
+        data=name_of(data),
         digest=prefix.digest,
         tokenisation=metrics.tokenisation(grouped.references),
     )
