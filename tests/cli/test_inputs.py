@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from foreword.cli.inputs import InputOptions
+from foreword.cli.main import main
 from foreword.errors import DataError
 
 LINES = ["a\u2028b", "c\u2029d\u0085e", "f\x0cg\x0bh\x1ci", "j\rk", "last"]
@@ -53,3 +54,12 @@ def test_bytes_that_are_no_text_are_refused(
 def test_no_inputs_are_refused(read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="there are no inputs"):
         read(b"\xef\xbb\xbf\n \n", tmp_path, monkeypatch)
+
+
+def test_an_option_that_a_file_of_options_sets_twice_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The second won."""
+    (tmp_path / "run.yaml").write_text("name: food\nlr: 0.1\nsteps: 3\nlr: 0.2\n")
+    code = main(["train", "rows.jsonl", "--config", str(tmp_path / "run.yaml")])
+    assert (code, "run.yaml has 'lr' twice" in capfd.readouterr().err) == (1, True)

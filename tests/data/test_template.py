@@ -83,7 +83,7 @@ def test_an_empty_cell_is_not_the_text_none() -> None:
 def test_what_is_not_text_is_refused_with_row_and_column(value: object) -> None:
     """A null became "None" in generate, bytes b'hello', and a list ['x', 'y']."""
     rows = [{"mr": "m", "ref": "r"}, {"mr": value, "ref": "r"}]
-    with pytest.raises(DataError, match="^row 2(,| has no value in) column 'mr'"):
+    with pytest.raises(DataError, match="^row 2(:| has no value in) column 'mr'"):
         Task("{mr}", "{ref}").check(rows)
     with pytest.raises(DataError, match="^column 'mr': "):
         fill("{mr}", rows[1])

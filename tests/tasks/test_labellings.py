@@ -111,10 +111,10 @@ def test_windows_without_the_whole_answer_point_to_the_first_token() -> None:
     ("task", "row", "message"),
     [
         ("classify", {"text": "x"}, "row 1 has no column 'label'"),
-        ("classify", {"text": "x", "label": 0.5}, "row 1, column 'label': found the number 0.5"),
+        ("classify", {"text": "x", "label": 0.5}, "row 1: column 'label': found the number 0.5"),
         ("classify", {"text": "x", "label": float("nan")}, "no value in column 'label'"),
-        ("classify", {"text": "x", "label": ["x"]}, "row 1, column 'label': found a list"),
-        ("classify", {"text": b"x", "label": "a"}, "row 1, column 'text': found bytes"),
+        ("classify", {"text": "x", "label": ["x"]}, "row 1: column 'label': found a list"),
+        ("classify", {"text": b"x", "label": "a"}, "row 1: column 'text': found bytes"),
         ("tag", {"tokens": ["a"], "tags": [None]}, "row 1: tag 1: there is no value"),
         ("tag", {"tokens": ["a", "b"], "tags": ["O", ["x"]]}, "row 1: tag 2: found a list"),
         ("tag", {"tokens": "a b", "tags": ["O"]}, "row 1: its words are 'a b', expected a list"),
@@ -211,8 +211,9 @@ def test_neighbours_of_one_kind_are_two_entities_where_tags_can_say_so() -> None
         "IOB": ("B-per", "B-per"),
         "IOBES": ("S-per", "S-per"),
         "BILOU": ("U-per", "U-per"),
+        "single words": ("S-per", "S-per"),
     }.items():
-        labels = [*ENTITY[way], first]
+        labels = [*ENTITY.get(way, ["O"]), first]
         right, said = [first, second], [first, "O"]
         found = tag.measured([Tagged([], said)], [right], labels)
         assert (found["precision"], found["recall"]) == (100, 50), way
@@ -225,6 +226,7 @@ def test_neighbours_of_one_kind_are_two_entities_where_tags_can_say_so() -> None
         (("DET", "NOUN", "VERB"), "no tag is 'O'"),
         (("O", "B-per", "per"), "the tags 'B-per' and 'per' follow no scheme"),
         (("O", "B-per", "I-per", "L-per", "S-per"), "follow no scheme"),
+        (("O", "B-"), "follow no scheme"),
     ],
 )
 def test_tags_that_spell_no_entities_have_figures_of_words_alone(

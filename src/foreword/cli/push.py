@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from cyclopts import Parameter
 
 from foreword.cli.console import say, working
 from foreword.cli.options import StoreOptions
+from foreword.data.strict_json import loaded
 from foreword.errors import DataError
 from foreword.hub import push as push_prefix
 
@@ -64,6 +64,6 @@ def push(
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return loaded(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"cannot read the metrics in {path}: {error}") from error

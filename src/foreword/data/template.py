@@ -10,7 +10,7 @@ from typing import Any
 
 from foreword.data.chat import check_answered
 from foreword.data.strict_json import refuse_repeats
-from foreword.data.values import is_missing, text_of
+from foreword.data.values import in_column, is_missing, text_of
 from foreword.errors import DataError
 
 Input = str | Mapping[str, Any]
@@ -71,17 +71,17 @@ class Task:
         rows = list(rows)
         self.check_columns(rows)
         for number, row in enumerate(rows, 1):
-            if self.chat:
-                try:
-                    check_answered(row[MESSAGES])
-                except DataError as error:
-                    raise DataError(f"row {number}: {error}") from error
-                continue
-            for name in self.needed:
-                try:
-                    text_of(row[name])
-                except DataError as error:
-                    raise DataError(f"row {number}, column {name!r}: {error}") from error
+            try:
+                self._check_values(row)
+            except DataError as error:
+                raise DataError(f"row {number}: {error}") from error
+
+    def _check_values(self, row: Mapping[str, Any]) -> None:
+        if self.chat:
+            check_answered(row[MESSAGES])
+            return
+        for name in self.needed:
+            in_column(row, name, text_of)
 
     @property
     def needed(self) -> list[str]:
@@ -148,10 +148,7 @@ def _value(template: str, name: str, row: Mapping[str, Any]) -> str:
     if name not in row:
         found = ", ".join(map(str, row)) or "none"
         raise DataError(f"template {template!r} names column {name!r}; the columns are: {found}")
-    try:
-        return text_of(row[name])
-    except DataError as error:
-        raise DataError(f"column {name!r}: {error}") from error
+    return in_column(row, name, text_of)
 
 
 def _names(pairs: list[tuple[str, Any]]) -> list[str]:

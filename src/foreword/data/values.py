@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Callable, Mapping
 from datetime import date, time
 from decimal import Decimal
 from enum import Enum
@@ -55,6 +56,18 @@ def class_of(value: Any) -> str:
             "it as one of these if it is a name"
         )
     return text
+
+
+def in_column(row: Mapping[str, Any], name: str, read: Callable[[Any], str]) -> str:
+    """What is read of a row's value.
+
+    Raises:
+        DataError: It cannot be read; the message names the column.
+    """
+    try:
+        return read(row[name])
+    except DataError as error:
+        raise DataError(f"column {name!r}: {error}") from error
 
 
 def is_missing(value: Any) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from foreword.data.template import Task, as_row, columns, fill
-from foreword.data.values import class_of
+from foreword.data.values import class_of, in_column
 from foreword.errors import DataError
 from foreword.tasks.base import Classified, Labelling, Row, in_order, index_of
 from foreword.tasks.reading import Reader, Reading
@@ -31,11 +31,11 @@ class Classify(Labelling):
         """Two columns, the second of which names a class."""
         super().columns(templates, rows)
         for number, row in enumerate(rows, 1):
-            for name in columns(templates.target or ""):
-                try:
-                    class_of(row[name])
-                except DataError as error:
-                    raise DataError(f"row {number}, column {name!r}: {error}") from error
+            try:
+                for name in columns(templates.target or ""):
+                    in_column(row, name, class_of)
+            except DataError as error:
+                raise DataError(f"row {number}: {error}") from error
 
     def labels(self, templates: Task, rows: Sequence[Row]) -> tuple[str, ...]:
         """Whatever the target template gives."""

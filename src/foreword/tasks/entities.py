@@ -44,7 +44,10 @@ def spelling_of(tags: Iterable[str]) -> Spelling:
         matches = [match for tag in inside if (match := pattern.fullmatch(tag))]
         marks = {match[3 - kind] for match in matches}
         scheme = next((one for one in _SCHEMES if marks <= set(one)), None)
-        if len(matches) == len(inside) and scheme is not None and marks & {"B", "I"}:
+        if len(matches) != len(inside) or scheme is None:
+            continue
+        named = pattern is _BEFORE and all(match[kind] for match in matches)
+        if marks & {"B", "I"} or (marks and named):
             return _marked(pattern, kind, scheme)
     _refuse_odd(inside, {*tags})
     return lambda tag: tag if tag == OUTSIDE else f"I-{tag}"
@@ -69,8 +72,8 @@ def _refuse_odd(inside: Sequence[str], tags: set[str]) -> None:
             "tags' names, which a data set's features know"
         )
     if marked:
-        others = [tag for tag in inside if tag not in marked] or marked[1:]
-        raise DataError(f"the tags {marked[0]!r} and {others[0]!r} follow no scheme; {remedy}")
+        others = [tag for tag in inside if tag not in marked] or marked
+        raise DataError(f"the tags {marked[0]!r} and {others[-1]!r} follow no scheme; {remedy}")
     if OUTSIDE not in tags and inside:
         raise DataError(f"no tag is {OUTSIDE!r}, for words outside of entities; {remedy}")
 
