@@ -203,6 +203,9 @@ REFUSED: dict[str, tuple[type[FormatError], str]] = {
         CorruptFile,
         "printable characters; found '\\x1b[2J'",
     ),
+    "head-labels-line-break": (CorruptFile, "printable characters; found 'c\\u2028d'"),
+    "head-labels-private": (CorruptFile, "printable characters; found '\\ue000'"),
+    "head-labels-turned": (CorruptFile, "printable characters; found '\\u202etxt.exe'"),
     "head-labels-long": (
         CorruptFile,
         "1 to 256 printable characters; found 'cccccccccccc...cccc",
@@ -469,6 +472,38 @@ def test_a_head_comes_back_bit_for_bit(tmp_path: Path) -> None:
         assert same_bits(old, new)
     with safetensors.safe_open(tmp_path / "p.safetensors", framework="pt") as file:
         assert same_bits(file.get_tensor("head.weight"), prefix.head.weight)
+
+
+NAMES = (
+    "10\u00a0000 €",  # a no-break space
+    "می\u200cخواهم",  # a joiner that is none (ZWNJ)  # noqa: RUF001
+    "न\u094d\u200dय",  # one that is (ZWJ)
+    "東京\u3000都",  # an ideographic space
+    "👩\u200d💻",  # an emoji of two
+    "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f",  # a flag, by tags
+    "שלום\u200f!",  # a mark of direction
+    "a\u00adb",  # a soft hyphen
+    "\U0001fae9",  # newer than Python's tables
+)
+
+
+def test_class_names_of_any_script_come_back(tmp_path: Path) -> None:
+    """Whatever str.isprintable refuses was none: spaces but one, joiners, and newer emoji."""
+    head = Head("tag", NAMES, None, torch.zeros(len(NAMES), 4), torch.zeros(len(NAMES)))
+    prefix = golden().with_head(head)
+    prefix_file.save(prefix, tmp_path / "p.safetensors")
+    found = prefix_file.load(tmp_path / "p.safetensors")
+    assert found.head is not None
+    assert found.head.labels == NAMES
+    assert found.digest == prefix.digest
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a\nb", "a\tb", "\x7f", "\x85", "\u2028", "\u2029", "\ue000", "\u202eb", "\ud800"]
+)
+def test_what_is_no_name_in_a_file_is_none_in_a_head(name: str) -> None:
+    with pytest.raises(PrefixError, match="a label is 1 to 256 printable characters"):
+        Head("tag", ("a", name), None, torch.zeros(2, 4), torch.zeros(2))
 
 
 def test_a_head_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:

@@ -323,3 +323,11 @@ def test_numbers_in_range_are_those_that_the_model_takes(
     count = changes.get("num_return_sequences", 1)
     found = generate(tiny, ["x", "name"], options=options(max_new_tokens=2, **changes))
     assert [len(texts) for texts in found] == [count, count]
+
+
+def test_a_row_without_text_is_refused_with_its_number(tiny: foreword.Backbone) -> None:
+    """A null was the text "None"."""
+    task = Task("{mr} ->", "{ref}")
+    for value, why in ((None, "there is no value"), (b"x", "found bytes"), (["x"], "found a list")):
+        with pytest.raises(DataError, match=f"^input 2: column 'mr': {why}"):
+            generate(tiny, [{"mr": "a"}, {"mr": value}], task=task)

@@ -12,8 +12,9 @@ import torch
 from foreword.backbone import Backbone
 from foreword.data import Encoder, Task, left_padded
 from foreword.data.collate import padding_of, right_padded
+from foreword.data.inputs import Inputs, inputs_of, of_each
 from foreword.data.seq2seq import encoder_class
-from foreword.data.template import Input, as_row
+from foreword.data.template import as_row
 from foreword.errors import DataError, MismatchError
 from foreword.prefix import Prefix
 
@@ -128,7 +129,7 @@ def encoder_for(
 
 def generate(
     backbone: Backbone,
-    inputs: Sequence[Input],
+    inputs: Inputs,
     prefix: Prefix | None = None,
     options: GenerateOptions | None = None,
     *,
@@ -139,7 +140,8 @@ def generate(
 
     Args:
         backbone: The backbone, left as it was found.
-        inputs: Texts or rows; see `as_row` for how a text meets the prompt template.
+        inputs: Texts or rows, or one of them; see `as_row` for how a text meets the prompt template.
+            Rows may come as in training, from a path too; a plain text is an input.
         prefix: The prefix, or None for the frozen model alone.
         options: How to generate; greedy by default.
         task: Templates; by default those that the prefix was trained with.
@@ -164,8 +166,8 @@ def generate(
     if task is None:
         task = task_of(prefix) if prefix is not None else PLAIN
     encoder = encoder_for(backbone, prefix, task)
-    rows = [as_row(one, task) for one in inputs]
-    prompts = [encoder.prompt(row, options.max_new_tokens) for row in rows]
+    rows = of_each(inputs_of(inputs), lambda one: as_row(one, task))
+    prompts = of_each(rows, lambda row: encoder.prompt(row, options.max_new_tokens))
     if prefix is not None:
         backbone.check(prefix, strict=strict)
     return generate_ids(backbone, prompts, prefix, options)

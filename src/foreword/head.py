@@ -8,7 +8,8 @@ Shapes: B rows, T tokens, D hidden size, L labels.
 from __future__ import annotations
 
 import reprlib
-from dataclasses import dataclass, field
+import unicodedata
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -23,6 +24,9 @@ HEAD_TASKS: tuple[HeadTask, ...] = get_args(HeadTask)
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 MAX_LABEL = 256
 """Longest label, in characters."""
+_NO_TEXT = frozenset({"Cc", "Cs", "Co", "Zl", "Zp"})
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Embeddings, overrides and isolates of direction, which can make text read as another."""
 SPAN = ("start", "end")
 """Labels of a head that answers: where an answer starts, and where it ends."""
 
@@ -90,7 +94,7 @@ class Head:
 
     def made_of(self, weight_LD: Tensor, bias_L: Tensor) -> Head:
         """The same head with other tensors."""
-        return Head(self.task, self.labels, self.pooling, weight_LD, bias_L)
+        return replace(self, weight=weight_LD, bias=bias_L)
 
     def logits(self, hidden_BTD: Tensor, mask_BT: Tensor) -> Tensor:
         """Float32 logits: (B, L) of a head that classifies, else (B, T, L).
@@ -122,7 +126,7 @@ def check_head(task: str, labels: tuple[str, ...], pooling: str | None) -> None:
             f"a head that answers has the labels {SPAN}; found {reprlib.repr(labels)}"
         )
     for label in labels:
-        if not (isinstance(label, str) and 0 < len(label) <= MAX_LABEL and label.isprintable()):
+        if not is_label(label):
             raise PrefixError(
                 f"a label is 1 to {MAX_LABEL} printable characters; found {reprlib.repr(label)}"
             )
@@ -133,6 +137,17 @@ def check_head(task: str, labels: tuple[str, ...], pooling: str | None) -> None:
         raise PrefixError(
             f"a head for {task!r} has a pooling among {expected}; found {reprlib.repr(pooling)}"
         )
+
+
+def is_label(text: object) -> bool:
+    """Whether something can be the name of a class, in training as in a file.
+
+    Names of all scripts can, with their joiners and spaces of every width. Control characters,
+    surrogates, private characters, line breaks and what turns the direction of other text cannot.
+    """
+    if not (isinstance(text, str) and 0 < len(text) <= MAX_LABEL):
+        return False
+    return not any(unicodedata.category(c) in _NO_TEXT or c in _TURNING for c in text)
 
 
 def pooled(hidden_BTD: Tensor, mask_BT: Tensor, pooling: Pooling) -> Tensor:

@@ -15,7 +15,7 @@ from foreword.backbone import Backbone
 from foreword.backbone.kinds import KINDS
 from foreword.data import Task
 from foreword.data.collate import padding_of, right_padded
-from foreword.data.template import Input
+from foreword.data.inputs import Inputs, inputs_of, of_each, texts_of
 from foreword.errors import DataError
 from foreword.head import Head, Pooling, pooled
 from foreword.prefix import Prefix
@@ -26,7 +26,7 @@ BATCH = 32
 
 def predict(
     backbone: Backbone,
-    inputs: Sequence[Input],
+    inputs: Inputs,
     prefix: Prefix,
     *,
     batch_size: int = BATCH,
@@ -57,8 +57,11 @@ def predict(
     labelling, templates = LABELLINGS[head.task], templates_of(prefix)
     backbone.check(prefix, strict=strict)
     reader = prefix_reader(backbone, prefix)
-    rows = [labelling.given(templates, one) if isinstance(one, str) else one for one in inputs]
-    readings = read_all(rows, lambda row: labelling.read(reader, templates, row))
+    rows = of_each(
+        inputs_of(inputs),
+        lambda one: labelling.given(templates, one) if isinstance(one, str) else one,
+    )
+    readings = of_each(rows, lambda row: labelling.read(reader, templates, row))
     logits = head_logits(
         backbone, prefix, head, [one for own in readings for one in own], batch_size
     )
@@ -67,7 +70,7 @@ def predict(
 
 def features(
     backbone: Backbone,
-    texts: Sequence[str],
+    texts: Inputs,
     prefix: Prefix | None = None,
     *,
     pooling: Pooling | None = None,
@@ -105,7 +108,7 @@ def features(
         reader = prefix_reader(backbone, prefix)
     else:
         reader = reader_for(backbone, backbone.bos, backbone.context)
-    readings = read_all(texts, lambda text: [reader.read(text)])
+    readings = of_each(texts_of(texts), lambda text: [reader.read(text)])
     found: list[Tensor] = list(
         _each(
             backbone,
@@ -146,21 +149,6 @@ def templates_of(prefix: Prefix) -> Task:
 def prefix_reader(backbone: Backbone, prefix: Prefix) -> Reader:
     """What reads inputs for a prefix."""
     return reader_for(backbone, prefix.meta.bos, backbone.context - prefix.length)
-
-
-def read_all(inputs: Sequence[Any], read: Callable[[Any], list[Reading]]) -> list[list[Reading]]:
-    """The readings of each input.
-
-    Raises:
-        DataError: One cannot be read; the message says which.
-    """
-    found = []
-    for number, one in enumerate(inputs, 1):
-        try:
-            found.append(read(one))
-        except DataError as error:
-            raise DataError(f"input {number}: {error}") from error
-    return found
 
 
 def predictions_of(

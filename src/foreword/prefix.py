@@ -285,12 +285,11 @@ class Prefix:
                 f"{self.sites[-1].label}"
             )
         kept = [index for index, site in enumerate(self.sites) if site.label in labels]
-        return Prefix(
-            tuple(self.sites[index] for index in kept),
-            tuple(self.keys[index] for index in kept),
-            tuple(self.values[index] for index in kept),
-            self.meta,
-            self.head,
+        return dataclasses.replace(
+            self,
+            sites=tuple(self.sites[index] for index in kept),
+            keys=tuple(self.keys[index] for index in kept),
+            values=tuple(self.values[index] for index in kept),
         )
 
     def to(self, dtype: torch.dtype) -> Prefix:
@@ -298,7 +297,7 @@ class Prefix:
         keys = tuple(key.to(dtype) for key in self.keys)
         values = tuple(value.to(dtype) for value in self.values)
         head = None if self.head is None else self.head.to(dtype)
-        return Prefix(self.sites, keys, values, self.meta, head)
+        return dataclasses.replace(self, keys=keys, values=values, head=head)
 
 
 def canonical_json(value: Any) -> bytes:

@@ -79,6 +79,11 @@ BAD = [
     ("rows.csv", b"mr,ref\na,b\nc\n", r"rows\.csv, line 3: its number of fields"),
     ("rows.csv", b'mr,ref\na,"never closed\nb,c\n', "cannot be read as CSV"),
     ("rows.csv", b"mr,ref\na,\xe9\n", "cannot be read as CSV"),
+    ("rows.csv", b"mr,ref,mr\na,b,c\n", "its header has 'mr' twice"),
+    ("rows.csv", b"mr,,ref,\na,b,c,d\n", "its header has '' twice"),
+    ("rows.jsonl", b'{"a": 1}\n{"a": 1, "b": 2, "a": 3}\n', "line 2: an object has 'a' twice"),
+    ("rows.jsonl", b'{"a": {"b": 1, "b": 2}}\n', "line 1: an object has 'b' twice"),
+    ("rows.json", b'[{"a": 1, "a": 3}]', "an object has 'a' twice"),
     ("rows.parquet", b"", "cannot be read as Parquet"),
     ("rows.parquet", b"not parquet at all", "cannot be read as Parquet"),
     ("rows.txt", b"text", r"expected a file ending in \.csv, .*found '\.txt'"),
@@ -95,6 +100,15 @@ def test_a_file_that_cannot_be_read_is_named_with_its_fault(
     with pytest.raises(DataError, match=message) as caught:
         read_rows(str(path))
     assert str(path) in str(caught.value)
+
+
+def test_a_table_that_has_a_column_twice_is_refused(tmp_path: Path) -> None:
+    """It was refused, in the words of another library."""
+    path = tmp_path / "rows.parquet"
+    columns = [pyarrow.array(["x"]), pyarrow.array(["y"])]
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays(columns, names=["a", "a"]), path)
+    with pytest.raises(DataError, match="its table has 'a' twice"):
+        read_rows(str(path))
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet", ".txt", ""])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from foreword.data import Task
-from foreword.data.template import columns, fill
+from foreword.data.template import as_row, columns, fill
 from foreword.errors import DataError
 
 FILLED = [
@@ -13,7 +13,7 @@ FILLED = [
     ("{{{mr}}}", {"mr": "x"}, "{x}"),
     ("{{mr}} {mr}", {"mr": "x"}, "{mr} x"),
     ("{{}}", {}, "{}"),
-    ("{a}{b}{a}", {"a": 1, "b": None}, "1None1"),
+    ("{a}{b}{a}", {"a": 1, "b": "x"}, "1x1"),
     ("{mr}", {"mr": "{ref} {0} {{"}, "{ref} {0} {{"),
     ("{a b}", {"a b": "a column with a space"}, "a column with a space"),
     ("plain", {}, "plain"),
@@ -77,6 +77,25 @@ def test_a_missing_column_is_named_with_its_row_and_what_is_there() -> None:
 def test_an_empty_cell_is_not_the_text_none() -> None:
     with pytest.raises(DataError, match="row 1 has no value in column 'ref'"):
         Task("{mr}", "{ref}").check([{"mr": "m", "ref": None}])
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), b"hello", ["x", "y"], {"x": 1}])
+def test_what_is_not_text_is_refused_with_row_and_column(value: object) -> None:
+    """A null became "None" in generate, bytes b'hello', and a list ['x', 'y']."""
+    rows = [{"mr": "m", "ref": "r"}, {"mr": value, "ref": "r"}]
+    with pytest.raises(DataError, match="^row 2(:| has no value in) column 'mr'"):
+        Task("{mr}", "{ref}").check(rows)
+    with pytest.raises(DataError, match="^column 'mr': "):
+        fill("{mr}", rows[1])
+
+
+def test_a_json_object_that_has_a_column_twice_is_refused() -> None:
+    """The last value won."""
+    task = Task("{mr}", "{ref}")
+    with pytest.raises(DataError, match="the JSON object has 'mr' twice"):
+        as_row('{"mr": "a", "mr": "b"}', task)
+    text = '{"a": 1, "a": 2}'  # a text that is JSON by chance
+    assert as_row(text, task) == {"mr": text}
 
 
 def test_a_chat_task_needs_conversations_with_an_answer() -> None:

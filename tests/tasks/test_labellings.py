@@ -34,6 +34,13 @@ def test_labels_are_in_an_order_that_rows_do_not_change() -> None:
     assert answer.labels(SQUAD, ANSWER) == ("start", "end")
 
 
+def test_numbers_of_one_size_are_in_order_too() -> None:
+    """Python's hash seed ordered them, so a run and its resumption could disagree."""
+    twins = [{"text": "", "label": label} for label in ("1", "01", "001", "0", "00", "-0", "2")]
+    labels = classify.labels(TEXTS, twins)
+    assert labels == ("-0", "0", "00", "001", "01", "1", "2")
+
+
 def test_one_label_alone_is_refused() -> None:
     with pytest.raises(DataError, match="all rows have the label 'a'"):
         classify.labels(TEXTS, [{"text": "x", "label": "a"}] * 3)
@@ -104,6 +111,13 @@ def test_windows_without_the_whole_answer_point_to_the_first_token() -> None:
     ("task", "row", "message"),
     [
         ("classify", {"text": "x"}, "row 1 has no column 'label'"),
+        ("classify", {"text": "x", "label": 0.5}, "row 1: column 'label': found the number 0.5"),
+        ("classify", {"text": "x", "label": float("nan")}, "no value in column 'label'"),
+        ("classify", {"text": "x", "label": ["x"]}, "row 1: column 'label': found a list"),
+        ("classify", {"text": b"x", "label": "a"}, "row 1: column 'text': found bytes"),
+        ("tag", {"tokens": ["a"], "tags": [None]}, "row 1: tag 1: there is no value"),
+        ("tag", {"tokens": ["a", "b"], "tags": ["O", ["x"]]}, "row 1: tag 2: found a list"),
+        ("tag", {"tokens": "a b", "tags": ["O"]}, "row 1: its words are 'a b', expected a list"),
         ("tag", {"tokens": "a b", "tags": ["O"]}, "expected a list of texts"),
         ("tag", {"tokens": ["a", "b"], "tags": ["O"]}, "row 1 has 2 words and 1 tags"),
         ("tag", {"tokens": ["a"], "tags": "O"}, "expected a list with one for each word"),
@@ -162,6 +176,79 @@ def test_entities_count_when_kind_and_extent_are_right() -> None:
     assert found["recall"] == pytest.approx(100 * 2 / 3)
     assert found["f1"] == pytest.approx(100 * 4 / 7)
     assert found["accuracy"] == pytest.approx(100 * 4 / 6)
+
+
+ENTITY = {
+    "IOB": ["B-per", "I-per", "O", "B-org"],
+    "IOBES": ["B-per", "E-per", "O", "S-org"],
+    "BILOU": ["B-per", "L-per", "O", "U-org"],
+    "BMES": ["B-per", "E-per", "O", "S-org"],
+    "BMEWO": ["B-per", "E-per", "O", "W-org"],
+    "IO": ["I-per", "I-per", "O", "I-org"],
+    "kinds": ["per", "per", "O", "org"],
+    "after": ["per-B", "per-I", "O", "org-B"],
+}
+"""A person of two words and an organisation, spelled in every way."""
+
+
+@pytest.mark.parametrize("way", ENTITY)
+def test_entities_are_found_in_every_spelling_of_tags(way: str) -> None:
+    """With kinds alone, an organisation that was missed left F1 at 100."""
+    right = ENTITY[way]
+    missed, cut = [*right[:3], "O"], [right[0], "O", *right[2:]]
+    for said, precision, recall in ((right, 1, 1), (missed, 1, 0.5), (cut, 0.5, 0.5)):
+        found = tag.measured([Tagged([], list(said))], [right], right)
+        assert found["precision"] == pytest.approx(100 * precision)
+        assert found["recall"] == pytest.approx(100 * recall)
+        wanted = 100 * 2 * precision * recall / (precision + recall)
+        assert found["f1"] == pytest.approx(wanted)
+    assert tag.remarks(right) == []
+
+
+def test_neighbours_of_one_kind_are_two_entities_where_tags_can_say_so() -> None:
+    """BILOU's L and U were taken for kinds of words that go on."""
+    for way, (first, second) in {
+        "IOB": ("B-per", "B-per"),
+        "IOBES": ("S-per", "S-per"),
+        "BILOU": ("U-per", "U-per"),
+        "single words": ("S-per", "S-per"),
+    }.items():
+        labels = [*ENTITY.get(way, ["O"]), first]
+        right, said = [first, second], [first, "O"]
+        found = tag.measured([Tagged([], said)], [right], labels)
+        assert (found["precision"], found["recall"]) == (100, 50), way
+
+
+@pytest.mark.parametrize(
+    ("labels", "why"),
+    [
+        (("0", "1", "2"), "the tag '0' is a number, which says nothing of entities"),
+        (("DET", "NOUN", "VERB"), "no tag is 'O'"),
+        (("O", "B-per", "per"), "the tags 'B-per' and 'per' follow no scheme"),
+        (("O", "B-per", "I-per", "L-per", "S-per"), "follow no scheme"),
+        (("O", "B-"), "follow no scheme"),
+    ],
+)
+def test_tags_that_spell_no_entities_have_figures_of_words_alone(
+    labels: tuple[str, ...], why: str
+) -> None:
+    """A data set's numbers of classes had F1 0 where all was right."""
+    found = tag.measured([Tagged([], list(labels))], [list(labels)], labels)
+    assert found == {"accuracy": 100.0}
+    assert why in tag.remarks(labels)[0]
+
+
+def test_rows_without_entities_in_which_none_is_said_are_right() -> None:
+    found = tag.measured([Tagged([], ["O", "O"])], [["O", "O"]], ["O", "B-per"])
+    assert found == dict.fromkeys(("f1", "precision", "recall", "accuracy"), 100.0)
+    found = tag.measured([Tagged([], ["O", "B-per"])], [["O", "O"]], ["O", "B-per"])
+    assert (found["f1"], found["precision"], found["recall"]) == (0, 0, 0)
+
+
+def test_answers_without_spaces_are_compared_by_character() -> None:
+    """A Chinese answer was one word, so all but the exact one had F1 0."""
+    assert f1("北京大学", "北京") == pytest.approx(2 / 3)
+    assert f1("the Denver Broncos", "Denver") == pytest.approx(2 / 3)
 
 
 def test_answers_are_compared_as_squad_compares_them() -> None:

@@ -12,11 +12,13 @@ from torch import Tensor
 
 import foreword
 from foreword.errors import TrainingError
+from foreword.head import Head
 from foreword.train.dropout import PrefixDropout
 from foreword.train.gated import GatedParameterization
 from foreword.train.initialisation import scales, start
 from foreword.train.mlp import MLPParameterization
 from foreword.train.parameterise import parameterise
+from foreword.train.parameterization import DirectParameterization, Parameterization
 from foreword.train.trainable import in_own_units
 from tests.backbone.test_attach import close, ids, logits
 from tests.conftest import byte_tokenizer, tiny_model
@@ -45,6 +47,24 @@ def test_an_mlp_starts_exactly_at_the_start(tiny: foreword.Backbone) -> None:
     made = parameterise(tiny, begun, settings).materialise()
     assert equal(made, begun)
     assert made.meta == begun.meta
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_that_is_no_key_or_value_is_the_starts(tiny: foreword.Backbone, kind: str) -> None:
+    """An MLP or gates by themselves dropped the head, which then neither trained nor was saved."""
+    settings = changed(parameterization=kind)
+    head = Head("classify", ("a", "b"), "last", torch.ones(2, 32), torch.ones(2))
+    begun = start(tiny, settings).with_meta(recipe={"mine": 1}).with_head(head)
+    sizes = [1.0] * len(begun.sites)
+    direct = DirectParameterization(begun, sizes, sizes)
+    made: dict[str, Parameterization] = {
+        "direct": direct,
+        "mlp": MLPParameterization(begun, sizes, sizes, width=4),
+        "gated": GatedParameterization(direct) if kind == "gated" else direct,
+    }
+    found = made[kind].materialise()
+    assert found.head is head
+    assert (found.meta, found.sites) == (begun.meta, begun.sites)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mistral"])

@@ -28,7 +28,7 @@ class UnverifiedFamily(UserWarning):
 
 
 def load(
-    name: str = embedded.NAME,
+    name: str | os.PathLike[str] = embedded.NAME,
     *,
     dtype: str | torch.dtype = "auto",
     quantize: str | None = None,
@@ -61,6 +61,7 @@ def load(
     Examples:
         >>> backbone = foreword.load("smollm2-135m-instruct")  # doctest: +SKIP
     """
+    name = os.fspath(name)
     place = _own_device(torch.device(device) if device is not None else _default_device())
     chosen = _dtype(dtype, place)
     source = str(embedded.obtain()) if name == embedded.NAME else name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from foreword.backbone import verified_families
-from foreword.cli.console import out, table
+from foreword.cli.console import out, say, table
 from foreword.weights import embedded
 
 
@@ -21,6 +21,4 @@ def backbones() -> None:
     for row in verified_families():
         families.add_row(*(row[column] for column in columns))
     out.print(families)
-    out.print(
-        "Any model of these families works: a local folder, or a name on the Hub.", markup=False
-    )
+    say("Any model of these families works: a local folder, or a name on the Hub.")

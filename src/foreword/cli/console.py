@@ -1,7 +1,13 @@
-"""What people see: figures to standard output, progress and notes to standard error."""
+"""What people see: data and figures to standard output, progress and notes to standard error.
+
+Data is written as it is (`say`). rich formats tables, notes and progress alone, and takes nothing in
+them for markup or for the name of an emoji.
+"""
 
 from __future__ import annotations
 
+import sys
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,25 +17,49 @@ from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.table import Table
 from transformers import TrainerCallback
 
+from foreword.errors import DataError
 from foreword.train import ranks
 
 FIRST = ranks.index() == 0
 """Whether this process speaks; of several that train together, one does."""
 
-out = Console(soft_wrap=True, highlight=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+
+def say(text: str) -> None:
+    """A text and a line break on standard output, character by character as they are.
+
+    Raises:
+        DataError: Its encoding has no such character.
+    """
+    try:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough, as head(1) has
+        out.on_broken_pipe()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"standard output is {error.encoding}, which has no {text[error.start]!r}; set "
+            "PYTHONIOENCODING=utf-8"
+        ) from error
+
+
+def visible(text: str) -> str:
+    """A text of a file from anywhere, its control characters spelled out: none reaches the terminal."""
+    return "".join(repr(c)[1:-1] if unicodedata.category(c) == "Cc" else c for c in text)
 
 
 def note(text: str) -> None:
     """A line for people, on standard error."""
     if FIRST:
-        err.print(text, style="dim", markup=False)
+        err.print(text, style="dim")
 
 
 def complain(text: str) -> None:
     """An error, on standard error; it says which of several processes has it, unless it is the first."""
     who = "" if FIRST else f"process {ranks.index()}: "
-    err.print(f"{who}{text}", style="red", markup=False)
+    err.print(f"{who}{text}", style="red")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 from cyclopts import Parameter
 
 from foreword.backbone import Backbone, describe_dtype
-from foreword.cli.console import note, out, table, working
+from foreword.cli.console import note, out, say, table, working
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.cli.train import TrainArguments, train_in_store
 from foreword.data import read_rows
@@ -59,12 +59,11 @@ def demo(
     with working(f"loading {backbone.backbone or embedded.NAME}"):
         loaded = backbone.load()
     if loaded.name == embedded.NAME:
-        out.print(f"Backbone: {embedded.NOTE}.", markup=False)
-    out.print(describe_dtype(loaded), markup=False)
+        say(f"Backbone: {embedded.NOTE}.")
+    say(describe_dtype(loaded))
     rows = len(read_rows("foreword/e2e:train"))
-    out.print(
+    say(
         f"Data: E2E restaurant descriptions, {rows} rows (CC BY-SA 4.0, Novikova et al., 2017).",
-        markup=False,
     )
     settings = SETTINGS if arguments.steps is None else _shortened(arguments.steps)
     place = store.open()
@@ -90,8 +89,8 @@ def demo(
     picture = arguments.output / "loss.png"
     loss_curve(result.history, picture, title=f"{NAME}: training loss")
     _write_figures(arguments.output / "figures.json", loaded, result, found, size, total)
-    out.print(f"\nLoss curve: {picture}", markup=False)
-    out.print(f'Try it: foreword generate {NAME} "name[The Eagle], food[Thai]"', markup=False)
+    say(f"\nLoss curve: {picture}")
+    say(f'Try it: foreword generate {NAME} "name[The Eagle], food[Thai]"')
 
 
 def _shortened(steps: int) -> TrainSettings:
@@ -102,9 +101,9 @@ def _show(
     backbone: Backbone, result: TrainResult, found: Evaluation, size: int, total: float
 ) -> None:
     for index in range(min(SHOWN, found.inputs)):
-        out.print(f"\nInput           {found.prompts[index]}", markup=False)
-        out.print(f"Frozen model    {_one_line(found.base_outputs[index])}", markup=False)
-        out.print(f"With prefix     {found.outputs[index]}", markup=False)
+        say(f"\nInput           {found.prompts[index]}")
+        say(f"Frozen model    {_one_line(found.base_outputs[index])}")
+        say(f"With prefix     {found.outputs[index]}")
     base = found.base
     assert base is not None
     made = table(f"\n{found.inputs} unseen inputs, {found.rows} references", "", "frozen", "prefix")
@@ -126,8 +125,8 @@ def _show(
     made.add_row("seconds of training", "", f"{result.seconds:.0f}")
     made.add_row("seconds of evaluation", f"{base.seconds:.0f}", f"{found.prefix.seconds:.0f}")
     out.print(made)
-    out.print(f"Parameters: {formula(result.prefix)}", markup=False)
-    out.print(f"All in all {total:.0f} s.", markup=False)
+    say(f"Parameters: {formula(result.prefix)}")
+    say(f"All in all {total:.0f} s.")
     note("slot recall is measured by the plain matcher in foreword/evaluate/e2e.py")
 
 

@@ -9,9 +9,9 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.table import Table
 
-from foreword.cli.console import note, out, table, working
+from foreword.cli.console import note, out, say, table, working
 from foreword.cli.options import BackboneOptions, StoreOptions
-from foreword.evaluate import FIGURES, Evaluation, LabelEvaluation, Metrics, figures_of
+from foreword.evaluate import Evaluation, LabelEvaluation, Metrics
 from foreword.evaluate import evaluate as run_evaluation
 from foreword.generate import GenerateOptions
 
@@ -70,11 +70,12 @@ def evaluate(
             strict=arguments.strict,
         )
     if arguments.as_json:
-        out.print(json.dumps(found.as_json(), ensure_ascii=False, indent=1), markup=False)
+        say(json.dumps(found.as_json(), ensure_ascii=False, indent=1))
         return
     if isinstance(found, LabelEvaluation):
         out.print(label_figures(name, found))
-        note(f"{found.rows} rows; {found.truncation}")
+        for said in (f"{found.rows} rows; {found.truncation}", *found.remarks):
+            note(said)
         return
     out.print(figures(name, found))
     note(f"{found.inputs} inputs, {found.rows} references, {found.targets} target tokens; "
@@ -85,7 +86,7 @@ def figures(name: str, found: Evaluation) -> Table:
     """The evaluation as a table."""
     both = found.base is not None
     made = table("", "", *(["frozen model"] if both else []), name)
-    for label, field, form in FIGURES:
+    for label, field, form in found.figures:
         models: list[Metrics] = [found.base, found.prefix] if found.base else [found.prefix]
         made.add_row(label, *(form.format(getattr(model, field)) for model in models))
     return made
@@ -95,6 +96,6 @@ def label_figures(name: str, found: LabelEvaluation) -> Table:
     """The evaluation of a head as a table."""
     models = [found.prefix] if found.base is None else [found.base, found.prefix]
     made = table("", "", *(["head without prefix"] if found.base is not None else []), name)
-    for label, field, form in figures_of(found.task):
+    for label, field, form in found.figures:
         made.add_row(label, *(form.format(model[field]) for model in models))
     return made

@@ -9,7 +9,7 @@ from typing import Literal
 
 from cyclopts import Parameter
 
-from foreword.cli.console import out, working
+from foreword.cli.console import say, working
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.peft import export_peft
 
@@ -52,4 +52,4 @@ def export(
     with working("loading the backbone"):
         loaded = dataclasses.replace(backbone, dtype=dtype).load(prefix)
     made = export_peft(prefix, loaded, folder, overwrite=arguments.overwrite)
-    out.print(f"{name}: {prefix.length} virtual tokens, written to {made}", markup=False)
+    say(f"{name}: {prefix.length} virtual tokens, written to {made}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from foreword.cli.console import note, out, working
+from foreword.cli.console import note, say, working
 from foreword.cli.inputs import InputOptions
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.generate import GenerateOptions, task_of
@@ -63,4 +63,4 @@ def generate(
         note("the frozen model, without the prefix:")
     for answers in texts:
         for answer in answers:
-            out.print(answer, markup=False)
+            say(answer)

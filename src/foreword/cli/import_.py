@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cyclopts import Parameter
 
-from foreword.cli.console import note, out, working
+from foreword.cli.console import note, say, working
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.errors import BackboneError, StoreError
 from foreword.peft import PeftConfig, import_peft, read_config
@@ -52,10 +52,9 @@ def import_(
         loaded = _chosen(backbone, config, folder).load()
     prefix = import_peft(folder, loaded)
     path = place.save(arguments.name, prefix, overwrite=arguments.overwrite)
-    out.print(
+    say(
         f"{arguments.name}: {config.kind}, {prefix.length} virtual tokens, "
         f"{prefix.parameters:,} parameters, on {loaded.name}",
-        markup=False,
     )
     note(f"saved to {path}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -11,6 +12,20 @@ from cyclopts import Parameter
 from foreword.data import read_rows
 from foreword.data.template import Input
 from foreword.errors import DataError
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text, which end where a file's lines do and nowhere else.
+
+    Not splitlines(), which would also split at characters that a line may hold, as U+2028.
+    """
+    return [line.removesuffix("\r") for line in text.split("\n")]
+
+
+def _standard_input() -> bytes:
+    """What stands on standard input; its bytes, where they are to be had, are UTF-8 as files are."""
+    stream = getattr(sys.stdin, "buffer", None)
+    return sys.stdin.read().encode() if stream is None else stream.read()
 
 
 @Parameter(name="*")
@@ -34,14 +49,11 @@ class InputOptions:
             return [text]
         if self.file is not None and not self.file.endswith(".txt"):
             return list(read_rows(self.file))
+        place = self.file or "standard input"
         try:
-            if self.file is not None:
-                with open(self.file, encoding="utf-8") as opened:
-                    lines = opened.read().splitlines()
-            else:
-                lines = sys.stdin.read().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            place = self.file or "standard input"
+            content = _standard_input() if self.file is None else Path(self.file).read_bytes()
+            lines = lines_of(content.decode("utf-8-sig"))
+        except (OSError, ValueError) as error:
             raise DataError(f"cannot read inputs from {place}: {error}") from error
         found: list[Input] = [line for line in lines if line.strip()]
         if not found:

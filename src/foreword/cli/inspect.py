@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from foreword.cli.console import note, out, table, working
+from foreword.cli.console import note, out, say, table, visible, working
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.describe import BOS, POSITIONS, SOFTMAX, WINDOWS, formula, head_words, norms
 from foreword.errors import DataError
@@ -111,13 +111,11 @@ def inspect(
         return
     if arguments.as_json:
         described = {**prefix.describe(), "digest": prefix.digest, "norms": norms(prefix)}
-        out.print(json.dumps(described, ensure_ascii=False, indent=1), markup=False)
+        say(json.dumps(described, ensure_ascii=False, indent=1))
         return
     for label, value in _facts(prefix):
-        out.print(f"{label:<14}{value}", markup=False)
-    out.print(
-        f"{'file':<14}{place.path(name)} ({place.path(name).stat().st_size:,} bytes)", markup=False
-    )
+        say(f"{label:<14}{visible(value)}")
+    say(f"{'file':<14}{place.path(name)} ({place.path(name).stat().st_size:,} bytes)")
     made = table("RMS per site", "site", "key", "value", "window")
     for site, entry in zip(prefix.sites, norms(prefix), strict=True):
         window = "" if site.window is None else str(site.window)
@@ -133,9 +131,9 @@ def _draw(name: str, prefix: Prefix, picture: PictureArguments, *, as_json: bool
     path = picture.output or Path(f"{name}-attention.png")
     attention_map(found, path, title=f"{name}: attention given to the prefix")
     if as_json:
-        out.print(json.dumps(found.as_json(), indent=1), markup=False)
+        say(json.dumps(found.as_json(), indent=1))
     else:
-        out.print(_summary(found), markup=False)
+        say(_summary(found))
     note(f"picture in {path}")
 
 

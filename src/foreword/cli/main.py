@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Yaml
 from transformers.utils import logging
@@ -28,6 +29,7 @@ from foreword.cli.remove import remove
 from foreword.cli.serve import serve
 from foreword.cli.train import train
 from foreword.data.encode import Truncated
+from foreword.data.strict_json import refuse_repeats
 from foreword.errors import ForewordError, StoreError
 from foreword.interrupt import Terminated, terminable
 from foreword.peft import NotInPeft
@@ -112,7 +114,18 @@ def _config_of(tokens: Sequence[str]) -> tuple[Yaml, ...]:
     path = Path(split[split.index("--config") + 1])
     if not path.is_file():
         raise StoreError(f"--config {path}: there is no such file; check the path")
+    _refuse_repeats(path)
     return (Yaml(path, must_exist=True, use_commands_as_keys=False),)
+
+
+def _refuse_repeats(path: Path) -> None:
+    """Refuse a file that sets an option twice; what else is wrong with it, its reader says."""
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (OSError, ValueError, yaml.YAMLError):
+        return
+    if isinstance(root, yaml.MappingNode):
+        refuse_repeats([str(key.value) for key, _ in root.value], f"--config {path}")
 
 
 def _show_warning(
@@ -120,7 +133,7 @@ def _show_warning(
 ) -> None:
     """Our own warnings as one line; those of libraries are theirs to fix."""
     if FIRST and category.__module__.startswith("foreword"):
-        err.print(f"warning: {message}", style="yellow", markup=False)
+        err.print(f"warning: {message}", style="yellow")
 
 
 def run() -> None:

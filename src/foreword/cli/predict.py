@@ -11,7 +11,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from safetensors.torch import save as tensors_as_bytes
 
-from foreword.cli.console import note, out, working
+from foreword.cli.console import note, say, working
 from foreword.cli.inputs import InputOptions
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.errors import DataError
@@ -78,7 +78,7 @@ def predict(
         return
     for prediction in run_prediction(loaded, given, prefix, batch_size=size, strict=strict):
         shown = json.dumps(asdict(prediction), ensure_ascii=False)
-        out.print(shown if arguments.as_json else line(prediction), markup=False)
+        say(shown if arguments.as_json else line(prediction))
 
 
 def line(prediction: Prediction) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cyclopts import Parameter
 
-from foreword.cli.console import out, working
+from foreword.cli.console import say, working
 from foreword.cli.options import StoreOptions
 from foreword.errors import StoreError
 from foreword.hub import pull as pull_prefix
@@ -49,8 +49,7 @@ def pull(
     with working(f"pulling {repo_id}"):
         prefix = pull_prefix(repo_id, revision=arguments.revision)
     path = place.save(name, prefix, overwrite=arguments.overwrite)
-    out.print(
+    say(
         f"{name}: {prefix.parameters:,} parameters for {prefix.meta.backbone} in {path}, digest "
         f"{prefix.digest[:12]}",
-        markup=False,
     )

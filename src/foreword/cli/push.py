@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cyclopts import Parameter
 
-from foreword.cli.console import out, working
+from foreword.cli.console import say, working
 from foreword.cli.options import StoreOptions
+from foreword.data.strict_json import loaded
 from foreword.errors import DataError
 from foreword.hub import push as push_prefix
 
@@ -59,11 +59,11 @@ def push(
             license=arguments.license,
             metrics=metrics,
         )
-    out.print(address, markup=False)
+    say(address)
 
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return loaded(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"cannot read the metrics in {path}: {error}") from error

@@ -10,7 +10,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from foreword.backbone import Backbone, describe_dtype
-from foreword.cli.console import FIRST, TrainingBar, note, out, working
+from foreword.cli.console import FIRST, TrainingBar, note, say, working
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.errors import FormatError, StoreError
 from foreword.interrupt import undisturbed
@@ -68,7 +68,7 @@ def train(
         return
     path = place.path(arguments.name)
     training = result.prefix.meta.training
-    out.print(
+    say(
         f"{arguments.name}: {result.prefix.parameters:,} parameters in {path} "
         f"({path.stat().st_size / 1e6:.2f} MB), {training['steps']} steps in {result.seconds:.0f} s, "
         f"final loss {training['final_loss']:.4f}; {result.report}"

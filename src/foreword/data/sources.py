@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
-import json
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from foreword.data.given import Data, given_rows
+from foreword.data.strict_json import loaded, refuse_repeats
 from foreword.errors import DataError, first_line
 
 Row = dict[str, Any]
@@ -21,30 +23,35 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 """What a data set's name can look like; everything else is a path."""
 
 
-def read_rows(source: str) -> list[Row]:
+def read_rows(source: Data) -> list[Row]:
     """All rows of a source, in order.
 
     Args:
         source: A path ending in .jsonl, .json, .csv or .parquet; a shipped set such as
             ``foreword/e2e:train``; or ``name[:split]`` of the `datasets` library (split ``train``
-            by default).
+            by default). Or the rows themselves, as `Data` has them.
 
     Raises:
         DataError: There is no such source, a line cannot be read, or it has no rows.
     """
-    rows = list(_open(source))
+    if not isinstance(source, str | os.PathLike):
+        return [dict(row) for row in rows_of(source)]
+    name = os.fspath(source)
+    rows = list(_open(name))
     if not rows:
-        raise DataError(f"{source} has no rows; expected at least one")
+        raise DataError(f"{name} has no rows; expected at least one")
     return rows
 
 
-def rows_of(data: str | Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def rows_of(data: Data) -> list[Mapping[str, Any]]:
     """Rows as they are given, or read from a source.
 
     Raises:
         DataError: There are none, or the source cannot be read.
     """
-    rows = list(read_rows(data) if isinstance(data, str) else data)
+    if isinstance(data, str | os.PathLike):
+        return [*read_rows(data)]
+    rows = given_rows(data)
     if not rows:
         raise DataError("the data has no rows; expected at least one")
     return rows
@@ -86,9 +93,11 @@ def _jsonl(source: str, lines: list[str]) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = loaded(line)
         except ValueError as error:
             raise DataError(f"{source}, line {number}: not JSON: {error}") from error
+        except DataError as error:
+            raise DataError(f"{source}, line {number}: {error}") from error
         if not isinstance(row, dict):
             kind = type(row).__name__
             raise DataError(f"{source}, line {number}: expected a JSON object, found a {kind}")
@@ -97,8 +106,8 @@ def _jsonl(source: str, lines: list[str]) -> Iterator[Row]:
 
 def _read_json(path: Path) -> Iterator[Row]:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+        rows = loaded(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, DataError) as error:
         raise DataError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{path}: expected a JSON list of objects; one object per line is .jsonl")
@@ -109,6 +118,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
+            refuse_repeats(list(reader.fieldnames or []), f"{path}: its header")
             for row in reader:
                 if None in row or None in row.values():
                     raise DataError(
@@ -124,6 +134,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     import pyarrow.parquet
 
     try:
+        refuse_repeats(pyarrow.parquet.read_schema(path).names, f"{path}: its table")
         rows = pyarrow.parquet.read_table(path).to_pylist()
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{path}: cannot be read as Parquet: {error}") from error

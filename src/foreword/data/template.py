@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from foreword.data.chat import check_answered
+from foreword.data.strict_json import refuse_repeats
+from foreword.data.values import in_column, is_missing, text_of
 from foreword.errors import DataError
 
 Input = str | Mapping[str, Any]
@@ -61,14 +63,40 @@ class Task:
         return fill(self.prompt, row), fill(self.target, row)
 
     def check(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Check that every row has the columns that are named, and in a chat task an answer.
+        """Check that every row has text in the columns that are named, or in a chat task an answer.
 
         Raises:
             DataError: One has not; the message names row, column and what is there.
         """
-        needed = [MESSAGES] if self.chat else columns(f"{self.prompt}{self.target}")
+        rows = list(rows)
+        self.check_columns(rows)
         for number, row in enumerate(rows, 1):
-            missing = [name for name in needed if row.get(name) is None]
+            try:
+                self._check_values(row)
+            except DataError as error:
+                raise DataError(f"row {number}: {error}") from error
+
+    def _check_values(self, row: Mapping[str, Any]) -> None:
+        if self.chat:
+            check_answered(row[MESSAGES])
+            return
+        for name in self.needed:
+            in_column(row, name, text_of)
+
+    @property
+    def needed(self) -> list[str]:
+        """The columns that rows must have."""
+        return [MESSAGES] if self.chat else columns(f"{self.prompt}{self.target}")
+
+    def check_columns(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Check that every row has a value, of whatever kind, in the columns that are named.
+
+        Raises:
+            DataError: One has not; the message names row, column and what is there.
+        """
+        needed = self.needed
+        for number, row in enumerate(rows, 1):
+            missing = [name for name in needed if is_missing(row.get(name))]
             if missing:
                 found = ", ".join(map(str, row)) or "none"
                 how = "" if not self.chat else " (or give --prompt and --target templates)"
@@ -76,11 +104,6 @@ class Task:
                     f"row {number} has no {'value in ' if missing[0] in row else ''}column "
                     f"{missing[0]!r}; its columns are: {found}{how}"
                 )
-            if self.chat:
-                try:
-                    check_answered(row[MESSAGES])
-                except DataError as error:
-                    raise DataError(f"row {number}: {error}") from error
 
     def as_json(self) -> dict[str, str | None]:
         """The templates as JSON values."""
@@ -110,21 +133,26 @@ def columns(template: str) -> list[str]:
 
 
 def fill(template: str, row: Mapping[str, Any]) -> str:
-    """The template with each name replaced by the row's value.
+    """The template with each name replaced by the row's value, as `text_of` writes it.
 
     Raises:
-        DataError: The row lacks a column.
+        DataError: The row lacks a column, or its value there is not written as text.
     """
-    try:
-        return "".join(
-            literal + ("" if name is None else str(row[name]))
-            for literal, name, _, _ in string.Formatter().parse(template)
-        )
-    except KeyError as error:
+    return "".join(
+        literal + ("" if name is None else _value(template, name, row))
+        for literal, name, _, _ in string.Formatter().parse(template)
+    )
+
+
+def _value(template: str, name: str, row: Mapping[str, Any]) -> str:
+    if name not in row:
         found = ", ".join(map(str, row)) or "none"
-        raise DataError(
-            f"template {template!r} names column {error.args[0]!r}; the columns are: {found}"
-        ) from error
+        raise DataError(f"template {template!r} names column {name!r}; the columns are: {found}")
+    return in_column(row, name, text_of)
+
+
+def _names(pairs: list[tuple[str, Any]]) -> list[str]:
+    return [name for name, _ in pairs]
 
 
 def as_row(given: Input, task: Task) -> Input:
@@ -145,6 +173,7 @@ def as_row(given: Input, task: Task) -> Input:
         except ValueError:
             row = None
         if isinstance(row, dict) and set(names) <= set(row):
+            refuse_repeats(json.loads(given, object_pairs_hook=_names), "the JSON object")
             return row
     if len(set(names)) == 1:
         return {names[0]: given}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from foreword.backbone import Backbone
 from foreword.data import Report, rows_of
+from foreword.data.given import Data, name_of
 from foreword.errors import DataError
 from foreword.head import Head, HeadTask
 from foreword.predict import (
@@ -39,6 +40,12 @@ def figures_of(task: HeadTask) -> tuple[Figure, ...]:
     )
 
 
+def figures_in(found: Mapping[str, Any], task: HeadTask) -> tuple[Figure, ...]:
+    """Those of `figures_of` that are there, or ought to be."""
+    may_lack = LABELLINGS[task].conditional - set(found)
+    return tuple(figure for figure in figures_of(task) if figure[1] not in may_lack)
+
+
 @dataclass(frozen=True)
 class LabelEvaluation:
     """A prefix with a head on one set.
@@ -57,6 +64,7 @@ class LabelEvaluation:
         same_weights: Whether its weights are those that the prefix was made on.
         data: Where the rows were read, or empty for rows given as they are.
         digest: Content digest of the prefix.
+        remarks: What must be said beside the figures, such as why one is not given.
     """
 
     task: HeadTask
@@ -70,6 +78,12 @@ class LabelEvaluation:
     same_weights: bool = True
     data: str = ""
     digest: str = ""
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """The figures that there are, as tables show them."""
+        return figures_in(self.prefix, self.task)
 
     @property
     def inputs(self) -> int:
@@ -84,7 +98,7 @@ class LabelEvaluation:
 def evaluate_labels(
     backbone: Backbone,
     prefix: Prefix,
-    data: str | Sequence[Mapping[str, Any]],
+    data: Data,
     *,
     base: bool = True,
     limit: int | None = None,
@@ -124,8 +138,9 @@ def evaluate_labels(
         gold=seen.gold,
         backbone=backbone.name,
         same_weights=prefix.meta.fingerprint in ("", backbone.fingerprint),
-        data=data if isinstance(data, str) else "",
+        data=name_of(data),
         digest=prefix.digest,
+        remarks=LABELLINGS[head.task].remarks(head.labels),
     )
 
 
@@ -149,7 +164,7 @@ def measured_labels(
     logits = head_logits(backbone, prefix, head, flat, batch_size)
     nll = _nll(head, logits, [one for own in data.targets for one in own])
     predictions = predictions_of(head, data.templates, data.rows, data.readings, logits)
-    figures = LABELLINGS[head.task].measured(predictions, data.gold)
+    figures = LABELLINGS[head.task].measured(predictions, data.gold, head.labels)
     return predictions, {**figures, "nll": nll, "seconds": time.perf_counter() - began}
 
 

@@ -14,16 +14,18 @@ from foreword.backbone import Backbone
 from foreword.data import Collator, Encoded, Encoder, Report, Task, rows_of
 from foreword.data.chat import answers, asked
 from foreword.data.collate import padding_of
+from foreword.data.given import Data, name_of
 from foreword.data.template import MESSAGES
 from foreword.errors import DataError
 from foreword.evaluate import metrics
-from foreword.evaluate.labels import LabelEvaluation, evaluate_labels
+from foreword.evaluate.labels import Figure, LabelEvaluation, evaluate_labels
+from foreword.evaluate.metrics import Tokenisation
 from foreword.generate import GenerateOptions, encoder_for, generate_ids, task_of
 from foreword.predict import BATCH
 from foreword.prefix import Prefix
 from foreword.train.objective import score
 
-FIGURES = (
+FIGURES: tuple[Figure, ...] = (
     ("NLL per target token", "nll", "{:.4f}"),
     ("perplexity", "perplexity", "{:.3f}"),
     ("token accuracy %", "token_accuracy", "{:.1f}"),
@@ -34,6 +36,16 @@ FIGURES = (
     ("seconds", "seconds", "{:.1f}"),
 )
 """The fields of `Metrics` as tables show them: label, field, format."""
+
+
+def figures_under(tokenisation: Tokenisation) -> tuple[Figure, ...]:
+    """`FIGURES`, where a label says what counts as a word if that is not the usual."""
+    said = {}
+    if tokenisation.bleu != "13a":
+        said["bleu"] = f" ({tokenisation.bleu})"
+    if tokenisation.rouge_l != "ascii":
+        said["rouge_l"] = f" ({tokenisation.rouge_l})"
+    return tuple((label + said.get(name, ""), name, form) for label, name, form in FIGURES)
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,7 @@ class Evaluation:
         same_weights: Whether its weights are those that the prefix was made on.
         data: Where the rows were read, or empty for rows given as they are.
         digest: Content digest of the prefix.
+        tokenisation: What counts as a word in BLEU and ROUGE-L, by the references' script.
     """
 
     prefix: Metrics
@@ -96,6 +109,12 @@ class Evaluation:
     same_weights: bool = True
     data: str = ""
     digest: str = ""
+    tokenisation: Tokenisation = field(default_factory=Tokenisation)
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """The fields of `Metrics` as tables show them."""
+        return figures_under(self.tokenisation)
 
     def as_json(self) -> dict[str, Any]:
         """All of it as JSON values."""
@@ -117,7 +136,7 @@ class _Set:
 def evaluate(
     backbone: Backbone,
     prefix: Prefix,
-    data: str | Sequence[Mapping[str, Any]],
+    data: Data,
     *,
     options: GenerateOptions | None = None,
     base: bool = True,
@@ -152,7 +171,7 @@ def evaluate(
 def evaluate_text(
     backbone: Backbone,
     prefix: Prefix,
-    data: str | Sequence[Mapping[str, Any]],
+    data: Data,
     *,
     options: GenerateOptions | None = None,
     base: bool = True,
@@ -207,8 +226,9 @@ def evaluate_text(
         references=grouped.references,
         backbone=backbone.name,
         same_weights=prefix.meta.fingerprint in ("", backbone.fingerprint),
-        data=data if isinstance(data, str) else "",
+        data=name_of(data),
         digest=prefix.digest,
+        tokenisation=metrics.tokenisation(grouped.references),
     )
 
 

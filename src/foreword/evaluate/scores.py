@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from foreword.errors import DataError
-from foreword.evaluate.labels import Figure, figures_of
-from foreword.evaluate.run import FIGURES
+from foreword.evaluate.labels import Figure, figures_in
+from foreword.evaluate.metrics import BLEU, ROUGE_L, Tokenisation
+from foreword.evaluate.run import FIGURES, figures_under
 from foreword.prefix import Prefix
 
 
@@ -54,7 +55,7 @@ def scores_of(found: Any, prefix: Prefix) -> Scores:
             "with `foreword evaluate NAME DATA --json` and give what that prints"
         )
     base = found.get("base")
-    shown = FIGURES if prefix.head is None else figures_of(prefix.head.task)
+    shown = _shown(found, prefix)
     return Scores(
         prefix=_figures("prefix", found.get("prefix"), shown),
         base=None if base is None else _figures("base", base, shown),
@@ -64,6 +65,26 @@ def scores_of(found: Any, prefix: Prefix) -> Scores:
         data=found["data"] if isinstance(found.get("data"), str) else "",
         same_weights=found.get("same_weights") is True,
     )
+
+
+def _shown(found: Mapping[str, Any], prefix: Prefix) -> tuple[Figure, ...]:
+    """Which figures there are, and how tables show them."""
+    if prefix.head is not None:
+        own = found.get("prefix")
+        return figures_in(own if isinstance(own, Mapping) else {}, prefix.head.task)
+    return figures_under(_tokenisation(found.get("tokenisation", {})))
+
+
+def _tokenisation(found: Any) -> Tokenisation:
+    """What counts as a word; versions that did not say it knew the usual alone."""
+    usual = Tokenisation()
+    if not isinstance(found, Mapping):
+        raise DataError("the metrics' 'tokenisation' is not an object")
+    read = Tokenisation(**{name: found.get(name, way) for name, way in asdict(usual).items()})
+    for name, known in (("bleu", BLEU), ("rouge_l", ROUGE_L)):
+        if getattr(read, name) not in known:
+            raise DataError(f"the metrics' tokenisation.{name} is none of {', '.join(known)}")
+    return read
 
 
 def _figures(what: str, found: Any, shown: tuple[Figure, ...]) -> dict[str, float]:

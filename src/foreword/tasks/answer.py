@@ -8,7 +8,6 @@ Shapes: B rows, T tokens; the two labels are start and end.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import string
@@ -18,7 +17,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from foreword.data.strict_json import loaded
 from foreword.data.template import Task
+from foreword.data.words import between_spaces
 from foreword.errors import DataError
 from foreword.head import SPAN
 from foreword.tasks.base import Answered, Labelling, Row
@@ -66,7 +67,7 @@ class Answer(Labelling):
     def given(self, templates: Task, text: str) -> Row:
         """A JSON object with question and context."""
         try:
-            row = json.loads(text)
+            row = loaded(text)
         except ValueError:
             row = None
         if not isinstance(row, dict):
@@ -114,7 +115,10 @@ class Answer(Labelling):
         return [text for text, _ in _answers(row)]
 
     def measured(
-        self, predictions: Sequence[Answered], gold: Sequence[Sequence[str]]
+        self,
+        predictions: Sequence[Answered],
+        gold: Sequence[Sequence[str]],
+        labels: Sequence[str] = (),
     ) -> dict[str, float]:
         """SQuAD's exact match and F1 over words, of each question's best answer."""
         exact = overlap = 0.0
@@ -203,8 +207,8 @@ def normalised(text: str) -> str:
 
 
 def f1(text: str, answer: str) -> float:
-    """Harmonic mean of precision and recall over words."""
-    said, right = normalised(text).split(), normalised(answer).split()
+    """Harmonic mean of precision and recall over words; over characters in scripts without spaces."""
+    said, right = (between_spaces(normalised(one)) for one in (text, answer))
     if not said or not right:
         return float(said == right)
     shared = sum((Counter(said) & Counter(right)).values())

@@ -108,6 +108,8 @@ class Labelling(ABC):
     """Where a row's input and labels are by default; None where the columns' names are fixed."""
     figures: tuple[tuple[str, str, str], ...]
     """What `measured` gives, as tables show it: label, name, format."""
+    conditional: frozenset[str] = frozenset()
+    """Names of figures that some labels do not have; `remarks` says why."""
 
     def columns(self, templates: Task, rows: Sequence[Row]) -> None:
         """Check that every row has what the task needs.
@@ -165,8 +167,14 @@ class Labelling(ABC):
         """What a row says that is right."""
 
     @abstractmethod
-    def measured(self, predictions: Sequence[Any], gold: Sequence[Any]) -> dict[str, float]:
-        """Figures of predictions, 0 to 100."""
+    def measured(
+        self, predictions: Sequence[Any], gold: Sequence[Any], labels: Sequence[str] = ()
+    ) -> dict[str, float]:
+        """Figures of predictions, 0 to 100; `labels` are all that the head has."""
+
+    def remarks(self, labels: Sequence[str]) -> list[str]:
+        """What must be said beside the figures of a head with these labels."""
+        return []
 
     def labelled(
         self, reader: Reader, templates: Task, labels: Sequence[str], rows: Sequence[Row]
@@ -202,6 +210,7 @@ def index_of(label: str, labels: Sequence[str]) -> int:
 
 
 def in_order(labels: set[str]) -> tuple[str, ...]:
-    """Whole numbers by size, words by letter."""
-    numbers = all(label.removeprefix("-").isdecimal() for label in labels)
-    return tuple(sorted(labels, key=int if numbers else str))
+    """Whole numbers by size, those of one size and words by letter."""
+    if all(label.removeprefix("-").isdecimal() for label in labels):
+        return tuple(sorted(labels, key=lambda label: (int(label), label)))
+    return tuple(sorted(labels))

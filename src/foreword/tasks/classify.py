@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from foreword.data.template import Task, as_row, fill
+from foreword.data.template import Task, as_row, columns, fill
+from foreword.data.values import class_of, in_column
 from foreword.errors import DataError
 from foreword.tasks.base import Classified, Labelling, Row, in_order, index_of
 from foreword.tasks.reading import Reader, Reading
@@ -25,6 +26,16 @@ class Classify(Labelling):
         ("accuracy %", "accuracy", "{:.1f}"),
         ("macro F1 %", "macro_f1", "{:.1f}"),
     )
+
+    def columns(self, templates: Task, rows: Sequence[Row]) -> None:
+        """Two columns, the second of which names a class."""
+        super().columns(templates, rows)
+        for number, row in enumerate(rows, 1):
+            try:
+                for name in columns(templates.target or ""):
+                    in_column(row, name, class_of)
+            except DataError as error:
+                raise DataError(f"row {number}: {error}") from error
 
     def labels(self, templates: Task, rows: Sequence[Row]) -> tuple[str, ...]:
         """Whatever the target template gives."""
@@ -74,7 +85,12 @@ class Classify(Labelling):
         assert templates.target is not None
         return fill(templates.target, row)
 
-    def measured(self, predictions: Sequence[Classified], gold: Sequence[str]) -> dict[str, float]:
+    def measured(
+        self,
+        predictions: Sequence[Classified],
+        gold: Sequence[str],
+        labels: Sequence[str] = (),
+    ) -> dict[str, float]:
         """Accuracy, and the mean of F1 over the labels that are right or were said."""
         said = [one.label for one in predictions]
         pairs = list(zip(said, gold, strict=True))

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 from torch import Tensor
 
 from foreword.backbone.kinds.base import IGNORED
 from foreword.data.template import Task, columns
+from foreword.data.values import class_of
 from foreword.errors import DataError
 from foreword.tasks.base import Labelling, Row, Tagged, in_order, index_of
+from foreword.tasks.entities import OUTSIDE, entity_figures, spelling_of
 from foreword.tasks.reading import Reader, Reading
-
-INSTALL = 'pip install "foreword[tag]"'
-OUTSIDE = "O"
-"""The tag of words outside of any entity."""
 
 
 class Tag(Labelling):
@@ -32,6 +31,7 @@ class Tag(Labelling):
         ("recall %", "recall", "{:.1f}"),
         ("word accuracy %", "accuracy", "{:.1f}"),
     )
+    conditional = frozenset({"f1", "precision", "recall"})
 
     def columns(self, templates: Task, rows: Sequence[Row]) -> None:
         """Two columns of lists, equally long."""
@@ -41,9 +41,12 @@ class Tag(Labelling):
                     f"for tags a template names one column of lists, such as {{tokens}}; found "
                     f"{template!r}"
                 )
-        templates.check(rows)
+        templates.check_columns(rows)
         for number, row in enumerate(rows, 1):
-            words, tags = self._lists(templates, row)
+            try:
+                words, tags = self._lists(templates, row)
+            except DataError as error:
+                raise DataError(f"row {number}: {error}") from error
             if len(words) != len(tags):
                 raise DataError(f"row {number} has {len(words)} words and {len(tags)} tags")
 
@@ -102,26 +105,37 @@ class Tag(Labelling):
         return self._lists(templates, row)[1]
 
     def measured(
-        self, predictions: Sequence[Tagged], gold: Sequence[Sequence[str]]
+        self,
+        predictions: Sequence[Tagged],
+        gold: Sequence[Sequence[str]],
+        labels: Sequence[str] = (),
     ) -> dict[str, float]:
-        """Entities that are right in kind and extent (seqeval's default, as CoNLL), and words."""
+        """Entities that are right in kind and extent (seqeval's default, as CoNLL), and words.
+
+        Tags that spell no entities give the figure of words alone.
+        """
+        said = [one.tags for one in predictions]
+        pairs = list(zip(chain(*gold), chain(*said), strict=True))
+        words = {"accuracy": 100 * sum(a == b for a, b in pairs) / max(1, len(pairs))}
         try:
-            from seqeval.metrics import f1_score, precision_score, recall_score
-        except ImportError as error:
-            raise DataError(f"entities are scored by seqeval; run: {INSTALL}") from error
-        right, said = [list(tags) for tags in gold], [one.tags for one in predictions]
-        pairs = list(zip(chain(*right), chain(*said), strict=True))
-        scored = {"f1": f1_score, "precision": precision_score, "recall": recall_score}
-        figures = {
-            name: 100 * float(of(right, said, zero_division=0)) for name, of in scored.items()
-        }
-        return {**figures, "accuracy": 100 * sum(a == b for a, b in pairs) / max(1, len(pairs))}
+            spelled = spelling_of({*labels, *chain(*gold), *chain(*said)})
+        except DataError:
+            return words
+        return {**entity_figures(said, gold, spelled), **words}
+
+    def remarks(self, labels: Sequence[str]) -> list[str]:
+        """Why there are no figures of entities, if there are none."""
+        try:
+            spelling_of(labels)
+        except DataError as error:
+            return [f"no figures of entities: {error}"]
+        return []
 
     def _lists(self, templates: Task, row: Row) -> tuple[list[str], list[str]]:
         tags = row[_column(templates.target)]
         if not isinstance(tags, list | tuple):
             raise DataError(f"its tags are {tags!r}, expected a list with one for each word")
-        return self._words(templates, row), [str(tag) for tag in tags]
+        return self._words(templates, row), [_tag(place, tag) for place, tag in enumerate(tags, 1)]
 
     def _words(self, templates: Task, row: Row) -> list[str]:
         words = row.get(_column(templates.prompt))
@@ -149,6 +163,13 @@ class Tag(Labelling):
 
 def _ends_after(span: tuple[int, int] | None, place: int) -> bool:
     return span is not None and span[1] > place
+
+
+def _tag(place: int, tag: Any) -> str:
+    try:
+        return class_of(tag)
+    except DataError as error:
+        raise DataError(f"tag {place}: {error}") from error
 
 
 def _column(template: str | None) -> str:

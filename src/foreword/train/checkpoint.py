@@ -12,6 +12,8 @@ from pathlib import Path
 from foreword.files import sync_folder, write_whole
 
 MANIFEST = "manifest.json"
+IDENTITY = "identity"
+"""File of a checkpoint that says whose it is."""
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -54,11 +56,21 @@ def is_whole(checkpoint: Path) -> bool:
     return bool(digests)
 
 
-def drop_damaged(folder: Path) -> None:
-    """Delete the checkpoints that are not whole, lest they count among the newest."""
+def drop_unusable(folder: Path, identity: str | None) -> None:
+    """Delete the checkpoints that are not whole, or another run's, lest they count among the newest."""
     for _, place in _numbered(folder):
-        if not is_whole(place):
+        if not is_whole(place) or identity_of(place) != identity:
             shutil.rmtree(place, ignore_errors=True)
+
+
+def identity_of(checkpoint: Path) -> str | None:
+    """The identity of the run that wrote a checkpoint, or None if that had none."""
+    try:
+        return (checkpoint / IDENTITY).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return ""  # nobody's
 
 
 def keep_newest(folder: Path, count: int) -> None:

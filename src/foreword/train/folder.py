@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from foreword.errors import StoreError, TrainingError
 from foreword.files import remove_leftovers, write_whole
 from foreword.prefix import canonical_json
 from foreword.train import checkpoint
+from foreword.train.lock import LOCK_FILE, alone_in
 from foreword.train.ranks import Ranks
 from foreword.train.settings import TrainSettings
 from foreword.train.trainer import ASIDE, BEST_FILE
@@ -48,7 +50,20 @@ def temporary(ranks: Ranks) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def prepare(folder: Path, run: Mapping[str, Any], numbers: int, *, resume: bool) -> Path | None:
+class Prepared(NamedTuple):
+    """A folder that is ready for a run.
+
+    Attributes:
+        begun: The checkpoint to go on from, or None.
+        identity: What the run's checkpoints carry, so that another run's are told from them; None for a
+            run that an earlier version began.
+    """
+
+    begun: Path | None
+    identity: str | None
+
+
+def prepare(folder: Path, run: Mapping[str, Any], numbers: int, *, resume: bool) -> Prepared:
     """Make the run's folder, and find the checkpoint to resume from.
 
     What cannot be known later is refused now: no room on the disk, or another run's checkpoints.
@@ -65,13 +80,17 @@ def prepare(folder: Path, run: Mapping[str, Any], numbers: int, *, resume: bool)
     """
     file = folder / RUN_FILE
     if resume and file.is_file():
-        _refuse_other_run(_read(file), run)
-        checkpoint.drop_damaged(folder)
+        earlier = _read(file)
+        _refuse_other_run(earlier, run)
+        identity = earlier.get("identity")
+        checkpoint.drop_unusable(folder, identity)
         shutil.rmtree(folder / ASIDE, ignore_errors=True)
         remove_leftovers(folder)
     else:
         clear(folder)
-    write_whole(file, canonical_json(run))
+        identity = secrets.token_hex(16)
+    named = {} if identity is None else {"identity": identity}
+    write_whole(file, canonical_json({**run, **named}))
     needed = 12 * numbers * 4
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -79,7 +98,7 @@ def prepare(folder: Path, run: Mapping[str, Any], numbers: int, *, resume: bool)
             f"{folder} has {free} bytes free; checkpoints of this prefix need {needed}. Free some "
             "space or choose another folder"
         )
-    return checkpoint.newest(folder) if resume else None
+    return Prepared(checkpoint.newest(folder) if resume else None, identity)
 
 
 def clear(folder: Path) -> None:
@@ -91,7 +110,7 @@ def clear(folder: Path) -> None:
     if not folder.is_dir():
         return
     remove_leftovers(folder)
-    if not any(folder.iterdir()):
+    if not any(entry.name != LOCK_FILE for entry in folder.iterdir()):
         return
     file = folder / RUN_FILE
     if not file.is_file():
@@ -105,9 +124,15 @@ def clear(folder: Path) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Remove the folder of a run whose prefix is kept elsewhere; killed midway, it can be done again."""
-    with suppress(OSError, TrainingError):
-        clear(folder)
+    """Remove the folder of a run whose prefix is kept elsewhere; killed midway, it can be done again.
+
+    One that another run has begun to use stays.
+    """
+    if not folder.is_dir():
+        return
+    with suppress(OSError, StoreError, TrainingError):
+        with alone_in(folder):
+            clear(folder)
         folder.rmdir()
 
 

@@ -5,6 +5,8 @@ Shapes: H key/value heads, P prefix length, E value dimension.
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import nn
 
@@ -29,19 +31,19 @@ class GatedParameterization(Parameterization):
 
     def __init__(self, inner: DirectParameterization) -> None:
         super().__init__()
-        if inner.meta.softmax != "own":
+        if inner.origin.meta.softmax != "own":
             raise TrainingError(
                 "gates need a prefix with a softmax of its own; found one that shares the text's. "
                 "Start from prefix.with_meta(softmax='own')"
             )
         self.inner = inner
         self.gates = nn.ParameterList(
-            nn.Parameter(torch.zeros(site.kv_heads)) for site in inner.sites
+            nn.Parameter(torch.zeros(site.kv_heads)) for site in inner.origin.sites
         )
 
     def materialise(self) -> Prefix:
-        """Per site key (H, P, D), and value (H, P, E) times tanh(gate)."""
+        """Per site key (H, P, D), and value (H, P, E) times tanh(gate); the rest as inside."""
         made = self.inner.materialise()
         values = zip(made.values, self.gates, strict=True)
         gated = tuple(value * torch.tanh(gate)[:, None, None] for value, gate in values)
-        return Prefix(made.sites, made.keys, gated, made.meta)
+        return dataclasses.replace(made, values=gated)

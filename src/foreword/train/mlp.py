@@ -6,6 +6,7 @@ E value dimension, N = sum over sites of H * (D + E).
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -44,8 +45,7 @@ class MLPParameterization(Parameterization):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.sites = start.sites
-        self.meta = start.meta
+        self.origin = start
         self.scales = [*key_scales, *value_scales]
         tensors = (*start.keys, *start.values)
         self.frozen = Constants([tensor[:, :frozen] for tensor in tensors])
@@ -63,7 +63,7 @@ class MLPParameterization(Parameterization):
         self.outer_bias = nn.Parameter(torch.zeros(outputs))
 
     def materialise(self) -> Prefix:
-        """Per site key (H, P, D) and value (H, P, E), computed once."""
+        """Per site key (H, P, D) and value (H, P, E), computed once; the rest as at the start."""
         hidden_PM = torch.tanh(self.embeddings @ self.inner.T / self.width + self.inner_bias)
         moved_PN = hidden_PM @ self.outer.T / self.width + self.outer_bias
         sizes = [heads * dim for heads, dim in self.shapes]
@@ -73,8 +73,8 @@ class MLPParameterization(Parameterization):
         made = self.frozen.before(
             [start + scale * _heads_first(part, shape) for part, shape, scale, start in parts]
         )
-        count = len(self.sites)
-        return Prefix(self.sites, made[:count], made[count:], self.meta)
+        count = len(self.origin.sites)
+        return dataclasses.replace(self.origin, keys=made[:count], values=made[count:])
 
 
 def _heads_first(part_Pn: Tensor, heads_dim: tuple[int, int]) -> Tensor:

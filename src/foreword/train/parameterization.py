@@ -5,6 +5,7 @@ Shapes: H key/value heads, P prefix length, F frozen tokens of it, D key dimensi
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
@@ -60,9 +61,7 @@ class DirectParameterization(Parameterization):
         frozen: int = 0,
     ) -> None:
         super().__init__()
-        self.sites = start.sites
-        self.meta = start.meta
-        self.head = start.head
+        self.origin = start
         self.key_scales = list(key_scales)
         self.value_scales = list(value_scales)
         self.frozen_keys = Constants([key[:, :frozen] for key in start.keys])
@@ -71,15 +70,13 @@ class DirectParameterization(Parameterization):
         self.values = _parameters([value[:, frozen:] for value in start.values], self.value_scales)
 
     def materialise(self) -> Prefix:
-        """Per site key (H, P, D) and value (H, P, E): scale times parameter; its head as it was."""
+        """Per site key (H, P, D) and value (H, P, E): scale times parameter; the rest as it was."""
         keys = zip(self.keys, self.key_scales, strict=True)
         values = zip(self.values, self.value_scales, strict=True)
-        return Prefix(
-            self.sites,
-            self.frozen_keys.before([parameter * scale for parameter, scale in keys]),
-            self.frozen_values.before([parameter * scale for parameter, scale in values]),
-            self.meta,
-            self.head,
+        return dataclasses.replace(
+            self.origin,
+            keys=self.frozen_keys.before([parameter * scale for parameter, scale in keys]),
+            values=self.frozen_values.before([parameter * scale for parameter, scale in values]),
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -18,6 +19,7 @@ from foreword import format as prefix_file
 from foreword.backbone import Backbone
 from foreword.data import Collator, Encoded, Report, rows_of
 from foreword.data.collate import padding_of
+from foreword.data.given import Data
 from foreword.data.seq2seq import encoder_class
 from foreword.errors import DataError, ForewordError, StoreError, TrainingError, first_line
 from foreword.interrupt import Terminated
@@ -28,15 +30,13 @@ from foreword.train.dropout import PrefixDropout
 from foreword.train.folder import prepare, temporary
 from foreword.train.headed import with_head
 from foreword.train.initialisation import start
+from foreword.train.lock import together_in
 from foreword.train.parameterise import parameterise
 from foreword.train.ranks import Ranks
 from foreword.train.report import LOGS, reporters
 from foreword.train.settings import LENGTH, TrainSettings
 from foreword.train.task import for_task
 from foreword.train.trainer import REMEDY, NotFinite, PrefixModule, PrefixTrainer, detached
-
-Rows = str | Sequence[Mapping[str, Any]]
-"""A source as `read_rows` takes it, or the rows themselves."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,13 @@ class TrainingStopped(TrainingError):
 
 def train(
     backbone: Backbone,
-    data: Rows,
+    data: Data,
     settings: TrainSettings,
     *,
-    evaluation: Rows | None = None,
-    folder: Path | None = None,
+    evaluation: Data | None = None,
+    folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
-    logs: Path = LOGS,
+    logs: str | os.PathLike[str] = LOGS,
     callbacks: Sequence[TrainerCallback] = (),
     store: PrefixStore | None = None,
 ) -> TrainResult:
@@ -100,7 +100,8 @@ def train(
 
     Raises:
         DataError: Rows, columns, templates or lengths are wrong; before training starts.
-        TrainingError: Nothing fits the settings, or the run to resume was another one.
+        TrainingError: Nothing fits the settings, the run to resume was another one, or another run is
+            in the folder.
         TrainingStopped: The loss became NaN, the disk is full, Ctrl-C, or another process was lost;
             carries the best so far.
 
@@ -112,15 +113,15 @@ def train(
         raise TrainingError("early_stop needs evaluation data (--eval)")
     ranks = Ranks(backbone.device)
     with ExitStack() as stack:
-        callbacks = [*callbacks, *(reporters(settings, logs, stack) if ranks.first else [])]
-        folder = folder or stack.enter_context(temporary(ranks))
+        said = reporters(settings, Path(logs), stack) if ranks.first else []
+        place = Path(folder) if folder is not None else stack.enter_context(temporary(ranks))
         set_seed(settings.seed)
-        data = rows_of(data)
-        settings = for_task(backbone, settings, data)
-        first = with_head(backbone, start(backbone, settings, data, store), settings, data)
+        rows = rows_of(data)
+        settings = for_task(backbone, settings, rows)
+        first = with_head(backbone, start(backbone, settings, rows, store), settings, rows)
         settings = _resolved(settings, first)
-        train_rows, report = encode(backbone, data, settings, first)
-        eval_rows = encode(backbone, evaluation, settings, first)[0] if evaluation else []
+        train_rows, report = encode(backbone, rows, settings, first)
+        eval_rows = [] if evaluation is None else encode(backbone, evaluation, settings, first)[0]
         digest = _common_digest(train_rows, ranks)
         parameterization = parameterise(backbone, first, settings, train_rows)
         trained = sum(parameter.numel() for parameter in parameterization.parameters())
@@ -132,7 +133,8 @@ def train(
             "processes": ranks.count,
         }
         needed = max(first.parameters, trained)
-        begun = ranks.first_does(lambda: prepare(folder, run, needed, resume=resume))
+        stack.enter_context(together_in(place, ranks))
+        begun, identity = ranks.first_does(lambda: prepare(place, run, needed, resume=resume))
         attachment = stack.enter_context(backbone.attached(None))
         dropout = PrefixDropout(settings.dropout, settings.frozen, settings.seed)
         module = PrefixModule(parameterization, backbone, attachment, dropout)
@@ -142,13 +144,14 @@ def train(
         trainer = PrefixTrainer(
             module,
             settings,
-            folder,
+            place,
             train_rows,
             eval_rows,
             Collator(padding_of(backbone.tokenizer)),
-            callbacks,
+            [*callbacks, *said],
             backbone.device,
             ranks,
+            identity,
         )
         training = {
             "data": digest,
@@ -163,7 +166,7 @@ def train(
 
 
 def encode(
-    backbone: Backbone, data: Rows, settings: TrainSettings, prefix: Prefix
+    backbone: Backbone, data: Data, settings: TrainSettings, prefix: Prefix
 ) -> tuple[list[Encoded], Report]:
     """Rows as token ids for a prefix of this backbone, with the labels of its head if it has one.
 

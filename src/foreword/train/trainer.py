@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import math
 import os
@@ -27,7 +28,7 @@ from foreword.data.grouping import GroupedByLength
 from foreword.errors import StoreError, TrainingError, first_line
 from foreword.files import refused
 from foreword.prefix import Prefix
-from foreword.train.checkpoint import keep_newest, publish
+from foreword.train.checkpoint import IDENTITY, keep_newest, publish
 from foreword.train.dropout import PrefixDropout
 from foreword.train.objective import score
 from foreword.train.parameterization import Parameterization
@@ -119,6 +120,7 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
         callbacks: More callbacks, such as a progress bar.
         device: Where to train.
         ranks: The processes that train together; by default those that a launcher started.
+        identity: What every checkpoint carries to say whose it is, or None.
     """
 
     optimizer: torch.optim.Optimizer | None
@@ -134,10 +136,12 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
         callbacks: Sequence[TrainerCallback],
         device: torch.device,
         ranks: Ranks | None = None,
+        identity: str | None = None,
     ) -> None:
         self.prefix_module = module
         self.ranks = ranks or Ranks(device)
         self.folder = folder
+        self.identity = identity
         self.eval_rows = eval_rows
         self.patience = settings.early_stop
         self.optimizer_name = settings.optimizer
@@ -292,6 +296,8 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
                 f"{written} has the random states of {states} of {self.ranks.count} processes; "
                 "checkpoints must be in a folder that all nodes share"
             )
+        if self.identity is not None:
+            (written / IDENTITY).write_text(self.identity, encoding="utf-8")
         publish(written, self.folder / written.name)
         self._clear_aside()
         keep_newest(self.folder, KEPT_CHECKPOINTS)
@@ -367,12 +373,11 @@ def detached(prefix: Prefix) -> Prefix:
         return tensor.detach().float().cpu().clone()
 
     head = prefix.head
-    return Prefix(
-        prefix.sites,
-        tuple(map(plain, prefix.keys)),
-        tuple(map(plain, prefix.values)),
-        prefix.meta,
-        None if head is None else head.made_of(*map(plain, head.tensors)),
+    return dataclasses.replace(
+        prefix,
+        keys=tuple(map(plain, prefix.keys)),
+        values=tuple(map(plain, prefix.values)),
+        head=None if head is None else head.made_of(*map(plain, head.tensors)),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from foreword import format as prefix_file
 from foreword.backbone import Backbone
 from foreword.errors import StoreError, TrainingError
@@ -29,7 +31,7 @@ def transferred(backbone: Backbone, settings: TrainSettings, store: PrefixStore)
         softmax=found.meta.softmax,
         parents=(found.digest,),
     )
-    return Prefix(found.sites, found.keys, found.values, meta, found.head)
+    return dataclasses.replace(found, meta=meta)
 
 
 def _named(name: str, store: PrefixStore) -> Prefix:

@@ -1,0 +1,93 @@
+"""What is data on standard output is what was made, character by character."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import foreword
+from foreword.cli.console import err, out, say, table, visible
+from foreword.cli.main import main
+from foreword.errors import DataError
+from foreword.head import Head
+from foreword.store import PrefixStore
+
+ODD = "8:100:2\ta\rb [bold]c[/bold] [/] :smile: \x0c\u2028\u0085 " + "long " * 60 + "日本語 end"
+"""Names of emoji, markup, tabs, carriage returns, other line breaks, and more than a line's width."""
+
+
+@pytest.fixture
+def place(
+    tiny: foreword.Backbone, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A store with a prefix that writes and one that labels, both of a tiny backbone."""
+    monkeypatch.setenv("FOREWORD_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.chdir(tmp_path)
+    prefix = tiny.capture("<s>abc").with_meta(backbone=str(tiny_folder))
+    labels = ("8:100:2", "a [red]b[/red]")
+    head = Head("classify", labels, "last", torch.zeros(2, 32), torch.tensor([1.0, 0.0]))
+    store = PrefixStore()
+    store.save("writes", prefix)
+    store.save(
+        "labels", prefix.with_head(head).with_meta(recipe={"prompt": "{t}", "target": "{l}"})
+    )
+    return tmp_path
+
+
+def test_text_is_written_as_it_is(capfd: pytest.CaptureFixture[str]) -> None:
+    """`8:100:2` became an emoji between 8 and 2; tabs and carriage returns vanished."""
+    say(ODD)
+    assert capfd.readouterr().out == ODD + "\n"
+
+
+def test_generated_text_is_printed_as_it_is(
+    place: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("foreword.cli.generate.generate_texts", lambda *_, **__: [[ODD]])
+    assert main(["generate", "writes", "x"]) == 0
+    assert capfd.readouterr().out == ODD + "\n"
+
+
+def test_labels_are_printed_as_they_are(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "labels", "x"]) == 0
+    assert capfd.readouterr().out == "8:100:2  0.731\n"
+    assert main(["predict", "labels", "x", "--json"]) == 0
+    assert set(json.loads(capfd.readouterr().out)["probabilities"]) == {"8:100:2", "a [red]b[/red]"}
+    assert main(["inspect", "labels"]) == 0
+    assert "2 labels (8:100:2, a [red]b[/red])" in capfd.readouterr().out
+
+
+def test_an_evaluation_is_printed_as_it_is(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rows = [{"input": f"8:100:2 {ODD[:40]}", "output": "[bold]x[/bold] :smile:"}]
+    (place / "rows.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    words = ["evaluate", "writes", "rows.jsonl", "--json", "--max-new-tokens", "2", "--no-base"]
+    assert main(words) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["prompts"] == [rows[0]["input"]]
+    assert found["references"] == [[rows[0]["output"]]]
+
+
+def test_tables_and_notes_hold_no_markup(capfd: pytest.CaptureFixture[str]) -> None:
+    made = table("", "name")
+    made.add_row("/models/[red]x[/red]:100:")
+    out.print(made)
+    err.print("error: [red]x[/red] :100:")
+    printed = capfd.readouterr()
+    assert "/models/[red]x[/red]:100:" in printed.out
+    assert printed.err == "error: [red]x[/red] :100:\n"
+
+
+def test_control_characters_of_a_file_do_not_reach_the_terminal() -> None:
+    assert visible("a\x1b[31mb\u00a0\n") == "a\\x1b[31mb\u00a0\\n"
+
+
+def test_a_character_that_the_output_cannot_hold_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", stream)
+    with pytest.raises(DataError, match=r"standard output is ascii, .*set PYTHONIOENCODING"):
+        say("café")
