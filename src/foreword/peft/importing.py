@@ -121,10 +121,10 @@ def _check_fits(config: PeftConfig, backbone: Backbone, folder: str) -> None:
     shapes = {(site.kv_heads, site.key_dim, site.value_dim) for site in sites}
     if len(shapes) > 1:
         raise UnsupportedModel(
-            f"the layers of {name!r} ({backbone.family}) have {len(shapes)} geometries (key/value heads, "
-            f"key dimension, value dimension: {sorted(shapes)}). PEFT has one, of which it cuts away "
-            "what a layer has no room for and leaves out the layers that need more, so its checkpoints "
-            "are not imported there; train the prefix here instead"
+            f"the layers of {name!r} ({backbone.family}) have {len(shapes)} geometries (key/value "
+            f"heads, key dimension, value dimension: {sorted(shapes)}). PEFT has one, of which it "
+            "cuts away what a layer has no room for and leaves out the layers that need more, so its "
+            "checkpoints are not imported there; train the prefix here instead"
         )
     found = (config.heads, config.head_dim, config.head_dim)
     for site in sites:
