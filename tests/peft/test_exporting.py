@@ -308,3 +308,21 @@ def test_the_embedded_backbone(tmp_path: Path, smollm2: Backbone) -> None:
         text = smollm2.model.generate(ids, **greedy(ids))
     assert apart(peft_logits(smollm2.model, folder, ids), expected) <= EXACT
     assert torch.equal(peft_greedy(smollm2.model, folder, ids), text)
+
+
+@pytest.mark.parametrize("name", ["bloom", "mpt"])
+def test_where_only_distance_counts_nothing_has_to_be_moved(name: str, tmp_path: Path) -> None:
+    """ALiBi: keys do not tell where a token stands, so free and offset are one policy."""
+    backbone = backbone_of(name)
+    prefix = noise(backbone)
+    assert prefix.meta.positions == "free"
+    folder = foreword.export_peft(prefix, backbone, tmp_path / "out")
+    ids = tokens(2 * WINDOW + 5)
+    with backbone.attached(prefix), torch.no_grad():
+        expected = backbone.model(ids).logits
+        bare = model_of(name)(ids).logits
+    assert apart(bare, expected) > 1e-3
+    assert apart(peft_logits(model_of(name), folder, ids), expected) <= EXACT
+    moved = backbone.moved(prefix, "offset")
+    assert all(map(torch.equal, moved.keys, prefix.keys))
+    assert moved.meta.positions == "offset"

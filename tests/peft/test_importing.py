@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import foreword
 from foreword.backbone import Backbone
 from foreword.errors import FormatError, MismatchError, UnsupportedModel
+from tests.conftest import tiny_model
 from tests.oracle.families import WINDOW
 from tests.peft.reference import (
     CONFIG,
@@ -216,3 +217,18 @@ def test_the_embedded_backbone(tmp_path: Path, smollm2: Backbone) -> None:
     with smollm2.attached(prefix), torch.no_grad():
         assert apart(smollm2.model(ids).logits, expected) <= EXACT
         assert torch.equal(smollm2.model.generate(ids, **greedy(ids)), text)
+
+
+def test_layers_of_several_geometries_are_refused_by_name(tmp_path: Path) -> None:
+    """PEFT cuts its one geometry to each layer of gemma4, and leaves out those that need more."""
+    model = model_of("gemma4_text")
+    folder = checkpoint(model, tmp_path)
+    with pytest.raises(UnsupportedModel, match=r"'gemma4_text'.* have 2 geometries"):
+        foreword.import_peft(folder, backbone_of("gemma4_text"))
+
+
+def test_a_checkpoint_that_names_no_model_says_so(tmp_path: Path) -> None:
+    folder = checkpoint(tiny_model(), tmp_path)
+    change(folder, base_model_name_or_path=None)
+    with pytest.raises(MismatchError, match="It names no model that it is for"):
+        foreword.import_peft(folder, Backbone(tiny_model(num_hidden_layers=2)))

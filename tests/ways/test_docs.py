@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 import foreword
 from tests.conftest import byte_tokenizer, tiny_model
@@ -32,7 +33,9 @@ def lines_of_tables(page: str) -> list[str]:
 def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Names for the code: `foreword.load` gives a tiny backbone, and files go to a folder."""
     monkeypatch.chdir(tmp_path)
-    tiny = foreword.Backbone(tiny_model(max_position_embeddings=512), byte_tokenizer(), name="tiny")
+    tiny_model(max_position_embeddings=512).save_pretrained("tiny")  # TRL loads its reference anew
+    loaded = AutoModelForCausalLM.from_pretrained("tiny").eval().requires_grad_(False)
+    tiny = foreword.Backbone(loaded, byte_tokenizer(), name="tiny")
     monkeypatch.setattr(foreword, "load", lambda name, dtype: tiny)
     return {"__name__": "page", "assistant": tiny_model(seed=2)}
 

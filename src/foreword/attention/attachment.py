@@ -27,7 +27,7 @@ from foreword.attention.direct import direct_forward
 from foreword.attention.frame import AttentionCall, Bias, Frame
 from foreword.attention.generating import REPLACED, check_every_layer
 from foreword.attention.position_table import PositionTable, table_of
-from foreword.attention.positions import moved, one_part, text_positions, texts_of
+from foreword.attention.positions import moved, one_part, text_positions, text_slots, texts_of
 from foreword.attention.running import Place, set_place
 from foreword.attention.scope import Scope, scope_of
 from foreword.attention.signature import parameters_of
@@ -282,11 +282,12 @@ class Attachment(Bindings):
         guards.check_rows(batch, bound, expanded=scope.generating)
         guards.check_output_attentions(self.model, call, self._base)
         held = past = held_tokens(call.get("past_key_values"), bound)
-        decoder_positions = None
+        decoder_slots = None
         if decoded is not None:  # the cache is the decoder's, behind an encoder that has none
             past = 0
             mask, size = call.get("decoder_attention_mask"), decoded.shape[1]
             decoder_positions = text_positions(mask, batch, size, held, decoded.device)
+            decoder_slots = text_slots(mask, decoder_positions, held)
         positions = call.get("position_ids")
         if positions is None:
             mask = call.get("attention_mask")
@@ -296,7 +297,8 @@ class Attachment(Bindings):
             bound,
             batch,
             one_part(positions),
-            decoder_positions,
+            decoder_slots,
+            text_slots(call.get("attention_mask"), one_part(positions), past),
             absent=self.known.encoder_sites
             if call.get("encoder_outputs") is not None
             else frozenset(),

@@ -54,9 +54,8 @@ class Frame:
     bound: Bound | None
     batch: int
     text_positions_BQ: Tensor | None
-    decoder_positions_BQ: Tensor | None = (
-        None  # where the text is an encoder's, and a decoder follows
-    )
+    decoder_slots_BQ: Tensor | None = None  # where the text is an encoder's, and a decoder follows
+    text_slots_BQ: Tensor | None = None  # by which distances count; None: by positions
     table_offset: int = 0  # positions that a text is moved up by which the model places by itself
     text_offsets: tuple[int, ...] = (0,)  # the same, where a language model inside places the text
     called: set[str] = field(default_factory=set)
@@ -116,19 +115,20 @@ class Frame:
             if made is None:
                 prefix = bias.new_zeros(*bias.shape[:3], site.key_RHPD.shape[2])
             else:
-                position_BQ = self._positions(queries, of_decoder=made.of_decoder)
-                prefix = made.columns(self.places(site, bias.device), position_BQ, bias.dtype)
+                slot_BQ = self._slots(queries, of_decoder=made.of_decoder)
+                prefix = made.columns(self.places(site, bias.device), slot_BQ, bias.dtype)
             rows = max(prefix.shape[0], bias.shape[0])
             both = [part.expand(rows, -1, -1, -1) for part in (prefix, bias)]
             return torch.cat(both, dim=-1)
 
         return self.once(bias, ("bias", made, site.length_R), make)
 
-    def _positions(self, queries: int, *, of_decoder: bool) -> Tensor:
-        """Where the last so many tokens of a stack's text stand."""
-        found = self.text_positions_BQ
-        if of_decoder and self.decoder_positions_BQ is not None:
-            found = self.decoder_positions_BQ
+    def _slots(self, queries: int, *, of_decoder: bool = False) -> Tensor:
+        """How far behind a stack's text's first token the last so many of its tokens stand."""
+        own = self.text_slots_BQ
+        found = self.text_positions_BQ if own is None else own
+        if of_decoder and self.decoder_slots_BQ is not None:
+            found = self.decoder_slots_BQ
         assert found is not None
         return found[:, -queries:]
 
@@ -194,8 +194,7 @@ class Frame:
             )
         place_BP = self._per_row(virtual_places(width, length_R))
         # Layers that reuse the keys of others may be asked for the last queries only (gemma4).
-        position_BQ = self.text_positions_BQ[:, -queries:].to(device)
-        near_B1QP = within_window(position_BQ, place_BP, window)
+        near_B1QP = within_window(self._slots(queries).to(device), place_BP, window)
         free_R111 = ~torch.tensor(bound.windowed_R, device=device)[:, None, None, None]
         return self._per_row(seen_R1QP) & (near_B1QP | self._per_row(free_R111))
 

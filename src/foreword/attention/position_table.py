@@ -48,12 +48,16 @@ class PositionTable:
         self._of_encoder = hasattr(table, "position_embeddings")
 
     @property
-    def size(self) -> int:
-        """Positions that text can stand at."""
+    def size(self) -> int | None:
+        """Positions that text can stand at; None: any, as of a table that is computed (M2M100)."""
+        held = self.table.position_embeddings if self._of_encoder else self.table
+        weight = getattr(held, "weight", None)
+        if weight is None:
+            return None
+        before = int(getattr(self.table, "offset", 0))
         if self._of_encoder:
             before = int(getattr(self.table, "padding_idx", -1)) + 1  # RoBERTa counts from there on
-            return int(self.table.position_embeddings.weight.shape[0]) - before
-        return int(self.table.weight.shape[0]) - int(getattr(self.table, "offset", 0))
+        return int(weight.shape[0]) - before
 
     def hook(self) -> RemovableHandle:
         """Move the text of every pass by the offset that its frame has."""
@@ -90,9 +94,10 @@ class PositionTable:
                 "this model counts its positions for all rows alike, and these prefixes would move "
                 "their rows by different numbers; run them apart"
             )
-        if end + offsets[0] > self.size:
+        size = self.size
+        if size is not None and end + offsets[0] > size:
             raise UnsupportedModel(
-                f"this model has {self.size} positions; prefix and text together need "
+                f"this model has {size} positions; prefix and text together need "
                 f"{end + offsets[0]}. Shorten the text"
             )
         frame.table_offset = offsets[0]

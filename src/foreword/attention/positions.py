@@ -33,6 +33,26 @@ def text_positions(
     return torch.arange(past, past + queries, device=device).expand(batch, -1)
 
 
+def text_slots(mask_BT: Tensor | None, positions_BQ: Tensor, past: int) -> Tensor:
+    """How far behind its text's first token each new token stands, in slots: (B or 1, Q) int64.
+
+    transformers counts windows and learned distances so: hidden tokens inside a text count, where its
+    positions (from the mask) leave them out. Padding on the left counts in neither.
+
+    Args:
+        mask_BT: 2-D attention mask over past and new tokens, or None.
+        positions_BQ: The new tokens' positions, which are their slots where there is no such mask.
+        past: Tokens in the cache.
+    """
+    queries = positions_BQ.shape[-1]
+    if mask_BT is None or mask_BT.dim() != 2 or mask_BT.shape[1] != past + queries:
+        return positions_BQ
+    mask_BT = mask_BT.to(positions_BQ.device)
+    first_B1 = (mask_BT != 0).int().argmax(dim=-1, keepdim=True)
+    slot_T = torch.arange(past + queries, device=positions_BQ.device)
+    return (slot_T - first_B1).clamp(min=0)[:, -queries:]
+
+
 def moved(positions: Tensor, batch: int, offsets: tuple[int, ...]) -> Tensor:
     """Positions with each row's offset added; one offset serves all, or i serves row i // k.
 

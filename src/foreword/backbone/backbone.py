@@ -18,7 +18,7 @@ from foreword.backbone.fit import check_geometry, check_weights
 from foreword.backbone.kinds import KindName, with_article
 from foreword.backbone.measured import attached, measure
 from foreword.backbone.probe import evaluating, family_of
-from foreword.backbone.rotate import EXACT, ROUNDED, Rotation, measured, refuse_stretched
+from foreword.backbone.rotate import EXACT, ROUNDED, Rotation, measured, refuse_stretched, unmoved
 from foreword.errors import MismatchError, PrefixError, UnsupportedModel
 from foreword.prefix import Bos, Positions, Prefix, PrefixMeta, Site
 from foreword.weights.fingerprint import adds_bos, tokenizer_digest, weights_fingerprint
@@ -295,10 +295,16 @@ class Backbone:
                 "moved between position policies; train or capture it under the policy that you need"
             )
         if "position_ids" not in parameters_of(type(self.model)):
-            raise UnsupportedModel(
-                f"{self.family!r} takes no position_ids, so no rotation can be measured between "
-                "position policies; use a prefix under the policy that you need"
-            )
+            vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
+            still = unmoved(self._run_at, vocabulary)
+            if still is None:
+                raise UnsupportedModel(
+                    f"{self.family!r} takes no position_ids, and its keys tell where a token stands, so "
+                    "no rotation can be measured between position policies; use a prefix under the "
+                    "policy that you need"
+                )
+            self._turns[shift] = still
+            return still
         refuse_stretched(self.model, self.family)
         allowed = EXACT if self.dtype == torch.float32 else ROUNDED
         vocabulary = int(self.model.get_input_embeddings().weight.shape[0])

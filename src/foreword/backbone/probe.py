@@ -25,7 +25,7 @@ from foreword.attention.frame import AttentionCall
 from foreword.attention.guards import kernels_of
 from foreword.backbone.kinds import DECODER, ENCODER, ENCODER_DECODER, Kind, kind_of
 from foreword.backbone.kinds.base import Inputs, with_positions
-from foreword.errors import UnsupportedModel, first_line
+from foreword.errors import ForewordError, UnsupportedModel, first_line
 from foreword.prefix import Positions, Site
 from foreword.weights.placement import input_device
 
@@ -136,10 +136,13 @@ def _run(model: PreTrainedModel, inputs: Inputs) -> Tensor:
     try:
         with torch.no_grad():
             return _logits(model(**inputs))
-    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+    except ForewordError:
+        raise
+    except Exception as error:  # whatever a modelling file meets without pixels, sound or a config
         raise UnsupportedModel(
             f"family {family_of(model)!r} ({type(model).__name__}) does not run on a few tokens: "
-            f"{first_line(error)}"
+            f"{first_line(error)}. A prefix joins models that read text alone, too; of one that needs "
+            "images or sound give the language model inside"
         ) from error
 
 
@@ -187,15 +190,34 @@ _evaluated: weakref.WeakKeyDictionary[nn.Module, list[list[nn.Module]]] = (
 
 
 def _probe_inputs(model: PreTrainedModel, kind: Kind) -> Inputs:
-    table = model.get_input_embeddings()
+    vocabulary = _vocabulary(model)
     device = input_device(model)
-    vocabulary = int(table.weight.shape[0])
     ids_T = (torch.arange(TOKENS) * 7919 + 11) % vocabulary
     ids_BT = ids_T.repeat(3, 1)
     ids_BT[2, -1] = (ids_T[-1] + 1) % vocabulary
     mask_BT = torch.ones(3, TOKENS, dtype=torch.long)
     mask_BT[1, :PADDED] = 0
     return kind.probe(model, ids_BT.to(device), mask_BT.to(device))
+
+
+def _vocabulary(model: PreTrainedModel) -> int:
+    """Number of token ids that the model reads.
+
+    Raises:
+        UnsupportedModel: It reads none.
+    """
+    try:
+        table = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        table = None
+    weight = getattr(table, "weight", None)
+    if not isinstance(table, nn.Embedding) and (weight is None or weight.dim() != 2):
+        raise UnsupportedModel(
+            f"family {family_of(model)!r} ({type(model).__name__}) has no table of token embeddings, so "
+            "it reads no text by itself. A prefix joins language models; of a model of several parts "
+            "give the language model inside"
+        )
+    return int(table.weight.shape[0])
 
 
 def _logits(output: object) -> Tensor:

@@ -101,6 +101,25 @@ def measured(
     return rotations
 
 
+def unmoved(run: Run, vocabulary: int) -> tuple[Rotation, ...] | None:
+    """Rotations that turn nothing, for a model whose keys do not tell where a token stands; else None.
+
+    A text of one token again and again has the same hidden state at every place then (ALiBi weighs
+    equal values), and so the same keys and values.
+
+    Args:
+        run: Runs a text at positions.
+        vocabulary: Number of token ids.
+    """
+    keys, values = run(0, [vocabulary // 2] * TOKENS)
+    for tensor_HPD in (*keys, *values):
+        away = rms(tensor_HPD - tensor_HPD[:, :1]) / (rms(tensor_HPD) or 1.0)
+        if not away <= (EXACT if tensor_HPD.dtype == torch.float32 else ROUNDED):
+            return None
+    none_R = torch.arange(0)
+    return tuple(Rotation(none_R, none_R, torch.zeros(0, dtype=torch.float64), 0.0) for _ in keys)
+
+
 def _tokens(count: int, vocabulary: int, seed: int) -> list[int]:
     """Token ids drawn from the whole vocabulary, the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from foreword.backbone import Backbone
-from foreword.errors import FormatError, MismatchError
+from foreword.errors import FormatError, MismatchError, UnsupportedModel
 from foreword.files import reason
 from foreword.peft import config as config_file
 from foreword.peft import tensors as tensor_file
@@ -112,10 +112,19 @@ def _check_fits(config: PeftConfig, backbone: Backbone, folder: str) -> None:
     """Check whether each layer of the backbone is one that the config describes."""
     name = backbone.name or backbone.family
     sites = sites_of(backbone)
+    made = f"It was made on {config.base!r}" if config.base else "It names no model that it is for"
     if config.layers != len(sites):
         raise MismatchError(
             f"{folder} is a prefix for {config.layers} layers; {name!r} has attention in "
-            f"{len(sites)}. It was made on {config.base!r}"
+            f"{len(sites)}. {made}"
+        )
+    shapes = {(site.kv_heads, site.key_dim, site.value_dim) for site in sites}
+    if len(shapes) > 1:
+        raise UnsupportedModel(
+            f"the layers of {name!r} ({backbone.family}) have {len(shapes)} geometries (key/value "
+            f"heads, key dimension, value dimension: {sorted(shapes)}). PEFT has one, of which it "
+            "cuts away what a layer has no room for and leaves out the layers that need more, so its "
+            "checkpoints are not imported there; train the prefix here instead"
         )
     found = (config.heads, config.head_dim, config.head_dim)
     for site in sites:
@@ -123,5 +132,5 @@ def _check_fits(config: PeftConfig, backbone: Backbone, folder: str) -> None:
             raise MismatchError(
                 f"{folder} has {config.heads} key/value heads of dimension {config.head_dim}; "
                 f"{name!r} has {site.kv_heads} at {site.label}, of key dimension {site.key_dim} and "
-                f"value dimension {site.value_dim}. It was made on {config.base!r}"
+                f"value dimension {site.value_dim}. {made}"
             )

@@ -8,20 +8,66 @@ frozen one as its child ``base_layer``, and a layer that is trained as a whole k
 
 from __future__ import annotations
 
+import os
+import reprlib
 from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
+
+from foreword.errors import UnsupportedModel
 
 TRAINED = "foreword_prefix"
 """The model's child that holds a prefix in training."""
+_COMPILED = "_orig_mod"
+"""Name under which the module that `torch.compile` gives keeps the model."""
 _FROZEN = ("base_layer", "original_module")
 
 
 def unwrapped(model: Any) -> Any:
-    """The transformers model inside a `PeftModel`; any other model as it is."""
-    is_peft = hasattr(model, "peft_config") and callable(getattr(model, "get_base_model", None))
-    return model.get_base_model() if is_peft else model
+    """The transformers model inside a `PeftModel`, or behind `torch.compile`; else the model itself.
+
+    Raises:
+        UnsupportedModel: It is not a transformers model.
+    """
+    inner = model
+    while not isinstance(inner, PreTrainedModel):
+        around, inner = inner, _inside(inner)
+        if inner is around:
+            raise UnsupportedModel(
+                f"expected a transformers model, a PeftModel or a foreword.Backbone; found "
+                f"{_what(inner)}. {_remedy(inner)}"
+            )
+    return inner
+
+
+def _inside(model: Any) -> Any:
+    """What a wrapper that runs the model whole keeps inside it; another thing as it is."""
+    compiled = getattr(model, "_modules", {}).get(_COMPILED)
+    if compiled is not None:
+        return compiled
+    if not hasattr(model, "peft_config"):
+        return model
+    inside = getattr(model, "get_base_model", None)
+    return inside() if callable(inside) else getattr(model, "model", model)
+
+
+def _what(found: Any) -> str:
+    """A thing in a few words: a value of text by itself, else its kind."""
+    if isinstance(found, str | type):
+        return reprlib.repr(found)
+    return "None" if found is None else f"a {type(found).__name__}"
+
+
+def _remedy(found: Any) -> str:
+    if isinstance(found, str | os.PathLike):
+        return "Load it first: foreword.load(name)"
+    for name in ("model", "module", "auto_model"):
+        held = getattr(found, name, None)
+        if isinstance(held, PreTrainedModel):
+            return f"It holds one: give its .{name}"
+    return "Load one with foreword.load, or with from_pretrained of transformers"
 
 
 def own_modules(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
