@@ -163,6 +163,24 @@ def test_many_prompts_are_refused_before_they_cost_anything(client: TestClient) 
     assert time.perf_counter() - began < 20
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"stop": ["a", "b", "c", "d", "e"]},
+        {"stop": "x" * 1025},
+        {"stop": ["x", "y" * 1025]},
+        {"logit_bias": {str(token): 1 for token in range(1025)}},
+    ],
+)
+def test_what_costs_work_at_every_token_is_bounded(
+    client: TestClient, more: dict[str, Any]
+) -> None:
+    """Stop texts of 4 MB, or a bias on every token, slowed every client's tokens."""
+    (field,) = more
+    answer = client.post("/v1/completions", json={**ASKED, **more})
+    assert told(answer, 400).startswith(field)
+
+
 # -- names and paths -----------------------------------------------------------------------------
 
 

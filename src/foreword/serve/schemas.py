@@ -29,9 +29,10 @@ def _whole(value: Any) -> Any:
 
 Text = Annotated[str, AfterValidator(_spelled)]
 Whole = Annotated[int, BeforeValidator(_whole)]
-Mark = Annotated[Text, Field(min_length=1)]
-Stop = Annotated[list[Mark], Field(max_length=16)]
+Mark = Annotated[Text, Field(min_length=1, max_length=1024)]
+Stop = Annotated[list[Mark], Field(max_length=4)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
+Biases = Annotated[dict[Annotated[int, Field(strict=False)], Bias], Field(max_length=1024)]
 
 
 class Strict(BaseModel):
@@ -56,7 +57,7 @@ class Sampled(Strict):
     temperature: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: Whole | None = Field(None, ge=-1, le=2**31 - 1)
-    logit_bias: dict[Annotated[int, Field(strict=False)], Bias] | None = None
+    logit_bias: Biases | None = None
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     ignore_eos: bool = False
