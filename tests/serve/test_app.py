@@ -238,7 +238,7 @@ def test_prefixes_are_managed_while_it_runs(
 
     assert put(first).json()["digest"] == first.digest
     before = text()
-    assert put(second).status_code == 400
+    assert put(second).status_code == 409
     assert put(second, overwrite=True).json()["digest"] == second.digest
     assert text() != before
     assert app.post("/v1/pin_prefix", json={"name": "new"}).json() == {

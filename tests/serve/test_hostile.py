@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -335,3 +336,46 @@ def test_a_stream_that_never_begins_gives_its_place_back(
     }
     asyncio.run(app(scope, receive, send))  # type: ignore[arg-type]
     assert [service.open for service in services] == [0]
+
+
+# -- a disk that is slow -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/v1/completions", ASKED),
+        ("GET", "/v1/models/one", None),
+        ("POST", "/v1/unpin_prefix", {"name": "one"}),
+    ],
+)
+def test_a_slow_disk_holds_up_none_but_those_who_ask_it(
+    app: FastAPI,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    path: str,
+    body: dict[str, Any] | None,
+) -> None:
+    """The store was asked for a file on the event loop: all streams stood still meanwhile."""
+    disk, asked, waited = threading.Event(), threading.Event(), []
+    for name in ("__contains__", "stamp"):
+        real = getattr(PrefixStore, name)
+
+        def slow(store: PrefixStore, name: str, real: Any = real) -> Any:
+            asked.set()
+            waited.append(disk.wait(10))
+            return real(store, name)
+
+        monkeypatch.setattr(PrefixStore, name, slow)
+
+    async def ask() -> tuple[httpx.Response, httpx.Response]:
+        async with asynchronous(app) as client:
+            asking = asyncio.create_task(client.request(method, path, json=body))
+            while not asked.is_set():
+                await asyncio.sleep(0.01)
+            other = await client.get("/health")
+            disk.set()
+            return await asking, other
+
+    assert [one.status_code for one in asyncio.run(ask())] == [200, 200]
+    assert all(waited), "the disk was waited for until it was given up"

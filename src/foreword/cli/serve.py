@@ -58,7 +58,7 @@ class ServeArguments:
     """Largest body of a request in bytes."""
 
     max_upload: int = 2**30
-    """Largest prefix file that is uploaded, in bytes."""
+    """Largest prefix file that is uploaded, and all that are under way together, in bytes."""
 
 
 def serve(

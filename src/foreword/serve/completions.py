@@ -8,9 +8,8 @@ import uuid
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
-
-from starlette.concurrency import run_in_threadpool
 
 from foreword.backbone import Backbone
 from foreword.data import Task
@@ -22,7 +21,8 @@ from foreword.engine.request import Completion
 from foreword.engine.residency import Residency
 from foreword.generate import PLAIN, encoder_for, task_of
 from foreword.prefix import Prefix
-from foreword.serve.failures import Failure
+from foreword.serve.crews import Crews
+from foreword.serve.failures import Failure, no_model
 from foreword.serve.metrics import Metrics
 from foreword.serve.schemas import ChatRequest, CompletionRequest, Sampled
 
@@ -62,6 +62,7 @@ class Completions:
         engine: What runs them.
         residency: Where prefixes come from.
         metrics: What is counted.
+        crews: Who does what would hold up the event loop.
         queue: Choices that may be open at once, waiting ones included.
         most_tokens: Tokens that one choice may ask for; None: what the context leaves.
         seconds: Time that one request may take.
@@ -73,6 +74,7 @@ class Completions:
         engine: Engine,
         residency: Residency,
         metrics: Metrics,
+        crews: Crews,
         *,
         queue: int = 256,
         most_tokens: int | None = None,
@@ -82,6 +84,7 @@ class Completions:
         self.engine = engine
         self.residency = residency
         self.metrics = metrics
+        self.crews = crews
         self.queue = queue
         self.most_tokens = most_tokens
         self.seconds = seconds
@@ -97,9 +100,12 @@ class Completions:
         """
         if model == self.backbone.name:
             return None
+        return await self.crews.disk.do(partial(self._stored, model))
+
+    def _stored(self, model: str) -> Prefix:
         if model not in self.residency:
-            raise Failure(404, f"no model is called {model!r}; GET /v1/models lists them", "model")
-        return await run_in_threadpool(self.residency.get, model)
+            raise no_model(model)
+        return self.residency.get(model)
 
     async def asked(self, body: Body) -> Asked:
         """The engine's requests, each of which it would take.
@@ -117,11 +123,14 @@ class Completions:
         else:
             kind, count, sampling = "cmpl", len(body.prompts), self._plain_sampling(body)
         self._see_that_it_fits(count * body.n)
-        prompts = await run_in_threadpool(self._prompts, body, prefix)
+        return await self.crews.text.do(partial(self._made, body, prefix, kind, sampling))
+
+    def _made(self, body: Body, prefix: Prefix | None, kind: str, sampling: Sampling) -> Asked:
+        """The engine's requests, in tokens."""
         identity = f"{kind}-{uuid.uuid4().hex}"
         chosen = () if prefix is None else (Weighted(prefix),)
         requests = []
-        for place, ids in enumerate(prompts):
+        for place, ids in enumerate(self._prompts(body, prefix)):
             most = max(1, min(sampling.max_tokens, self._room(ids, prefix)))
             for copy in range(body.n):
                 seed = None if body.seed is None else body.seed + copy

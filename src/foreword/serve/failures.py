@@ -18,6 +18,8 @@ from foreword.errors import (
     ForewordError,
     FormatError,
     MismatchError,
+    NameTaken,
+    NameUnknown,
     ServeError,
     StoreError,
     first_line,
@@ -65,13 +67,25 @@ def body(status: int, message: str, param: str | None = None) -> dict[str, Any]:
     return {"error": {"message": plain, "type": kind, "param": param, "code": status}}
 
 
+def no_model(name: str) -> Failure:
+    """What a request is answered with that names no model of the server's."""
+    return Failure(404, f"no model is called {name!r}; GET /v1/models lists them", "model")
+
+
+WITH_BODY = (400, 401, 408, 413)
+"""Statuses that any request with a body may be refused with."""
+
+STORING = (500, 507)
+"""Statuses that a request that writes to the store may be refused with, besides."""
+
 MEANING = {
     400: "The request cannot be served as it is",
     401: "The server has a key, and the request brings another or none",
     404: "There is no model or prefix of this name",
     408: "The body took too long to come",
+    409: "The name is taken",
     413: "The body is too large",
-    429: "Too many requests are open",
+    429: "Too many requests are open, or too many bytes of uploads under way",
     500: "The server failed",
     503: "The server takes no more requests",
     504: "The request took too long",
@@ -91,8 +105,10 @@ def told(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def status_of(error: ForewordError) -> int:
     """The HTTP status that an error of ours stands for."""
-    if isinstance(error, StoreError) and str(error).startswith("no prefix is called"):
+    if isinstance(error, NameUnknown):
         return 404
+    if isinstance(error, NameTaken):
+        return 409
     if isinstance(error, ServeError):
         return 503
     if isinstance(error, StoreError) and isinstance(error.__cause__, OSError):
@@ -123,6 +139,8 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _(request: Request, error: HTTPException) -> JSONResponse:
         detail, cause, headers = str(error.detail), error.__cause__, error.headers
+        if isinstance(cause, OSError) and cause.errno in FULL:
+            return Failure(507, f"the body cannot be kept: {first_line(cause)}").response
         if error.status_code == 400 and cause is not None:
             detail = f"the body cannot be read: {first_line(cause)}"
         if error.status_code == 405:  # of several routes with one path, Starlette tells the first's
