@@ -11,6 +11,7 @@ import foreword
 from foreword.engine.detokeniser import Detokeniser
 from foreword.engine.stops import Stop
 from tests.conftest import byte_tokenizer
+from tests.vocabularies import sentencepiece_tokenizer, unigram_tokenizer
 
 TEXTS = ["plain words", "Zoë ate 東京 noodles 🍜 twice", "  spaces  in   front", "new\nlines\n\n"]
 
@@ -24,6 +25,19 @@ def test_the_pieces_are_the_text(text: str, at_once: int) -> None:
     pieces = [detokeniser.add(ids[i : i + at_once]) for i in range(0, len(ids), at_once)]
     assert not any("\ufffd" in piece for piece in pieces)
     assert "".join(pieces) + detokeniser.end() == text
+
+
+@pytest.mark.parametrize("make", [sentencepiece_tokenizer, unigram_tokenizer])
+def test_bytes_of_characters_of_several_sizes_are_their_text(make: Any) -> None:
+    """Six tokens of context could begin in a character: all bytes that followed became U+FFFD."""
+    tokenizer, drawn = make(), random.Random(0)
+    for _ in range(100):
+        ids = tokenizer("".join(drawn.choices("abé üß東京🍜 ", k=12)))["input_ids"]
+        detokeniser = Detokeniser(tokenizer)
+        found = [detokeniser.add([one]) for one in ids]
+        assert "".join([*found, detokeniser.end()]) == tokenizer.decode(
+            ids, skip_special_tokens=True
+        )
 
 
 @pytest.mark.backbone

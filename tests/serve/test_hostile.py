@@ -338,6 +338,31 @@ def test_a_stream_that_never_begins_gives_its_place_back(
     assert [service.open for service in services] == [0]
 
 
+def test_texts_are_spelled_beside_the_event_loop(
+    app: FastAPI, backbone: foreword.Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long prompt's log-probabilities held every other client up for one or two seconds."""
+    tokenizer, threads = backbone.tokenizer, set()
+    for name in ("decode", "convert_ids_to_tokens"):
+        real = getattr(tokenizer, name)
+
+        def noted(*args: Any, real: Any = real, **options: Any) -> Any:
+            threads.add(threading.get_ident())
+            return real(*args, **options)
+
+        monkeypatch.setattr(tokenizer, name, noted)
+
+    async def ask() -> tuple[int, httpx.Response]:
+        async with asynchronous(app) as client:
+            body = {**ASKED, "echo": True, "logprobs": 5}
+            return threading.get_ident(), await client.post("/v1/completions", json=body)
+
+    loop, answer = asyncio.run(ask())
+    assert answer.status_code == 200
+    assert threads
+    assert loop not in threads
+
+
 # -- a disk that is slow -------------------------------------------------------------------------
 
 

@@ -10,9 +10,6 @@ from foreword.engine.stops import Stop
 REPLACEMENT = "\ufffd"
 """What a tokenizer decodes the beginning of a character to."""
 
-CONTEXT = 6
-"""Tokens before the new ones that are decoded with them: some tokenizers drop a leading space."""
-
 LONGEST = 3
 """Tokens that a character can still be waiting for the rest of: it has four bytes at most."""
 
@@ -30,7 +27,7 @@ class Detokeniser:
         self.stopped = False
         self._stops = tuple(map(Stop, stop))
         self._tokens: list[int] = []
-        self._read = 0
+        self._begin = self._read = 0
         self._held = ""
 
     def add(self, tokens: Sequence[int]) -> str:
@@ -43,18 +40,21 @@ class Detokeniser:
         return self._shown(self._new(whole=True), last=True)
 
     def _new(self, *, whole: bool) -> str:
-        """Text of the tokens since the last whole character; all of it at the end."""
-        begin = max(0, self._read - CONTEXT)
-        before = self._decoded(self._tokens[begin : self._read])
-        now = self._decoded(self._tokens[begin:])
+        """Text of the tokens since the last whole character; all of it at the end.
+
+        The tokens of the text before are decoded with them: some tokenizers drop a leading space. They
+        begin where a character does: some decode bytes that follow each other all together, or not.
+        """
+        before = self._decoded(self._tokens[self._begin : self._read])
+        now = self._decoded(self._tokens[self._begin :])
         end = len(self._tokens)
         if now.endswith(REPLACEMENT) and not whole:  # a beginning, or bytes that are no character
             end = max(self._read, end - LONGEST)
-            known = self._decoded(self._tokens[begin:end])
+            known = self._decoded(self._tokens[self._begin : end])
             now = known if now.startswith(known) else ""
         if len(now) <= len(before):
             return ""
-        self._read = end
+        self._begin, self._read = self._read, end
         return now[len(before) :]
 
     def _decoded(self, tokens: Sequence[int]) -> str:

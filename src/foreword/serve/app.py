@@ -36,6 +36,7 @@ from foreword.serve.schemas import (
     CompletionAnswer,
     CompletionRequest,
 )
+from foreword.serve.spelling import Spelling
 from foreword.version import __version__
 
 log = logging.getLogger("foreword.serve")
@@ -159,10 +160,12 @@ class _App(FastAPI):
 
 
 def _completion_routes(app: FastAPI, service: Completions) -> None:
+    spelling = Spelling(service.backbone.tokenizer)
+
     async def answered(request: Request, body: CompletionRequest | ChatRequest) -> Response:
         began = time.perf_counter()
         asked = await service.asked(body)
-        answers = Answers(asked, service.backbone.tokenizer)
+        answers = Answers(asked, spelling)
         if body.stream:
             return _Stream(_streamed(service, asked, answers), service.place(asked))
         with service.place(asked):
