@@ -18,6 +18,7 @@ import foreword
 from foreword.engine import Engine, Limits
 from foreword.engine.residency import Residency
 from foreword.serve import ServeOptions, create_app
+from foreword.serve.completions import Completions
 from foreword.store import PrefixStore
 from tests.conftest import byte_tokenizer, tiny_model
 
@@ -250,7 +251,6 @@ def test_several_prompts_and_stop_texts(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize(
     ("body", "field"),
     [
-        ({"user": "me"}, "user"),
         ({"best_of": 2}, "best_of"),
         ({"temperature": -1}, "temperature"),
         ({"n": 0}, "n"),
@@ -298,10 +298,34 @@ def test_a_whole_number_may_be_spelled_with_a_point(client: openai.OpenAI) -> No
     assert [one.text for one in found.choices] == [one.text for one in same.choices]
 
 
-def test_a_full_queue_says_when_to_come_back(app: TestClient) -> None:
-    answer = app.post("/v1/completions", json={"model": "one", "prompt": "x", "n": 13})
+def test_a_full_queue_says_when_to_come_back(
+    app: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services = []
+    asked = Completions.asked
+
+    async def full(service: Completions, *others: Any) -> Any:
+        service.open += 12
+        services.append(service)
+        return await asked(service, *others)
+
+    body = {"model": "one", "prompt": "x", "n": 2}
+    with monkeypatch.context() as patch:
+        patch.setattr(Completions, "asked", full)
+        answer = app.post("/v1/completions", json=body)
+    services[0].open -= 12
     assert answer.status_code == 429
     assert answer.headers["retry-after"] == "1"
+    assert answer.json()["error"]["code"] == "rate_limit_exceeded"
+    assert app.post("/v1/completions", json=body).status_code == 200
+
+
+def test_what_never_fits_is_not_asked_to_come_back(app: TestClient) -> None:
+    """It was answered 429 and "try again later", which clients did."""
+    answer = app.post("/v1/completions", json={"model": "one", "prompt": "x", "n": 13})
+    assert answer.status_code == 400
+    assert "retry-after" not in answer.headers
+    assert answer.json()["error"]["param"] == "n"
 
 
 def test_prefixes_are_managed_while_it_runs(

@@ -65,7 +65,7 @@ def told(answer: httpx.Response, status: int) -> str:
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/json"
     error = answer.json()["error"]
-    assert error["code"] == status
+    assert error["code"] is None or error["code"].islower()  # a word, as OpenAI's are
     return str(error["message"])
 
 
@@ -160,7 +160,7 @@ def test_many_prompts_are_refused_before_they_cost_anything(client: TestClient) 
     """Three million requests were made of these before they were counted: 85 seconds."""
     began = time.perf_counter()
     answer = client.post("/v1/completions", json={**ASKED, "prompt": ["x"] * 50_000, "n": 64})
-    assert "3200000 more are too many" in told(answer, 429)
+    assert "3200000 choices are asked for, and 12 allowed at once" in told(answer, 400)
     assert time.perf_counter() - began < 20
 
 

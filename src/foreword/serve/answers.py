@@ -10,7 +10,7 @@ from foreword.engine import Event
 from foreword.engine.request import Completion
 from foreword.errors import ForewordError
 from foreword.serve.completions import Asked
-from foreword.serve.failures import Failure, as_failure, body
+from foreword.serve.failures import Failure, as_failure
 from foreword.serve.logprobs import Telling
 from foreword.serve.schemas import ChatRequest, CompletionRequest
 from foreword.serve.spelling import Spelling
@@ -55,8 +55,7 @@ class Answers:
                 if event.text or event.finish or event.logprobs:
                     yield self._sent([self._piece(index, event)])
         except (Failure, ForewordError) as error:  # the status has been sent; say it in the stream
-            failure = as_failure(error)
-            yield _data(body(failure.status, failure.message, failure.param))
+            yield _data(as_failure(error).body)
             return
         if options is not None and options.include_usage:
             yield self._sent([], usage=self._usage(generated))
@@ -121,4 +120,8 @@ class Answers:
 
 
 def _data(value: Json) -> bytes:
-    return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
+    """One event. What some clients take for an end of the line is escaped; JSON escapes the others."""
+    line = json.dumps(value, ensure_ascii=False)
+    for end in "\u0085\u2028\u2029":
+        line = line.replace(end, f"\\u{ord(end):04x}")
+    return b"data: " + line.encode() + b"\n\n"

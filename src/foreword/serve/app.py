@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from foreword.serve.crews import Crews
 from foreword.serve.failures import WITH_BODY, Failure, told
 from foreword.serve.guard import Budget, Guard, Receive, Scope, Send
 from foreword.serve.intake import Intake
+from foreword.serve.journal import GONE, Journal, line_of
 from foreword.serve.metrics import Metrics
 from foreword.serve.models import add_model_routes
 from foreword.serve.prefixes import add_prefix_routes
@@ -38,8 +37,6 @@ from foreword.serve.schemas import (
 )
 from foreword.serve.spelling import Spelling
 from foreword.version import __version__
-
-log = logging.getLogger("foreword.serve")
 
 
 def _answered(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
@@ -118,20 +115,12 @@ def create_app(
         uploads=Budget(options.upload_bytes),
         seconds=options.seconds,
     )
+    app.add_middleware(Journal)
     _completion_routes(app, service)
     add_model_routes(app, Catalogue(backbone, residency.store), crews)
     add_prefix_routes(app, Intake(backbone, residency), crews)
 
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        """Whether the process lives."""
-        return {"status": "ok"}
-
-    @app.get("/ready", responses={503: {"description": failures.MEANING[503]}})
-    async def ready() -> JSONResponse:
-        """Whether requests are taken."""
-        takes = engine.accepts
-        return JSONResponse({"ready": takes}, 200 if takes else 503)
+    _add_health_routes(app, engine)
 
     text = {"description": "Counters", "content": {"text/plain": {"schema": {"type": "string"}}}}
 
@@ -143,6 +132,21 @@ def create_app(
         )
 
     return app
+
+
+def _add_health_routes(app: FastAPI, engine: Engine) -> None:
+    @app.head("/health", include_in_schema=False)
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """Whether the process lives."""
+        return {"status": "ok"}
+
+    @app.head("/ready", include_in_schema=False)
+    @app.get("/ready", responses={503: {"description": failures.MEANING[503]}})
+    async def ready() -> JSONResponse:
+        """Whether requests are taken."""
+        takes = engine.accepts
+        return JSONResponse({"ready": takes}, 200 if takes else 503)
 
 
 class _App(FastAPI):
@@ -163,23 +167,12 @@ def _completion_routes(app: FastAPI, service: Completions) -> None:
     spelling = Spelling(service.backbone.tokenizer)
 
     async def answered(request: Request, body: CompletionRequest | ChatRequest) -> Response:
-        began = time.perf_counter()
-        asked = await service.asked(body)
+        asked = await service.asked(body, line_of(request.scope))
         answers = Answers(asked, spelling)
         if body.stream:
             return _Stream(_streamed(service, asked, answers), service.place(asked))
         with service.place(asked):
             found = await _unless_gone(request, service.whole(asked))
-        log.info(
-            "answered",
-            extra={
-                "request": asked.identity,
-                "model": body.model,
-                "prompt_tokens": asked.prompt_tokens,
-                "completion_tokens": sum(len(one.tokens) for one in found),
-                "seconds": round(time.perf_counter() - began, 3),
-            },
-        )
         return JSONResponse(await service.crews.text.do(partial(answers.whole, found)))
 
     @app.post("/v1/completions", responses=_answered(CompletionAnswer))
@@ -232,7 +225,7 @@ async def _unless_gone(request: Request, work: Awaitable[Any]) -> Any:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise Failure(499, "the client went away")
+        raise Failure(GONE, "the client went away")
     finally:
         for one in (task, gone):
             one.cancel()

@@ -90,7 +90,10 @@ class Guard:
     def _key(self, path: str, headers: dict[bytes, bytes]) -> Failure | None:
         if self.api_key is None or path in OPEN_TO_ALL:
             return None
-        given = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
+        given = headers.get(b"authorization", b"")
+        scheme, _, rest = given.partition(b" ")
+        if scheme.lower() == b"bearer":  # its case says nothing (RFC 9110, section 11.1)
+            given = rest.strip()
         if hmac.compare_digest(given, self.api_key.encode()):
             return None
         return Failure(
