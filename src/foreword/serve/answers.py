@@ -55,7 +55,7 @@ class Answers:
                 if event.text or event.finish or event.logprobs:
                     yield self._sent([self._piece(index, event)])
         except (Failure, ForewordError) as error:  # the status has been sent; say it in the stream
-            yield _data(as_failure(error).body)
+            yield as_event(as_failure(error).body)
             return
         if options is not None and options.include_usage:
             yield self._sent([], usage=self._usage(generated))
@@ -63,7 +63,7 @@ class Answers:
 
     def _sent(self, choices: list[Json], **more: Any) -> bytes:
         kind = "chat.completion.chunk" if self.is_chat else "text_completion"
-        return _data({**self._head(kind), "choices": choices, **more})
+        return as_event({**self._head(kind), "choices": choices, **more})
 
     def _head(self, kind: str) -> Json:
         asked = self.asked
@@ -119,7 +119,7 @@ class Answers:
         return {"index": index, "text": event.text, "logprobs": told, "finish_reason": finish}
 
 
-def _data(value: Json) -> bytes:
+def as_event(value: Json) -> bytes:
     """One event. What some clients take for an end of the line is escaped; JSON escapes the others."""
     line = json.dumps(value, ensure_ascii=False)
     for end in "\u0085\u2028\u2029":

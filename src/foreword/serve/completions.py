@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -271,7 +271,8 @@ class Completions:
 
         def sink_of(index: int) -> Any:
             def sink(event: Event) -> None:
-                loop.call_soon_threadsafe(queue.put_nowait, (index, event))
+                with suppress(RuntimeError):  # the loop has ended, and nobody waits
+                    loop.call_soon_threadsafe(queue.put_nowait, (index, event))
 
             return sink
 
