@@ -168,6 +168,15 @@ def read(file: BinaryIO) -> Prefix:
     return _read(file, size)
 
 
+def read_outline(file: BinaryIO) -> Prefix:
+    """What `outline` gives of an open file, which is at its beginning again after that."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    prefix = _outlined(file, size)
+    file.seek(0)
+    return prefix
+
+
 def _read(file: BinaryIO, size: int) -> Prefix:
     """The prefix in a file of `size` bytes; its tensors are read once its header is approved."""
     outline = _approved(file, size)

@@ -125,6 +125,36 @@ def test_a_file_that_changes_while_it_is_loaded_is_not_what_is_served(
     assert store.path("new").read_bytes() == before
 
 
+@pytest.mark.parametrize("way", ["upload", "load"])
+def test_a_file_that_cannot_be_served_is_not_copied(
+    app: FastAPI,
+    backbone: foreword.Backbone,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+) -> None:
+    """A file of the server's disk may be of any size."""
+    file = tmp_path / "p.safetensors"
+    file.write_bytes(content(backbone, "text"))
+    if way == "load":
+        os.truncate(file, 2**40)
+    else:
+        file.write_bytes(file.read_bytes()[:-1])
+
+    def copied(*_: Any) -> None:
+        raise AssertionError("it is copied")
+
+    monkeypatch.setattr("foreword.serve.intake.shutil.copyfileobj", copied)
+    client = TestClient(app)
+    if way == "load":
+        answer = client.post("/v1/load_prefix", json={"name": "new", "path": str(file)})
+        assert str(file) in answer.json()["error"]["message"]
+    else:
+        answer = client.put("/v1/prefixes/new", files={"file": file.read_bytes()})
+    assert answer.status_code == 400
+    assert client.get("/v1/prefixes").json()["data"] == []
+
+
 def test_files_are_checked_one_at_a_time(
     app: FastAPI, backbone: foreword.Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,7 +34,8 @@ class Intake:
     def take(self, name: str, source: BinaryIO, *, overwrite: bool) -> dict[str, Any]:
         """Copy a file into the store, and tell what it is once it is found to be a prefix that fits.
 
-        What is checked is the copy, which nobody else has: its source may change meanwhile.
+        Its header is checked before anything is copied: it may be of any size. What counts is the
+        copy, which nobody else has: the source may change meanwhile.
 
         Raises:
             FormatError: It is not a prefix file.
@@ -45,6 +46,7 @@ class Intake:
         if name == self.backbone.name:
             raise StoreError(f"{name!r} is the backbone's name; choose another")
         store = self.residency.store
+        check_servable(self.backbone, prefix_file.read_outline(source), warn=False)
         try:
             with store.writing(name, overwrite=overwrite) as file:
                 with refusing(store.path(name)):
