@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
 import pytest
 import torch
 
-from foreword.errors import FormatError, PrefixError, StoreError
+from foreword import format as prefix_file
+from foreword.errors import FormatError, NameTaken, PrefixError, StoreError
 from foreword.prefix import Prefix, PrefixMeta, Site
 from foreword.store import PrefixStore, default_folder
 from tests.attacks import make
@@ -91,12 +95,92 @@ def test_names_that_could_lead_elsewhere_are_refused(name: str, store: PrefixSto
 
 def test_a_taken_name_is_kept_until_overwriting_is_asked_for(store: PrefixStore) -> None:
     store.save("a", prefix(1))
-    with pytest.raises(StoreError, match=r"a prefix called 'a' is already in .*--overwrite"):
+    with pytest.raises(NameTaken, match=r"a prefix called 'a' is already in .*--overwrite"):
         store.save("a", prefix(2))
     assert store.load("a").digest == prefix(1).digest
     store.save("a", prefix(2), overwrite=True)
     assert store.load("a").digest == prefix(2).digest
     assert list(store) == ["a"]
+
+
+def outcomes(savers: list[Callable[[], object]]) -> list[BaseException | None]:
+    """What savers raise that run at once."""
+    found: list[BaseException | None] = [None] * len(savers)
+
+    def run(index: int, save: Callable[[], object]) -> None:
+        try:
+            save()
+        except Exception as error:
+            found[index] = error
+
+    threads = [threading.Thread(target=run, args=each) for each in enumerate(savers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_of_many_who_take_a_name_at_once_one_has_it(
+    store: PrefixStore, monkeypatch: pytest.MonkeyPatch, has_links: bool
+) -> None:
+    """Each saw that the name was free, and the last one's file was there in the end."""
+    all_have_looked = threading.Barrier(8)
+    encode = prefix_file.encode
+
+    def encoded(one: Prefix) -> bytes:
+        all_have_looked.wait(60)
+        return encode(one)
+
+    def no_links(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(prefix_file, "encode", encoded)
+    if not has_links:
+        monkeypatch.setattr(os, "link", no_links)
+    savers = [lambda n=n: store.save("a", prefix(n)) for n in range(8)]
+    found = outcomes(savers)
+    (winner,) = (n for n, error in enumerate(found) if error is None)
+    assert store.load("a").digest == prefix(winner).digest
+    assert {type(error) for error in found} == {type(None), NameTaken}
+    assert [path.name for path in store.folder.iterdir()] == ["a.safetensors"]
+
+
+def test_a_file_that_is_put_there_by_hand_meanwhile_is_kept(store: PrefixStore) -> None:
+    def write() -> None:
+        with store.writing("a") as file:
+            file.write(prefix_file.encode(prefix(1)))
+            prefix_file.save(prefix(2), store.path("a"))
+
+    with pytest.raises(NameTaken, match="a prefix called 'a' is already in"):
+        write()
+    assert store.load("a").digest == prefix(2).digest
+    assert [path.name for path in store.folder.iterdir()] == ["a.safetensors"]
+
+
+def test_what_a_killed_writer_left_is_cleared_and_no_living_ones(store: PrefixStore) -> None:
+    """It stayed for ever; clearing all of them would have taken a living writer's file away."""
+    store.clear_leftovers()  # there is no folder yet
+    store.save("a", prefix(1))
+    child = os.fork()
+    if child == 0:  # a process of its own, ended in the middle of an upload
+        with store.writing("b") as file:
+            file.write(b"half of it")
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    (left,) = store.folder.glob(".b.safetensors.*")
+    assert left.read_bytes() == b"half of it"
+    other = store.folder / ".notes.0123456789abcdef"
+    other.write_text("not of a prefix")
+    with store.writing("c") as file:
+        file.write(prefix_file.encode(prefix(3)))
+        store.clear_leftovers()
+        assert not left.exists()
+    assert list(store) == ["a", "c"]
+    assert store.load("c").digest == prefix(3).digest
+    assert sorted(store.folder.iterdir()) == [other, store.path("a"), store.path("c")]
 
 
 def test_a_prefix_that_cannot_be_saved_does_not_replace_one(store: PrefixStore) -> None:
@@ -194,6 +278,7 @@ def test_a_read_only_disk_refuses(store: PrefixStore, monkeypatch: pytest.Monkey
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(os, "replace", read_only)
+    monkeypatch.setattr(os, "link", read_only)
     monkeypatch.setattr(Path, "unlink", read_only)
     with pytest.raises(StoreError, match=r"cannot write .*b\.safetensors: Read-only file system"):
         store.save("b", prefix())

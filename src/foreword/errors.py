@@ -17,7 +17,9 @@ The tree, which is also what a caller can catch::
     ├── BackboneError          a backbone cannot be found or loaded
     ├── DataError              rows, columns, templates or lengths are wrong
     ├── TrainingError          training cannot start, resume or go on
-    ├── StoreError             a name is unknown, taken or not allowed; the disk refused
+    ├── StoreError             a name is not allowed; the disk refused
+    │   ├── NameTaken          there is a prefix of this name already
+    │   └── NameUnknown        there is none
     ├── ServeError             an engine takes no requests, or a server would be open to anybody
     └── HubError               the Hub cannot be reached, refused, or holds something else
 
@@ -87,6 +89,14 @@ class TrainingError(ForewordError):
 
 class StoreError(ForewordError):
     """The store cannot do what was asked."""
+
+
+class NameTaken(StoreError):
+    """A name is in use, and what has it may not be replaced."""
+
+
+class NameUnknown(StoreError):
+    """There is no prefix of this name."""
 
 
 class ServeError(ForewordError):

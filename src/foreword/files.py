@@ -8,42 +8,124 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Collection, Mapping
+import sys
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
-from foreword.errors import StoreError
+from foreword.errors import NameTaken, StoreError
+
+if sys.platform != "win32":
+    import fcntl
 
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{16}")
 """Names that files have while they are written."""
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes, *, overwrite: bool = True) -> None:
     """Put `content` at `path`; a crash at any moment leaves the old file or the new one.
 
     Raises:
+        NameTaken: Something is at `path`, and `overwrite` is not set.
+        StoreError: The folder cannot be written, or the disk is full. The old file is untouched.
+    """
+    with written_whole(path, overwrite=overwrite) as file, refusing(path):
+        file.write(content)
+
+
+@contextlib.contextmanager
+def written_whole(path: Path, *, overwrite: bool = True) -> Iterator[BinaryIO]:
+    """A file to write and read, which is at `path` once the block has ended, and not if it raises.
+
+    Of several writers that may not overwrite, in any number of threads and processes, one succeeds.
+
+    Raises:
+        NameTaken: Something is at `path`, and `overwrite` is not set.
         StoreError: The folder cannot be written, or the disk is full. The old file is untouched.
     """
     aside = path.parent / f".{path.name}.{secrets.token_hex(8)}"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "xb") as file:  # not mkstemp, whose files only their owner can read
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-        sync_folder(path.parent)
-    except (OSError, ValueError) as error:
-        raise refused(path, error) from error
+        with refusing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = _opened(aside)
+        with file:
+            yield file
+            with refusing(path):
+                file.flush()
+                os.fsync(file.fileno())
+                if sys.platform == "win32":
+                    file.close()  # what is open cannot be renamed there, nor deleted by another
+                _give_name(aside, path, overwrite=overwrite)
+                sync_folder(path.parent)
     finally:
         with contextlib.suppress(OSError, ValueError):
             os.unlink(aside)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete what writers that were killed left in a folder that nobody writes to now."""
+def _opened(aside: Path) -> BinaryIO:
+    """A new file of this name, held so that `remove_leftovers` knows that its writer lives."""
+    while True:
+        # Not mkstemp, whose files only their owner can read.
+        file = open(aside, "x+b")  # noqa: SIM115
+        if sys.platform != "win32":
+            with contextlib.suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # it was taken for a leftover before it was locked
+
+
+def _give_name(aside: Path, path: Path, *, overwrite: bool) -> None:
+    """Rename a file; without `overwrite` only to a name that is free at that very moment."""
+    if overwrite:
+        os.replace(aside, path)
+        return
+    try:
+        _link(aside, path)
+    except FileExistsError as error:
+        raise NameTaken(f"cannot write {path}: something is there already") from error
+
+
+def _link(aside: Path, path: Path) -> None:
+    """Give a file a free name.
+
+    Raises:
+        FileExistsError: It is not free.
+    """
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: an empty file holds the name meanwhile
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+        try:
+            os.replace(aside, path)
+        except BaseException:
+            os.unlink(path)
+            raise
+
+
+def remove_leftovers(folder: Path, suffix: str = "") -> None:
+    """Delete what writers that were killed left in a folder; files of those that live stay.
+
+    Args:
+        folder: The folder.
+        suffix: What the names end in that the files were to get.
+    """
     for path in folder.iterdir():
-        if _LEFTOVER.fullmatch(path.name) and path.is_file():
-            path.unlink(missing_ok=True)
+        name = path.name.rpartition(".")[0]
+        if _LEFTOVER.fullmatch(path.name) and name.endswith(suffix) and path.is_file():
+            with contextlib.suppress(OSError):  # another has deleted it, or somebody writes it
+                _remove_unless_held(path)
+
+
+def _remove_unless_held(path: Path) -> None:
+    with open(path, "r+b") as file:
+        if sys.platform != "win32":
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+    if sys.platform == "win32":
+        path.unlink()
 
 
 def sync_folder(folder: Path) -> None:
@@ -57,6 +139,19 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def refusing(path: Path) -> Iterator[None]:
+    """Say of what the system refuses in a block that `path` cannot be written.
+
+    Raises:
+        StoreError: With what the system says.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise refused(path, error) from error
 
 
 def refused(path: Path, error: OSError | ValueError) -> StoreError:

@@ -56,15 +56,17 @@ _REPR = reprlib.Repr()
 _REPR.maxstring = 60
 
 
-def save(prefix: Prefix, path: str | os.PathLike[str]) -> None:
+def save(prefix: Prefix, path: str | os.PathLike[str], *, overwrite: bool = True) -> None:
     """Write a prefix to a file, whole or not at all, after seeing that it can be read again.
 
     Args:
         prefix: The prefix; its tensors must be finite.
         path: The file, by convention ending in ``.safetensors``.
+        overwrite: Whether a file that is there may be replaced.
 
     Raises:
         PrefixError: A tensor holds NaN or infinity, or a field is not what the format allows.
+        NameTaken: A file is there, and `overwrite` is not set.
         StoreError: The file cannot be written.
     """
     broken = prefix.first_not_finite()
@@ -77,7 +79,7 @@ def save(prefix: Prefix, path: str | os.PathLike[str]) -> None:
         raise PrefixError(
             f"this prefix would not load again, so it is not saved: {error}"
         ) from error
-    write_whole(Path(path), content)
+    write_whole(Path(path), content, overwrite=overwrite)
 
 
 def encode(prefix: Prefix) -> bytes:
@@ -157,6 +159,22 @@ def _opened(place: Path, read: Callable[[BinaryIO, int], T]) -> T:
 def decode(content: bytes) -> Prefix:
     """The prefix that a file's bytes hold; see `load` for the errors."""
     return _read(io.BytesIO(content), len(content))
+
+
+def read(file: BinaryIO) -> Prefix:
+    """The prefix in an open file, all of which is read; see `load` for the errors."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    return _read(file, size)
+
+
+def read_outline(file: BinaryIO) -> Prefix:
+    """What `outline` gives of an open file, which is at its beginning again after that."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    prefix = _outlined(file, size)
+    file.seek(0)
+    return prefix
 
 
 def _read(file: BinaryIO, size: int) -> Prefix:

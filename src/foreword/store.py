@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import platformdirs
 
 from foreword import format as prefix_file
-from foreword.errors import StoreError
-from foreword.files import reason
+from foreword.errors import NameTaken, NameUnknown, StoreError
+from foreword.files import reason, remove_leftovers, written_whole
 from foreword.prefix import Prefix
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -79,49 +81,84 @@ class PrefixStore:
         """What tells the file of the prefix called `name` from one that replaces it.
 
         Raises:
-            StoreError: There is none.
+            NameUnknown: There is none.
         """
         try:
             found = os.stat(self.path(name))
         except (OSError, ValueError):
-            raise StoreError(f"no prefix is called {name!r} in {self.folder}") from None
+            raise NameUnknown(f"no prefix is called {name!r} in {self.folder}") from None
         return found.st_mtime_ns, found.st_size, found.st_ino
 
     def save(self, name: str, prefix: Prefix, *, overwrite: bool = False) -> Path:
         """Write a prefix under a name, whole or not at all.
 
         Raises:
-            StoreError: The name is taken, and `overwrite` is not set; or the disk refuses.
+            NameTaken: There is one of this name, and `overwrite` is not set.
+            StoreError: The disk refuses.
         """
         path = self.path(name)
-        if not overwrite and os.path.exists(path):
-            raise StoreError(taken(name, self.folder))
-        prefix_file.save(prefix, path)
+        if not overwrite and os.path.lexists(path):  # spares the work; the file system decides
+            raise NameTaken(taken(name, self.folder))
+        try:
+            prefix_file.save(prefix, path, overwrite=overwrite)
+        except NameTaken:
+            raise NameTaken(taken(name, self.folder)) from None
         return path
+
+    @contextmanager
+    def writing(self, name: str, *, overwrite: bool = False) -> Iterator[BinaryIO]:
+        """A file to write and check, which has the name once the block has ended, and not if it raises.
+
+        Raises:
+            NameTaken: There is one of this name, and `overwrite` is not set.
+            StoreError: The disk refuses.
+        """
+        path = self.path(name)
+        if not overwrite and os.path.lexists(path):
+            raise NameTaken(taken(name, self.folder))
+        try:
+            with written_whole(path, overwrite=overwrite) as file:
+                yield file
+        except NameTaken:
+            raise NameTaken(taken(name, self.folder)) from None
+
+    def clear_leftovers(self) -> None:
+        """Delete what writers that were killed left in the folder; files of those that live stay.
+
+        Raises:
+            StoreError: The folder cannot be read.
+        """
+        try:
+            remove_leftovers(self.folder, prefix_file.SUFFIX)
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError) as error:
+            raise StoreError(f"cannot read the folder {self.folder}: {reason(error)}") from error
 
     def load(self, name: str) -> Prefix:
         """Read the prefix called `name`.
 
         Raises:
-            StoreError: There is none.
+            NameUnknown: There is none.
             FormatError: Its file is damaged.
         """
         path = self.path(name)
         if not os.path.isfile(path):
-            raise StoreError(self._unknown(name))
+            raise NameUnknown(self._unknown(name))
         return prefix_file.load(path)
 
     def remove(self, name: str) -> None:
         """Delete the prefix called `name`.
 
         Raises:
-            StoreError: There is none, or it cannot be deleted.
+            NameUnknown: There is none.
+            StoreError: It cannot be deleted.
         """
         path = self.path(name)
         try:
             path.unlink()
         except FileNotFoundError:
-            raise StoreError(self._unknown(name)) from None
+            raise NameUnknown(self._unknown(name)) from None
         except (OSError, ValueError) as error:
             raise StoreError(f"cannot delete {path}: {reason(error)}") from error
 

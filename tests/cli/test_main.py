@@ -225,6 +225,29 @@ def test_a_taken_name_is_refused_before_the_backbone_is_loaded(
     assert PrefixStore().load("food").digest != before
 
 
+def test_a_prefix_that_comes_while_one_is_trained_is_kept_and_so_is_the_trained_one(
+    place: Path, call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was replaced without a word by what was trained under its name."""
+    from foreword.cli.console import TrainingBar
+
+    assert call(*train(name="other"))[0] == 0
+    other, real = PrefixStore().load("other"), TrainingBar.on_log
+
+    def put(self, args, state, control, **kwargs):
+        if state.global_step == 1:
+            PrefixStore().save("food", other, overwrite=True)
+        return real(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(TrainingBar, "on_log", put)
+    code, _, err = call(*train(steps="5"))
+    assert code == 1
+    assert "'food' is already in" in err
+    assert "is kept as 'food-trained'" in " ".join(err.split())
+    assert PrefixStore().load("food").digest == other.digest
+    assert PrefixStore().load("food-trained").meta.training["steps"] == 5
+
+
 def test_ctrl_c_keeps_the_prefix_exits_130_and_can_be_resumed(
     place: Path, call, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
 import foreword
 from foreword.cli.main import main
@@ -123,6 +125,28 @@ def test_a_server_that_others_can_reach_needs_a_key(
 ) -> None:
     assert main(["serve", "--backbone", str(tiny_folder), "--host", "0.0.0.0"]) == 1
     assert "opens the server to others; give --api-key" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("options", "seconds"), [((), 75), (("--keep-alive", "20"), 20)])
+def test_connections_stay_open_for_longer_than_clients_keep_them(
+    tiny_folder: Path,
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    seconds: int,
+) -> None:
+    """At uvicorn's 5 s, 13 of 200 requests from a pool were reset."""
+    found: dict[str, object] = {}
+
+    def run(app: FastAPI, **settings: object) -> None:
+        found.update(settings)
+        with TestClient(app):  # which ends the engine
+            pass
+
+    monkeypatch.setattr("uvicorn.run", run)
+    command = ["serve", "--backbone", str(tiny_folder), "--store", str(store), *options]
+    assert main(command) == 0
+    assert found["timeout_keep_alive"] == seconds
 
 
 def test_a_prefix_with_the_backbones_name_is_refused(

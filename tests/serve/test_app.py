@@ -18,6 +18,7 @@ import foreword
 from foreword.engine import Engine, Limits
 from foreword.engine.residency import Residency
 from foreword.serve import ServeOptions, create_app
+from foreword.serve.completions import Completions
 from foreword.store import PrefixStore
 from tests.conftest import byte_tokenizer, tiny_model
 
@@ -155,6 +156,88 @@ def test_log_probabilities_and_echo(client: openai.OpenAI) -> None:
     assert [len(one.top_logprobs) for one in content.content] == [3, 3]
 
 
+def test_the_bytes_of_an_answer_s_tokens_are_its_text(client: openai.OpenAI) -> None:
+    """A random model writes bytes that are parts of characters; each was said to be U+FFFD's three."""
+    chat = client.chat.completions.create(
+        model="one",
+        messages=[{"role": "user", "content": "x"}],
+        logprobs=True,
+        top_logprobs=20,
+        max_tokens=40,
+        seed=1,
+        extra_body={"ignore_eos": True},
+    )
+    told = chat.choices[0].logprobs
+    assert told is not None
+    assert told.content is not None
+    assert len(told.content) == 40
+    found = b"".join(bytes(one.bytes or ()) for one in told.content)
+    assert found.decode(errors="replace") == chat.choices[0].message.content
+    for one in told.content:
+        for spelled in (one, *one.top_logprobs):
+            text = spelled.token if spelled.bytes is None else bytes(spelled.bytes)
+            if isinstance(text, bytes) and "\\x" not in spelled.token:
+                assert spelled.token.encode() == text
+    assert any(one.token.startswith("\\x") and len(one.bytes or ()) == 1 for one in told.content)
+
+
+@pytest.mark.parametrize("stop", [None, ["ab"]])
+def test_offsets_of_a_stream_are_those_of_the_whole_answer(
+    client: openai.OpenAI, stop: list[str] | None
+) -> None:
+    """They were 0 in every chunk. vLLM holds its own to the same."""
+    asked: dict[str, Any] = {"model": "one", "prompt": "日", "n": 2, "seed": 3, "max_tokens": 20}
+    asked |= {"logprobs": 1, "stop": stop, "extra_body": {"ignore_eos": True}}
+    whole = [choice.logprobs for choice in client.completions.create(**asked).choices]
+    found: list[list[int]] = [[], []]
+    for chunk in client.completions.create(**asked, stream=True):
+        for choice in chunk.choices:
+            found[choice.index] += choice.logprobs.text_offset if choice.logprobs else []
+    assert found == [told.text_offset if told else None for told in whole]
+    assert len(found[0]) == 20
+    assert found[0][-1] > 5
+
+
+def test_offsets_under_echo_point_into_the_text(client: openai.OpenAI, app: TestClient) -> None:
+    """BOS and parts of characters were counted, which are not in the text."""
+    found = client.completions.create(
+        model="one", prompt=[0, *(byte for byte in ids_of("a日b"))], logprobs=0, echo=True, **GREEDY
+    )
+    (choice,) = found.choices
+    told = choice.logprobs
+    assert choice.text.startswith("a日b")
+    assert told is not None
+    assert told.tokens is not None
+    assert told.tokens[:6] == ["<s>", "a", "bytes:\\xe6", "bytes:\\x97", "bytes:\\xa5", "b"]
+    assert told.text_offset is not None
+    assert told.text_offset[:7] == [0, 0, 1, 1, 1, 2, 3]
+    for token, place in zip(told.tokens, told.text_offset, strict=True):
+        assert token.startswith(("bytes:", "<")) or choice.text.startswith(token, place)
+
+
+@pytest.mark.parametrize("logprobs", [0, 1, 5])
+def test_the_chosen_token_is_among_the_likeliest(client: openai.OpenAI, logprobs: int) -> None:
+    """As vLLM's own tests say: one at 0, and 5 or 6 at 5. It was null at 0."""
+    found = client.completions.create(
+        model="one", prompt="once", logprobs=logprobs, max_tokens=8, seed=5, echo=True
+    )
+    told = found.choices[0].logprobs
+    assert told is not None
+    first, *rest = zip(
+        told.tokens or (), told.token_logprobs or (), told.top_logprobs or (), strict=True
+    )
+    assert first[1:] == (None, None)
+    for token, value, top in rest:
+        assert top is not None
+        assert top[token] == value
+        assert max(1, logprobs) <= len(top) <= logprobs + 1
+
+
+def ids_of(text: str) -> list[int]:
+    ids: list[int] = byte_tokenizer()(text)["input_ids"]
+    return ids
+
+
 def test_several_prompts_and_stop_texts(client: openai.OpenAI) -> None:
     both = client.completions.create(model="one", prompt=["once", "twice"], n=2, **GREEDY)
     assert [choice.index for choice in both.choices] == [0, 1, 2, 3]
@@ -168,7 +251,6 @@ def test_several_prompts_and_stop_texts(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize(
     ("body", "field"),
     [
-        ({"user": "me"}, "user"),
         ({"best_of": 2}, "best_of"),
         ({"temperature": -1}, "temperature"),
         ({"n": 0}, "n"),
@@ -216,10 +298,34 @@ def test_a_whole_number_may_be_spelled_with_a_point(client: openai.OpenAI) -> No
     assert [one.text for one in found.choices] == [one.text for one in same.choices]
 
 
-def test_a_full_queue_says_when_to_come_back(app: TestClient) -> None:
-    answer = app.post("/v1/completions", json={"model": "one", "prompt": "x", "n": 13})
+def test_a_full_queue_says_when_to_come_back(
+    app: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services = []
+    asked = Completions.asked
+
+    async def full(service: Completions, *others: Any) -> Any:
+        service.open += 12
+        services.append(service)
+        return await asked(service, *others)
+
+    body = {"model": "one", "prompt": "x", "n": 2}
+    with monkeypatch.context() as patch:
+        patch.setattr(Completions, "asked", full)
+        answer = app.post("/v1/completions", json=body)
+    services[0].open -= 12
     assert answer.status_code == 429
     assert answer.headers["retry-after"] == "1"
+    assert answer.json()["error"]["code"] == "rate_limit_exceeded"
+    assert app.post("/v1/completions", json=body).status_code == 200
+
+
+def test_what_never_fits_is_not_asked_to_come_back(app: TestClient) -> None:
+    """It was answered 429 and "try again later", which clients did."""
+    answer = app.post("/v1/completions", json={"model": "one", "prompt": "x", "n": 13})
+    assert answer.status_code == 400
+    assert "retry-after" not in answer.headers
+    assert answer.json()["error"]["param"] == "n"
 
 
 def test_prefixes_are_managed_while_it_runs(
@@ -238,7 +344,7 @@ def test_prefixes_are_managed_while_it_runs(
 
     assert put(first).json()["digest"] == first.digest
     before = text()
-    assert put(second).status_code == 400
+    assert put(second).status_code == 409
     assert put(second, overwrite=True).json()["digest"] == second.digest
     assert text() != before
     assert app.post("/v1/pin_prefix", json={"name": "new"}).json() == {

@@ -14,7 +14,7 @@ from foreword.engine import Engine, Limits
 from foreword.engine.engine import EngineClosed
 from foreword.engine.residency import Residency
 from foreword.serve import create_app
-from foreword.serve.failures import body
+from foreword.serve.failures import Failure
 from foreword.store import PrefixStore
 from tests.conftest import byte_tokenizer, tiny_model
 
@@ -47,12 +47,13 @@ def test_a_failure_of_ours_is_told_in_openai_s_form(
 
 
 def test_a_message_holds_what_utf_8_can_spell() -> None:
-    assert body(400, "no file folder\udcff/x")["error"]["message"] == "no file folder?/x"
+    failure = Failure(400, "no file folder\udcff/x")
+    assert failure.body["error"]["message"] == "no file folder?/x"
 
 
 @pytest.mark.parametrize(
     ("path", "methods"),
-    [("/v1/prefixes/one", "DELETE, GET, PUT"), ("/v1/prefixes", "GET"), ("/health", "GET")],
+    [("/v1/prefixes/one", "DELETE, GET, PUT"), ("/v1/prefixes", "GET"), ("/health", "GET, HEAD")],
 )
 def test_a_method_that_is_not_there_is_answered_with_those_that_are(
     client: TestClient, path: str, methods: str
@@ -60,7 +61,7 @@ def test_a_method_that_is_not_there_is_answered_with_those_that_are(
     """Of routes with the same path only the first was told."""
     answer = client.post(path)
     assert (answer.status_code, answer.headers["allow"]) == (405, methods)
-    assert answer.json()["error"]["code"] == 405
+    assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -87,7 +88,7 @@ def test_what_ends_a_stream_is_told_in_it(
     monkeypatch.setattr(Engine, "submit", closed)
     answer = client.post("/v1/completions", json={**ASKED, "stream": True})
     assert answer.status_code == 200
-    assert '"code": 503' in answer.text
+    assert '"code": "service_unavailable"' in answer.text
     assert answer.text.count("data: ") == 1
 
 

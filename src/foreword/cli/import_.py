@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from foreword.cli.console import note, say, working
 from foreword.cli.options import BackboneOptions, StoreOptions
-from foreword.errors import BackboneError, StoreError
+from foreword.errors import BackboneError, NameTaken
 from foreword.peft import PeftConfig, import_peft, read_config
 from foreword.store import taken
 
@@ -46,7 +46,7 @@ def import_(
     """
     place = store.open()
     if not arguments.overwrite and arguments.name in place:
-        raise StoreError(taken(arguments.name, place.folder))
+        raise NameTaken(taken(arguments.name, place.folder))
     config = read_config(folder)
     with working("loading the backbone"):
         loaded = _chosen(backbone, config, folder).load()

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from foreword.cli.console import say, working
 from foreword.cli.options import StoreOptions
-from foreword.errors import StoreError
+from foreword.errors import NameTaken
 from foreword.hub import pull as pull_prefix
 from foreword.store import taken
 
@@ -45,7 +45,7 @@ def pull(
     place = store.open()
     name = arguments.name or repo_id.rsplit("/", 1)[-1]
     if name in place and not arguments.overwrite:
-        raise StoreError(taken(name, place.folder))
+        raise NameTaken(taken(name, place.folder))
     with working(f"pulling {repo_id}"):
         prefix = pull_prefix(repo_id, revision=arguments.revision)
     path = place.save(name, prefix, overwrite=arguments.overwrite)

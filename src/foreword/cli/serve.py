@@ -54,11 +54,15 @@ class ServeArguments:
     timeout: float = 600.0
     """Seconds that one request may take."""
 
+    keep_alive: int = 75
+    """Seconds that a connection without a request stays open. What is in front of the server should
+    give connections up earlier, so that none is closed just as a request is sent on it."""
+
     max_body: int = 4 * 2**20
     """Largest body of a request in bytes."""
 
     max_upload: int = 2**30
-    """Largest prefix file that is uploaded, in bytes."""
+    """Largest prefix file that is uploaded, and all that are under way together, in bytes."""
 
 
 def serve(
@@ -113,7 +117,14 @@ def serve(
         f"http://{arguments.host}:{arguments.port}/v1"
     )
     _log()
-    uvicorn.run(app, host=arguments.host, port=arguments.port, log_config=None, access_log=False)
+    uvicorn.run(
+        app,
+        host=arguments.host,
+        port=arguments.port,
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=arguments.keep_alive,
+    )
 
 
 def _log() -> None:

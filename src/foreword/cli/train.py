@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,8 +13,9 @@ from cyclopts import Parameter
 from foreword.backbone import Backbone, describe_dtype
 from foreword.cli.console import FIRST, TrainingBar, note, say, working
 from foreword.cli.options import BackboneOptions, StoreOptions
-from foreword.errors import FormatError, StoreError
+from foreword.errors import FormatError, NameTaken, StoreError
 from foreword.interrupt import undisturbed
+from foreword.prefix import Prefix
 from foreword.store import PrefixStore, taken
 from foreword.train import TrainingStopped, TrainResult, TrainSettings
 from foreword.train import train as run_training
@@ -82,7 +84,7 @@ def refuse_taken(store: PrefixStore, arguments: TrainArguments) -> None:
     """
     resumed = arguments.resume and _is_unfinished(store, arguments.name)
     if arguments.name in store and not arguments.overwrite and not resumed:
-        raise StoreError(taken(arguments.name, store.folder))
+        raise NameTaken(taken(arguments.name, store.folder))
 
 
 def run_folder(store: PrefixStore, name: str) -> Path:
@@ -128,18 +130,31 @@ def train_in_store(
     finally:
         bar.stop()
     if FIRST:
-        store.save(arguments.name, result.prefix, overwrite=True)
+        _save(store, arguments, settings.init, result.prefix)
         discard(folder)
     return result
 
 
+def _save(store: PrefixStore, arguments: TrainArguments, init: str, prefix: Prefix) -> None:
+    """Keep a trained prefix; never in the place of one that came while it was trained.
+
+    Raises:
+        NameTaken: One came, and the trained one is kept under another name.
+    """
+    name = arguments.name
+    try:
+        store.save(name, prefix, overwrite=arguments.overwrite or _is_unfinished(store, name))
+    except NameTaken as error:
+        free = _save_free(store, name, init, prefix, "trained")
+        raise NameTaken(f"{error}. The prefix that was trained is kept as {free!r}") from None
+
+
 def _kept(store: PrefixStore, name: str, init: str, stopped: TrainingStopped) -> TrainingStopped:
     """Keep the best prefix of a stopped run, never in the place of a finished one or of its start."""
-    free = _free_name(store, name, init)
     again = isinstance(stopped.__cause__, KeyboardInterrupt | StoreError | RuntimeError)
     how = "; to go on, give the same command with --resume" if again else ""
     try:
-        store.save(free, stopped.result.prefix, overwrite=True)
+        free = _save_free(store, name, init, stopped.result.prefix, "stopped")
     except StoreError as error:
         what = f"The best prefix so far could not be kept: {error}{how}"
         return TrainingStopped(f"{stopped}. {what}", stopped.result)
@@ -147,12 +162,15 @@ def _kept(store: PrefixStore, name: str, init: str, stopped: TrainingStopped) ->
     return TrainingStopped(message, stopped.result)
 
 
-def _free_name(store: PrefixStore, name: str, init: str) -> str:
-    """The name itself, or one like it, that holds nothing but what a stopped run left."""
-    numbered = (f"{name}-stopped-{number}" for number in itertools.count(2))
-    for candidate in itertools.chain([name, f"{name}-stopped"], numbered):
+def _save_free(store: PrefixStore, name: str, init: str, prefix: Prefix, word: str) -> str:
+    """Keep a prefix under the name, or one like it, where nothing is but what a stopped run left."""
+    numbered = (f"{name}-{word}-{number}" for number in itertools.count(2))
+    for candidate in itertools.chain([name, f"{name}-{word}"], numbered):
         is_start = init == candidate or Path(init).absolute() == store.path(candidate).absolute()
-        if not is_start and (candidate not in store or _is_unfinished(store, candidate)):
+        if is_start:
+            continue
+        with suppress(NameTaken):
+            store.save(candidate, prefix, overwrite=_is_unfinished(store, candidate))
             return candidate
     raise AssertionError
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from foreword.engine.stops import Stop
+
 REPLACEMENT = "\ufffd"
 """What a tokenizer decodes the beginning of a character to."""
 
-CONTEXT = 6
-"""Tokens before the new ones that are decoded with them: some tokenizers drop a leading space."""
+LONGEST = 3
+"""Tokens that a character can still be waiting for the rest of: it has four bytes at most."""
 
 
 class Detokeniser:
@@ -22,10 +24,10 @@ class Detokeniser:
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
         self.tokenizer = tokenizer
-        self.stop = tuple(stop)
         self.stopped = False
+        self._stops = tuple(map(Stop, stop))
         self._tokens: list[int] = []
-        self._read = 0
+        self._begin = self._read = 0
         self._held = ""
 
     def add(self, tokens: Sequence[int]) -> str:
@@ -38,13 +40,21 @@ class Detokeniser:
         return self._shown(self._new(whole=True), last=True)
 
     def _new(self, *, whole: bool) -> str:
-        """Text of the tokens since the last whole character; all of it at the end."""
-        begin = max(0, self._read - CONTEXT)
-        before = self._decoded(self._tokens[begin : self._read])
-        now = self._decoded(self._tokens[begin:])
-        if len(now) <= len(before) or (now.endswith(REPLACEMENT) and not whole):
+        """Text of the tokens since the last whole character; all of it at the end.
+
+        The tokens of the text before are decoded with them: some tokenizers drop a leading space. They
+        begin where a character does: some decode bytes that follow each other all together, or not.
+        """
+        before = self._decoded(self._tokens[self._begin : self._read])
+        now = self._decoded(self._tokens[self._begin :])
+        end = len(self._tokens)
+        if now.endswith(REPLACEMENT) and not whole:  # a beginning, or bytes that are no character
+            end = max(self._read, end - LONGEST)
+            known = self._decoded(self._tokens[self._begin : end])
+            now = known if now.startswith(known) else ""
+        if len(now) <= len(before):
             return ""
-        self._read = len(self._tokens)
+        self._begin, self._read = self._read, end
         return now[len(before) :]
 
     def _decoded(self, tokens: Sequence[int]) -> str:
@@ -56,17 +66,11 @@ class Detokeniser:
         if self.stopped:
             return ""
         text = self._held + new
-        places = [place for stop in self.stop if (place := text.find(stop)) >= 0]
-        if places:
+        ends = [(stop, end) for stop in self._stops if (end := stop.find(new)) is not None]
+        if ends:
+            first = min(len(self._held) + end - len(stop.stop) for stop, end in ends)
             self.stopped, self._held = True, ""
-            return text[: min(places)]
-        kept = 0 if last else self._beginning(text)
+            return text[:first]
+        kept = 0 if last else max((stop.met for stop in self._stops), default=0)
         self._held = text[len(text) - kept :]
         return text[: len(text) - kept]
-
-    def _beginning(self, text: str) -> int:
-        """Length of the longest end of the text that is the beginning of a stop text."""
-        for size in range(max(map(len, self.stop), default=1) - 1, 0, -1):
-            if any(stop.startswith(text[-size:]) for stop in self.stop if size < len(stop)):
-                return min(size, len(text))
-        return 0

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from foreword.engine import Event, TokenLogprobs
+from foreword.engine import Event
 from foreword.engine.request import Completion
 from foreword.errors import ForewordError
 from foreword.serve.completions import Asked
-from foreword.serve.failures import Failure, as_failure, body
+from foreword.serve.failures import Failure, as_failure
+from foreword.serve.logprobs import Telling
 from foreword.serve.schemas import ChatRequest, CompletionRequest
+from foreword.serve.spelling import Spelling
 
 DONE = b"data: [DONE]\n\n"
 FINISH = {"stop": "stop", "length": "length", "cancelled": "stop", "error": "stop"}
@@ -25,13 +26,13 @@ class Answers:
 
     Args:
         asked: The request.
-        tokenizer: Spells the tokens of log-probabilities.
+        spelling: What the tokens of log-probabilities are.
     """
 
-    def __init__(self, asked: Asked, tokenizer: Any) -> None:
+    def __init__(self, asked: Asked, spelling: Spelling) -> None:
         self.asked = asked
         self.is_chat = isinstance(asked.body, ChatRequest)
-        self.tokenizer = tokenizer
+        self.telling = [Telling(spelling) for _ in asked.requests]
 
     def whole(self, completions: Sequence[Completion]) -> Json:
         """The answer as one object."""
@@ -54,8 +55,7 @@ class Answers:
                 if event.text or event.finish or event.logprobs:
                     yield self._sent([self._piece(index, event)])
         except (Failure, ForewordError) as error:  # the status has been sent; say it in the stream
-            failure = as_failure(error)
-            yield _data(body(failure.status, failure.message, failure.param))
+            yield as_event(as_failure(error).body)
             return
         if options is not None and options.include_usage:
             yield self._sent([], usage=self._usage(generated))
@@ -63,7 +63,7 @@ class Answers:
 
     def _sent(self, choices: list[Json], **more: Any) -> bytes:
         kind = "chat.completion.chunk" if self.is_chat else "text_completion"
-        return _data({**self._head(kind), "choices": choices, **more})
+        return as_event({**self._head(kind), "choices": choices, **more})
 
     def _head(self, kind: str) -> Json:
         asked = self.asked
@@ -92,7 +92,7 @@ class Answers:
         finish = FINISH[one.finish]
         if self.is_chat:
             message = {"role": "assistant", "content": one.text}
-            content = self._chat_logprobs(one.logprobs)
+            content = self.telling[index].in_chat(one.logprobs)
             return {
                 "index": index,
                 "message": message,
@@ -101,12 +101,11 @@ class Answers:
             }
         text, told = (one.text, one.logprobs) if self._generates else ("", ())
         prompt = self.asked.prompts[index]
-        if one.prompt_logprobs is not None:
-            told = (*one.prompt_logprobs, *told)
+        runs = (told,) if one.prompt_logprobs is None else (one.prompt_logprobs, told)
         return {
             "index": index,
             "text": prompt + text,
-            "logprobs": self._logprobs(told),
+            "logprobs": self.telling[index].in_text(*runs),
             "finish_reason": finish if self._generates else "length",
         }
 
@@ -114,60 +113,15 @@ class Answers:
         finish = None if event.finish is None else FINISH[event.finish]
         if self.is_chat:
             delta = {"content": event.text} if event.text else {}
-            content = self._chat_logprobs(event.logprobs)
+            content = self.telling[index].in_chat(event.logprobs)
             return {"index": index, "delta": delta, "logprobs": content, "finish_reason": finish}
-        told = self._logprobs(event.logprobs)
+        told = self.telling[index].in_text(event.logprobs)
         return {"index": index, "text": event.text, "logprobs": told, "finish_reason": finish}
 
-    def _logprobs(self, told: Sequence[TokenLogprobs]) -> Json | None:
-        """As completions tell them: parallel lists."""
-        if not told:
-            return None
-        spelled = [self._spelled(one.token) for one in told]
-        offsets = [0]
-        for text in spelled[:-1]:
-            offsets.append(offsets[-1] + len(text))
-        return {
-            "tokens": spelled,
-            "token_logprobs": [_finite(one.logprob) for one in told],
-            "top_logprobs": [self._by_text(one.top) or None for one in told],
-            "text_offset": offsets,
-        }
 
-    def _by_text(self, top: Sequence[tuple[int, float]]) -> dict[str, float]:
-        """Log-probabilities by text, best first; of tokens that spell alike the likeliest counts."""
-        found: dict[str, float] = {}
-        for token, value in top:
-            found.setdefault(self._spelled(token), value)
-        return found
-
-    def _chat_logprobs(self, told: Sequence[TokenLogprobs]) -> Json | None:
-        """As chats tell them: one object per token."""
-        if not told:
-            return None
-        return {
-            "content": [
-                {
-                    **self._token(one.token, one.logprob),
-                    "top_logprobs": [self._token(token, value) for token, value in one.top],
-                }
-                for one in told
-            ],
-            "refusal": None,
-        }
-
-    def _token(self, token: int, logprob: float) -> Json:
-        text = self._spelled(token)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
-
-    def _spelled(self, token: int) -> str:
-        text: str = self.tokenizer.decode([token])
-        return text
-
-
-def _finite(number: float) -> float | None:
-    return number if math.isfinite(number) else None
-
-
-def _data(value: Json) -> bytes:
-    return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
+def as_event(value: Json) -> bytes:
+    """One event. What some clients take for an end of the line is escaped; JSON escapes the others."""
+    line = json.dumps(value, ensure_ascii=False)
+    for end in "\u0085\u2028\u2029":
+        line = line.replace(end, f"\\u{ord(end):04x}")
+    return b"data: " + line.encode() + b"\n\n"

@@ -3,49 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from fastapi import FastAPI, Request, Response, UploadFile
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
-from foreword import format as prefix_file
 from foreword.backbone import Backbone
 from foreword.engine import Engine
 from foreword.engine.residency import Residency
-from foreword.errors import FormatError, StoreError
-from foreword.generate import refuse_head
 from foreword.serve import failures
 from foreword.serve.answers import Answers
 from foreword.serve.catalogue import Catalogue
 from foreword.serve.completions import Asked, Completions
-from foreword.serve.failures import Failure, told
-from foreword.serve.guard import Guard, Receive, Scope, Send
+from foreword.serve.crews import Crews
+from foreword.serve.failures import WITH_BODY, Failure, told
+from foreword.serve.guard import Budget, Guard, Receive, Scope, Send
+from foreword.serve.intake import Intake
+from foreword.serve.journal import GONE, Journal, line_of
 from foreword.serve.metrics import Metrics
+from foreword.serve.models import add_model_routes
+from foreword.serve.prefixes import add_prefix_routes
 from foreword.serve.schemas import (
     ChatAnswer,
     ChatRequest,
     CompletionAnswer,
     CompletionRequest,
-    LoadRequest,
-    NameRequest,
 )
+from foreword.serve.spelling import Spelling
 from foreword.version import __version__
-
-log = logging.getLogger("foreword.serve")
-
-WITH_BODY = (400, 401, 408, 413)
-"""Statuses that any request with a body may be refused with."""
-
-STORING = (500, 507)
-"""Statuses that a request that writes to the store may be refused with, besides."""
 
 
 def _answered(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
@@ -68,7 +59,7 @@ class ServeOptions:
         most_tokens: Tokens that one choice may come to; None: what the context leaves.
         seconds: Time that one request may take, and its body to come.
         body_bytes: Largest body of a request.
-        upload_bytes: Largest file that is uploaded.
+        upload_bytes: Largest file that is uploaded, and all that are under way at once together.
     """
 
     api_key: str | None = None
@@ -91,12 +82,14 @@ def create_app(
         options: What the server allows.
     """
     options = options or ServeOptions()
+    crews = Crews()
     metrics = Metrics(engine, residency)
     service = Completions(
         backbone,
         engine,
         residency,
         metrics,
+        crews,
         queue=options.queue,
         most_tokens=options.most_tokens,
         seconds=options.seconds,
@@ -104,6 +97,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await run_in_threadpool(residency.store.clear_leftovers)
         yield
         await run_in_threadpool(engine.close)
 
@@ -118,23 +112,15 @@ def create_app(
         Guard,
         api_key=options.api_key,
         body_bytes=options.body_bytes,
-        upload_bytes=options.upload_bytes,
+        uploads=Budget(options.upload_bytes),
         seconds=options.seconds,
     )
+    app.add_middleware(Journal)
     _completion_routes(app, service)
-    _model_routes(app, backbone, residency)
-    _prefix_routes(app, backbone, residency)
+    add_model_routes(app, Catalogue(backbone, residency.store), crews)
+    add_prefix_routes(app, Intake(backbone, residency), crews)
 
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        """Whether the process lives."""
-        return {"status": "ok"}
-
-    @app.get("/ready", responses={503: {"description": failures.MEANING[503]}})
-    async def ready() -> JSONResponse:
-        """Whether requests are taken."""
-        takes = engine.accepts
-        return JSONResponse({"ready": takes}, 200 if takes else 503)
+    _add_health_routes(app, engine)
 
     text = {"description": "Counters", "content": {"text/plain": {"schema": {"type": "string"}}}}
 
@@ -146,6 +132,21 @@ def create_app(
         )
 
     return app
+
+
+def _add_health_routes(app: FastAPI, engine: Engine) -> None:
+    @app.head("/health", include_in_schema=False)
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """Whether the process lives."""
+        return {"status": "ok"}
+
+    @app.head("/ready", include_in_schema=False)
+    @app.get("/ready", responses={503: {"description": failures.MEANING[503]}})
+    async def ready() -> JSONResponse:
+        """Whether requests are taken."""
+        takes = engine.accepts
+        return JSONResponse({"ready": takes}, 200 if takes else 503)
 
 
 class _App(FastAPI):
@@ -163,25 +164,16 @@ class _App(FastAPI):
 
 
 def _completion_routes(app: FastAPI, service: Completions) -> None:
+    spelling = Spelling(service.backbone.tokenizer)
+
     async def answered(request: Request, body: CompletionRequest | ChatRequest) -> Response:
-        began = time.perf_counter()
-        asked = await service.asked(body)
-        answers = Answers(asked, service.backbone.tokenizer)
+        asked = await service.asked(body, line_of(request.scope))
+        answers = Answers(asked, spelling)
         if body.stream:
             return _Stream(_streamed(service, asked, answers), service.place(asked))
         with service.place(asked):
             found = await _unless_gone(request, service.whole(asked))
-        log.info(
-            "answered",
-            extra={
-                "request": asked.identity,
-                "model": body.model,
-                "prompt_tokens": asked.prompt_tokens,
-                "completion_tokens": sum(len(one.tokens) for one in found),
-                "seconds": round(time.perf_counter() - began, 3),
-            },
-        )
-        return JSONResponse(answers.whole(found))
+        return JSONResponse(await service.crews.text.do(partial(answers.whole, found)))
 
     @app.post("/v1/completions", responses=_answered(CompletionAnswer))
     async def completions(request: Request, body: CompletionRequest) -> Response:
@@ -233,7 +225,7 @@ async def _unless_gone(request: Request, work: Awaitable[Any]) -> Any:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise Failure(499, "the client went away")
+        raise Failure(GONE, "the client went away")
     finally:
         for one in (task, gone):
             one.cancel()
@@ -245,122 +237,3 @@ async def _gone(request: Request) -> None:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             return
-
-
-def _model_routes(app: FastAPI, backbone: Backbone, residency: Residency) -> None:
-    began = int(time.time())
-    catalogue = Catalogue(backbone, residency.store)
-
-    def described(name: str) -> dict[str, Any]:
-        is_base = name == backbone.name
-        return {
-            "id": name,
-            "object": "model",
-            "created": began,
-            "owned_by": "foreword",
-            "root": backbone.name,
-            "parent": None if is_base else backbone.name,
-            "max_model_len": backbone.context,
-        }
-
-    @app.get("/v1/models", responses=told(400, 401))
-    async def models() -> dict[str, Any]:
-        """The backbone, and the prefixes that fit it."""
-        names = await run_in_threadpool(lambda: list(catalogue))
-        return {"object": "list", "data": [described(name) for name in (backbone.name, *names)]}
-
-    @app.get("/v1/models/{name:path}", responses=told(400, 401, 404))
-    async def model(name: str) -> dict[str, Any]:
-        """One of them."""
-        if name != backbone.name:
-            if name not in residency:
-                message = f"no model is called {name!r}; GET /v1/models lists them"
-                raise Failure(404, message, "model")
-            await run_in_threadpool(catalogue.check, name)
-        return described(name)
-
-
-def _prefix_routes(app: FastAPI, backbone: Backbone, residency: Residency) -> None:
-
-    async def kept(name: str, content: bytes, *, overwrite: bool) -> dict[str, Any]:
-        """Check a file's content, and store it."""
-
-        def keep() -> dict[str, Any]:
-            prefix = prefix_file.decode(content)
-            refuse_head(prefix)
-            backbone.check(prefix)
-            if name == backbone.name:
-                raise StoreError(f"{name!r} is the backbone's name; choose another")
-            residency.store.save(name, prefix, overwrite=overwrite)
-            return inspected(name)
-
-        return await run_in_threadpool(keep)
-
-    def inspected(name: str) -> dict[str, Any]:
-        prefix = residency.get(name)
-        return {
-            "name": name,
-            "digest": prefix.digest,
-            "length": prefix.length,
-            "parameters": prefix.parameters,
-            "bytes": prefix.nbytes,
-            "pinned": name in residency.pinned,
-            "resident": name in residency.resident,
-            "backbone": prefix.meta.backbone,
-            "recipe": dict(prefix.meta.recipe),
-        }
-
-    @app.get("/v1/prefixes", responses=told(400, 401))
-    async def listed() -> dict[str, Any]:
-        """Names of all prefixes, and which are in memory."""
-        names = await run_in_threadpool(lambda: list(residency.store))
-        resident, pinned = set(residency.resident), residency.pinned
-        return {
-            "object": "list",
-            "data": [
-                {"name": name, "resident": name in resident, "pinned": name in pinned}
-                for name in names
-            ],
-        }
-
-    @app.get("/v1/prefixes/{name}", responses=told(400, 401, 404))
-    async def inspect(name: str) -> dict[str, Any]:
-        """What a prefix is."""
-        return await run_in_threadpool(inspected, name)
-
-    @app.put("/v1/prefixes/{name}", responses=told(*WITH_BODY, 404, *STORING))
-    async def upload(name: str, file: UploadFile, overwrite: bool = False) -> dict[str, Any]:
-        """Store an uploaded file under a name."""
-        return await kept(name, await file.read(), overwrite=overwrite)
-
-    @app.delete("/v1/prefixes/{name}", responses=told(400, 401, 404, *STORING))
-    async def delete(name: str) -> dict[str, Any]:
-        """Delete a prefix; requests under way keep it."""
-        await run_in_threadpool(residency.store.remove, name)
-        residency.forget(name)
-        return {"name": name, "deleted": True}
-
-    @app.post("/v1/load_prefix", responses=told(*WITH_BODY, *STORING))
-    async def load(body: LoadRequest) -> dict[str, Any]:
-        """Store a file of the server's disk under a name."""
-
-        def read() -> bytes:
-            if not os.path.isfile(body.path):  # a pipe would be waited for
-                raise FormatError(f"cannot read {body.path}: there is no such file")
-            return prefix_file.encode(prefix_file.load(body.path))
-
-        content = await run_in_threadpool(read)
-        return await kept(body.name, content, overwrite=body.overwrite)
-
-    @app.post("/v1/pin_prefix", responses=told(*WITH_BODY, 404))
-    async def pin(body: NameRequest) -> dict[str, Any]:
-        """Keep a prefix in memory."""
-        await run_in_threadpool(residency.pin, body.name)
-        return {"name": body.name, "pinned": True}
-
-    @app.post("/v1/unpin_prefix", responses=told(*WITH_BODY, 404))
-    async def unpin(body: NameRequest) -> dict[str, Any]:
-        """Let a prefix go when others need the room."""
-        residency.unpin(body.name)
-        residency.store.stamp(body.name)  # what is not there cannot be unpinned
-        return {"name": body.name, "pinned": False}

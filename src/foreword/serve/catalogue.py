@@ -10,7 +10,28 @@ from foreword import format as prefix_file
 from foreword.backbone import Backbone
 from foreword.errors import FormatError, MismatchError, StoreError
 from foreword.generate import refuse_head
+from foreword.prefix import Prefix
 from foreword.store import PrefixStore, Stamp
+
+
+def check_servable(backbone: Backbone, prefix: Prefix, *, warn: bool = True) -> None:
+    """Check that a backbone can serve a prefix.
+
+    Raises:
+        MismatchError: It was made for another backbone, carries a head, or leaves no room for text.
+    """
+    refuse_head(prefix)
+    backbone.check(prefix, warn=warn)
+    if _fills(prefix.length, backbone):
+        raise MismatchError(
+            f"the prefix has {prefix.length} tokens, and the context of {backbone.name!r} has "
+            f"{backbone.context}; a prompt and its answer need 2 of them at least. Train a shorter one"
+        )
+
+
+def _fills(length: Any, backbone: Backbone) -> bool:
+    """Whether a prefix of this length leaves no room for a prompt and its answer."""
+    return isinstance(length, int) and length + 2 > backbone.context
 
 
 class Catalogue:
@@ -45,18 +66,24 @@ class Catalogue:
             self._fit.pop(gone, None)
         return filter(self._fits, names)
 
+    def __contains__(self, name: str) -> bool:
+        """Whether the store has a prefix of this name; what cannot be a name is not there."""
+        try:
+            return name in self.store
+        except StoreError:
+            return False
+
     def check(self, name: str) -> None:
         """Check whether the prefix called `name` fits.
 
         Raises:
-            StoreError: There is none.
+            NameUnknown: There is none.
             FormatError: Its header is damaged.
-            MismatchError: It was made for another backbone, or carries a head.
+            MismatchError: The backbone cannot serve it.
         """
         self.store.stamp(name)
         outline = prefix_file.outline(self.store.path(name))
-        refuse_head(outline)
-        self.backbone.check(outline, warn=False)
+        check_servable(self.backbone, outline, warn=False)
 
     def _fits(self, name: str) -> bool:
         try:
@@ -71,7 +98,7 @@ class Catalogue:
     def _looked(self, name: str) -> bool:
         """Whether it fits, as its header is now."""
         try:
-            kind = _kind(prefix_file.claims(self.store.path(name)))
+            kind = self._kind(prefix_file.claims(self.store.path(name)))
             if kind not in self._kinds:
                 self.check(name)
                 self._kinds[kind] = True
@@ -81,10 +108,10 @@ class Catalogue:
             self._kinds[kind] = False
         return self._kinds[kind]
 
-
-def _kind(claims: Mapping[str, Any]) -> str:
-    """What of a header decides whether a prefix fits."""
-    meta = claims.get("meta")
-    meta = meta if isinstance(meta, dict) else {}
-    own = (claims.get("sites"), claims.get("head"), meta.get("tokenizer"), meta.get("fingerprint"))
-    return json.dumps(own)
+    def _kind(self, claims: Mapping[str, Any]) -> str:
+        """What of a header decides whether a prefix fits."""
+        meta = claims.get("meta")
+        meta = meta if isinstance(meta, dict) else {}
+        weights = meta.get("tokenizer"), meta.get("fingerprint")
+        fills = _fills(claims.get("length"), self.backbone)
+        return json.dumps((claims.get("sites"), claims.get("head"), *weights, fills))

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
-
-from starlette.concurrency import run_in_threadpool
 
 from foreword.backbone import Backbone
 from foreword.data import Task
@@ -20,9 +18,12 @@ from foreword.engine import Engine, Event, Request, Sampling, Weighted
 from foreword.engine.engine import completion
 from foreword.engine.request import Completion
 from foreword.engine.residency import Residency
+from foreword.errors import DataError, ForewordError
 from foreword.generate import PLAIN, encoder_for, task_of
 from foreword.prefix import Prefix
-from foreword.serve.failures import Failure
+from foreword.serve.crews import Crews
+from foreword.serve.failures import Failure, no_model
+from foreword.serve.journal import Line
 from foreword.serve.metrics import Metrics
 from foreword.serve.schemas import ChatRequest, CompletionRequest, Sampled
 
@@ -40,6 +41,9 @@ class Asked:
         body: What was sent.
         requests: One for each choice.
         prompts: Text of each choice's prompt, for echo.
+        identity: Its id, in the answer and in the log.
+        created: When it came, in seconds since 1970.
+        line: What its line in the log tells.
     """
 
     body: Sampled
@@ -47,6 +51,7 @@ class Asked:
     prompts: tuple[str, ...]
     identity: str
     created: int
+    line: Line
 
     @property
     def prompt_tokens(self) -> int:
@@ -62,6 +67,7 @@ class Completions:
         engine: What runs them.
         residency: Where prefixes come from.
         metrics: What is counted.
+        crews: Who does what would hold up the event loop.
         queue: Choices that may be open at once, waiting ones included.
         most_tokens: Tokens that one choice may ask for; None: what the context leaves.
         seconds: Time that one request may take.
@@ -73,6 +79,7 @@ class Completions:
         engine: Engine,
         residency: Residency,
         metrics: Metrics,
+        crews: Crews,
         *,
         queue: int = 256,
         most_tokens: int | None = None,
@@ -82,6 +89,7 @@ class Completions:
         self.engine = engine
         self.residency = residency
         self.metrics = metrics
+        self.crews = crews
         self.queue = queue
         self.most_tokens = most_tokens
         self.seconds = seconds
@@ -97,12 +105,19 @@ class Completions:
         """
         if model == self.backbone.name:
             return None
-        if model not in self.residency:
-            raise Failure(404, f"no model is called {model!r}; GET /v1/models lists them", "model")
-        return await run_in_threadpool(self.residency.get, model)
+        return await self.crews.disk.do(partial(self._stored, model))
 
-    async def asked(self, body: Body) -> Asked:
+    def _stored(self, model: str) -> Prefix:
+        if model not in self.residency:
+            raise no_model(model)
+        return self.residency.get(model)
+
+    async def asked(self, body: Body, line: Line) -> Asked:
         """The engine's requests, each of which it would take.
+
+        Args:
+            body: What was sent.
+            line: What the request's line in the log tells; it has the request's id.
 
         Raises:
             Failure: A field asks for what is not served, or for too many choices.
@@ -110,31 +125,41 @@ class Completions:
             MismatchError: The prefix was made for another backbone.
             EngineClosed: The engine takes no more requests.
         """
+        line["model"] = body.model
         prefix = await self.prefix(body.model)
-        _see_that_fields_agree(body)
+        _check_that_fields_agree(body)
         if isinstance(body, ChatRequest):
             kind, count, sampling = "chatcmpl", 1, self._chat_sampling(body)
         else:
             kind, count, sampling = "cmpl", len(body.prompts), self._plain_sampling(body)
-        self._see_that_it_fits(count * body.n)
-        prompts = await run_in_threadpool(self._prompts, body, prefix)
-        identity = f"{kind}-{uuid.uuid4().hex}"
+        self._check_room_for(count * body.n)
+        line["request"] = f"{kind}-{line['request']}"
+        return await self.crews.text.do(partial(self._made, body, prefix, sampling, line))
+
+    def _made(self, body: Body, prefix: Prefix | None, sampling: Sampling, line: Line) -> Asked:
+        """The engine's requests, in tokens."""
+        identity = str(line["request"])
+        field = "messages" if isinstance(body, ChatRequest) else "prompt"
         chosen = () if prefix is None else (Weighted(prefix),)
         requests = []
-        for place, ids in enumerate(prompts):
-            most = max(1, min(sampling.max_tokens, self._room(ids, prefix)))
+        for place, ids in enumerate(self._prompts(body, prefix)):
+            most = max(1, min(sampling.max_tokens, self._room(ids, prefix, field)))
             for copy in range(body.n):
                 seed = None if body.seed is None else body.seed + copy
                 limited = replace(sampling, seed=seed, max_tokens=most)
                 name = f"{identity}-{place * body.n + copy}"
                 requests.append(Request(tuple(ids), limited, chosen, name))
             self.engine.check(requests[-1])  # a stream's status is sent before it is submitted
-        return Asked(
-            body, tuple(requests), self._echoed(body, requests), identity, int(time.time())
-        )
+        echoed = self._echoed(body, requests)
+        return Asked(body, tuple(requests), echoed, identity, int(time.time()), line)
 
-    def _see_that_it_fits(self, count: int) -> None:
+    def _check_room_for(self, count: int) -> None:
         """Refuse more choices than may be open, before they cost anything."""
+        if count > self.queue:
+            message = (
+                f"n: {count} choices are asked for, and {self.queue} allowed at once; ask for fewer"
+            )
+            raise Failure(400, message, "n")
         if self.open + count > self.queue:
             self.metrics.refused.inc()
             raise Failure(
@@ -157,8 +182,12 @@ class Completions:
         tokenizer: Any = self.backbone.tokenizer
         return tuple(tokenizer.decode(one.prompt, skip_special_tokens=True) for one in requests)
 
-    def _room(self, ids: Sequence[int], prefix: Prefix | None) -> int:
-        room = self.engine.room(len(ids), prefix)
+    def _room(self, ids: Sequence[int], prefix: Prefix | None, field: str) -> int:
+        try:
+            room = self.engine.room(len(ids), prefix)
+        except DataError as error:  # clients know the code, LiteLLM the sentence
+            most = f"This model's maximum context length is {self.backbone.context} tokens"
+            raise Failure(400, f"{error}. {most}", field, code="context_length_exceeded") from error
         return room if self.most_tokens is None else min(room, self.most_tokens)
 
     def _prompt(self, prompt: str | list[int], prefix: Prefix | None) -> list[int]:
@@ -224,7 +253,7 @@ class Completions:
             Failure: There are too many already.
         """
         count = len(asked.requests)
-        self._see_that_it_fits(count)
+        self._check_room_for(count)
         self.open += count
         try:
             yield
@@ -238,10 +267,12 @@ class Completions:
         unfinished: set[int] = set()
         last = [time.perf_counter()] * len(asked.requests)
         begun: set[int] = set()
+        ended, generated = "cancelled", 0
 
         def sink_of(index: int) -> Any:
             def sink(event: Event) -> None:
-                loop.call_soon_threadsafe(queue.put_nowait, (index, event))
+                with suppress(RuntimeError):  # the loop has ended, and nobody waits
+                    loop.call_soon_threadsafe(queue.put_nowait, (index, event))
 
             return sink
 
@@ -253,6 +284,7 @@ class Completions:
                 while unfinished:
                     index, event = await queue.get()
                     now = time.perf_counter()
+                    generated += len(event.tokens)
                     if event.tokens:
                         first = index not in begun
                         begun.add(index)
@@ -266,15 +298,24 @@ class Completions:
                         unfinished.discard(index)
                         self.metrics.requests.labels(asked.body.model, event.finish).inc()
                     if event.finish == "error":
+                        ended = "error"
                         raise Failure(500, event.error)
                     yield index, event
+            ended = "complete"
         except TimeoutError:
+            ended = "timeout"
             raise Failure(504, f"the request took more than {self.seconds:g} s") from None
+        except ForewordError:
+            ended = "error"
+            raise
         finally:
             self.metrics.prompt_tokens.labels(asked.body.model).inc(asked.prompt_tokens)
             for index in unfinished:
                 self.engine.cancel(asked.requests[index].name)
-                self.metrics.requests.labels(asked.body.model, "cancelled").inc()
+                self.metrics.requests.labels(asked.body.model, ended).inc()
+            asked.line["prompt_tokens"] = asked.prompt_tokens
+            asked.line["completion_tokens"] = generated
+            asked.line["ended"] = ended
 
     async def whole(self, asked: Asked) -> list[Completion]:
         """All choices, each put together."""
@@ -284,7 +325,7 @@ class Completions:
         return [completion(r, each) for r, each in zip(asked.requests, events, strict=True)]
 
 
-def _see_that_fields_agree(body: Body) -> None:
+def _check_that_fields_agree(body: Body) -> None:
     """Refuse fields that are served, but not beside each other."""
     if body.stream_options is not None and not body.stream:
         raise Failure(400, "stream_options: only with stream", "stream_options")

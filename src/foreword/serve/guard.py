@@ -24,6 +24,33 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
+class Budget:
+    """Bytes that all uploads that are under way may have together.
+
+    Args:
+        most: That many.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.used = 0
+
+    def take(self, count: int) -> None:
+        """Take some of it.
+
+        Raises:
+            HTTPException: There is not as much left.
+        """
+        if self.used + count > self.most:
+            raise HTTPException(
+                429,
+                f"uploads of {self.used} bytes are under way, and {self.most} allowed for all "
+                f"together; {count} more are too many now. Try again later",
+                {"Retry-After": "1"},
+            )
+        self.used += count
+
+
 @dataclass(frozen=True)
 class Guard:
     """Middleware that refuses a request before the application reads it.
@@ -32,14 +59,14 @@ class Guard:
         app: The application behind it.
         api_key: The key that requests must bring, or None for none.
         body_bytes: Largest body of a request.
-        upload_bytes: Largest body that uploads a file.
+        uploads: What bodies that upload a file may have: each alone, and all at once.
         seconds: Time that a body may take to come.
     """
 
     app: Any
     api_key: str | None
     body_bytes: int
-    upload_bytes: int
+    uploads: Budget
     seconds: float
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,41 +75,25 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        most = self.upload_bytes if scope["path"].startswith(UPLOADS) else self.body_bytes
+        budget = self.uploads if scope["path"].startswith(UPLOADS) else None
+        most = self.body_bytes if budget is None else budget.most
         failure = self._key(scope["path"], headers) or _length(headers, most)
         if failure is not None:
             await failure.response(scope, receive, send)
             return
-        await self.app(scope, self._counted(receive, most), send)
-
-    def _counted(self, receive: Receive, most: int) -> Receive:
-        """The body's parts as they come, while they are not too many and not too slow.
-
-        An HTTPException goes through where a body is parsed; FastAPI makes any other a status 400.
-        """
-        until = asyncio.get_running_loop().time() + self.seconds
-        seen, is_whole = 0, False
-
-        async def counted() -> Message:
-            nonlocal seen, is_whole
-            try:
-                async with asyncio.timeout_at(None if is_whole else until):
-                    message = await receive()
-            except TimeoutError:
-                late = f"the body took more than {self.seconds:g} s to come"
-                raise HTTPException(408, late, {"Connection": "close"}) from None
-            is_whole = not message.get("more_body", False)
-            seen += len(message.get("body", b""))
-            if seen > most:
-                raise HTTPException(413, f"the body is larger than {most} bytes")
-            return message
-
-        return counted
+        body = _Body(receive, most, self.seconds, budget)
+        try:
+            await self.app(scope, body, send)
+        finally:
+            body.give_back()
 
     def _key(self, path: str, headers: dict[bytes, bytes]) -> Failure | None:
         if self.api_key is None or path in OPEN_TO_ALL:
             return None
-        given = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
+        given = headers.get(b"authorization", b"")
+        scheme, _, rest = given.partition(b" ")
+        if scheme.lower() == b"bearer":  # its case says nothing (RFC 9110, section 11.1)
+            given = rest.strip()
         if hmac.compare_digest(given, self.api_key.encode()):
             return None
         return Failure(
@@ -90,6 +101,54 @@ class Guard:
             "a key is needed: send 'Authorization: Bearer KEY'",
             headers={"WWW-Authenticate": "Bearer"},
         )
+
+
+class _Body:
+    """A body's parts as they come, while they are not too many and not too slow.
+
+    An HTTPException goes through where a body is parsed; FastAPI makes any other a status 400.
+
+    Args:
+        receive: Where they come from.
+        most: Bytes that they may be.
+        seconds: Time that they may take.
+        budget: What they are taken from while the request is under way, if anything.
+    """
+
+    def __init__(
+        self, receive: Receive, most: int, seconds: float, budget: Budget | None = None
+    ) -> None:
+        self.receive = receive
+        self.most = most
+        self.seconds = seconds
+        self.budget = budget
+        self.until = asyncio.get_running_loop().time() + seconds
+        self.seen, self.is_whole = 0, False
+
+    async def __call__(self) -> Message:
+        """The next part."""
+        try:
+            async with asyncio.timeout_at(None if self.is_whole else self.until):
+                message = await self.receive()
+        except TimeoutError:
+            late = f"the body took more than {self.seconds:g} s to come"
+            raise HTTPException(408, late, {"Connection": "close"}) from None
+        self.is_whole = not message.get("more_body", False)
+        self._count(len(message.get("body", b"")))
+        return message
+
+    def _count(self, size: int) -> None:
+        if self.seen + size > self.most:
+            raise HTTPException(413, f"the body is larger than {self.most} bytes")
+        if self.budget is not None:
+            self.budget.take(size)
+        self.seen += size
+
+    def give_back(self) -> None:
+        """Let others have what the body took."""
+        if self.budget is not None:
+            self.budget.used -= self.seen
+            self.seen = 0
 
 
 def _length(headers: dict[bytes, bytes], most: int) -> Failure | None:

@@ -1,14 +1,23 @@
-"""What requests may hold, OpenAI's fields that are served and no others; and what answers do.
+"""What requests may hold, and what answers do.
 
-A field that is not here is refused by name. Nothing is accepted and ignored.
+OpenAI's fields are served, or change nothing here as they are (`Unused`), or are refused by name: the
+table in docs/how-to/serving.md has them all. A field that is null is one that is not there.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    model_validator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError
 
 
 def _spelled(text: str) -> str:
@@ -27,11 +36,28 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _truth(value: Any) -> Any:
+    """The value, if it is true or false: to Python 0 is false."""
+    if not isinstance(value, bool):
+        raise PydanticCustomError("bool_type", "Input should be a valid boolean")
+    return value
+
+
 Text = Annotated[str, AfterValidator(_spelled)]
 Whole = Annotated[int, BeforeValidator(_whole)]
-Mark = Annotated[Text, Field(min_length=1)]
-Stop = Annotated[list[Mark], Field(max_length=16)]
+Mark = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_spelled)]
+Stop = Annotated[list[Mark], Field(max_length=4)]
+No = Annotated[Literal[False], BeforeValidator(_truth)]
+Nothing = Annotated[list[Any], Field(max_length=0)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
+Biases = Annotated[dict[Annotated[int, Field(strict=False)], Bias], Field(max_length=1024)]
+
+
+def _without_nulls(value: Any) -> Any:
+    """The fields of an object that say something."""
+    if not isinstance(value, dict):
+        return value
+    return {name: one for name, one in value.items() if one is not None}
 
 
 class Strict(BaseModel):
@@ -39,14 +65,49 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        return _without_nulls(value)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """The description, in which any field that may be absent may be null."""
+        described = handler.resolve_ref_schema(handler(schema))
+        for name, field in described.get("properties", {}).items():
+            if name not in described.get("required", ()) and {"type": "null"} not in field.get(
+                "anyOf", ()
+            ):
+                about = {key: field.pop(key) for key in ("title", "default") if key in field}
+                described["properties"][name] = {"anyOf": [field, {"type": "null"}], **about}
+        described["additionalProperties"] = {"type": "null"}
+        return described
+
 
 class StreamOptions(Strict):
     """What a stream tells besides the text."""
 
     include_usage: bool = False
+    include_obfuscation: No | None = None
 
 
-class Sampled(Strict):
+class Unused(Strict):
+    """OpenAI's fields of both kinds of completion that change nothing here, with what they may hold."""
+
+    user: Text | None = None
+    safety_identifier: Text | None = None
+    metadata: dict[Text, Any] | None = None
+    store: No | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    prompt_cache_key: Text | None = None
+    prompt_cache_retention: Text | None = None
+    prompt_cache_options: dict[Text, Any] | None = None
+    cache_control: dict[Text, Any] | None = None
+
+
+class Sampled(Unused):
     """What both kinds of completion share."""
 
     model: Text = Field(min_length=1, max_length=256)
@@ -56,7 +117,7 @@ class Sampled(Strict):
     temperature: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: Whole | None = Field(None, ge=-1, le=2**31 - 1)
-    logit_bias: dict[Annotated[int, Field(strict=False)], Bias] | None = None
+    logit_bias: Biases | None = None
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     ignore_eos: bool = False
@@ -76,6 +137,8 @@ class CompletionRequest(Sampled):
     max_tokens: Whole | None = Field(16, ge=0, le=2**31 - 1)
     logprobs: Whole | None = Field(None, ge=0, le=20)
     echo: bool = False
+    best_of: Whole | None = Field(None, ge=1, le=1)
+    suffix: Literal[""] | None = None
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -90,6 +153,7 @@ class TextPart(Strict):
 
     type: Literal["text"]
     text: Text
+    cache_control: dict[Text, Any] | None = None
 
 
 class Message(Strict):
@@ -97,6 +161,10 @@ class Message(Strict):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | list[TextPart]
+    name: Text | None = None
+    cache_control: dict[Text, Any] | None = None
+    tool_calls: Nothing | None = None
+    annotations: Nothing | None = None
 
     @property
     def turn(self) -> dict[str, str]:
@@ -104,6 +172,12 @@ class Message(Strict):
         text = self.content
         whole = text if isinstance(text, str) else "".join(part.text for part in text)
         return {"role": "system" if self.role == "developer" else self.role, "content": whole}
+
+
+class TextFormat(Strict):
+    """The format that every answer has."""
+
+    type: Literal["text"]
 
 
 class ChatRequest(Sampled):
@@ -114,6 +188,13 @@ class ChatRequest(Sampled):
     max_completion_tokens: Whole | None = Field(None, ge=1, le=2**31 - 1)
     logprobs: bool = False
     top_logprobs: Whole | None = Field(None, ge=0, le=20)
+    tools: Nothing | None = None
+    tool_choice: Literal["none"] | None = None
+    parallel_tool_calls: bool | None = None
+    functions: Nothing | None = None
+    function_call: Literal["none"] | None = None
+    response_format: TextFormat | None = None
+    modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
 
 
 class LoadRequest(Strict):
@@ -180,7 +261,7 @@ class Logprob(BaseModel):
 
     token: str
     logprob: float
-    bytes: list[int]
+    bytes: list[int] | None
 
 
 class TokenLogprob(Logprob):
@@ -225,7 +306,7 @@ class Problem(BaseModel):
     message: str
     type: str
     param: str | None
-    code: int
+    code: str | None
 
 
 class ErrorBody(BaseModel):

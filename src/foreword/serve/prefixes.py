@@ -1,0 +1,84 @@
+"""The routes of prefixes: they are uploaded, looked at, pinned and deleted while the server runs."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from fastapi import FastAPI, UploadFile
+
+from foreword.engine.residency import Residency
+from foreword.serve.crews import Crews
+from foreword.serve.failures import STORING, WITH_BODY, told
+from foreword.serve.intake import Intake
+from foreword.serve.schemas import LoadRequest, NameRequest
+
+
+def add_prefix_routes(app: FastAPI, intake: Intake, crews: Crews) -> None:
+    """Add them to an application."""
+    _add_reading_routes(app, intake, crews)
+    _add_storing_routes(app, intake, crews)
+    _add_pinning_routes(app, intake.residency, crews)
+
+
+def _add_reading_routes(app: FastAPI, intake: Intake, crews: Crews) -> None:
+    residency = intake.residency
+
+    @app.get("/v1/prefixes", responses=told(400, 401))
+    async def listed() -> dict[str, Any]:
+        """Names of all prefixes, and which are in memory."""
+        names = await crews.disk.do(lambda: list(residency.store))
+        resident, pinned = set(residency.resident), residency.pinned
+        return {
+            "object": "list",
+            "data": [
+                {"name": name, "resident": name in resident, "pinned": name in pinned}
+                for name in names
+            ],
+        }
+
+    @app.get("/v1/prefixes/{name}", responses=told(400, 401, 404))
+    async def inspect(name: str) -> dict[str, Any]:
+        """What a prefix is."""
+        return await crews.disk.do(lambda: intake.described(name, residency.get(name)))
+
+
+def _add_storing_routes(app: FastAPI, intake: Intake, crews: Crews) -> None:
+    @app.put(
+        "/v1/prefixes/{name}",
+        responses=told(*WITH_BODY, 404, 409, 429, *STORING),
+        form_limits={"max_files": 1, "max_fields": 4, "max_part_size": 2**12},
+    )
+    async def upload(name: str, file: UploadFile, overwrite: bool = False) -> dict[str, Any]:
+        """Store an uploaded file under a name."""
+        return await crews.files.do(partial(intake.take, name, file.file, overwrite=overwrite))
+
+    @app.post("/v1/load_prefix", responses=told(*WITH_BODY, 409, *STORING))
+    async def load(body: LoadRequest) -> dict[str, Any]:
+        """Store a file of the server's disk under a name."""
+        return await crews.files.do(
+            partial(intake.take_from, body.name, body.path, overwrite=body.overwrite)
+        )
+
+    @app.delete("/v1/prefixes/{name}", responses=told(400, 401, 404, *STORING))
+    async def delete(name: str) -> dict[str, Any]:
+        """Delete a prefix; requests under way keep it."""
+        await crews.disk.do(partial(intake.residency.store.remove, name))
+        intake.residency.forget(name)
+        return {"name": name, "deleted": True}
+
+
+def _add_pinning_routes(app: FastAPI, residency: Residency, crews: Crews) -> None:
+    @app.post("/v1/pin_prefix", responses=told(*WITH_BODY, 404))
+    async def pin(body: NameRequest) -> dict[str, Any]:
+        """Keep a prefix in memory."""
+        await crews.disk.do(partial(residency.pin, body.name))
+        return {"name": body.name, "pinned": True}
+
+    @app.post("/v1/unpin_prefix", responses=told(*WITH_BODY, 404))
+    async def unpin(body: NameRequest) -> dict[str, Any]:
+        """Let a prefix go when others need the room."""
+        residency.unpin(body.name)
+        # What is not there cannot be unpinned.
+        await crews.disk.do(partial(residency.store.stamp, body.name))
+        return {"name": body.name, "pinned": False}
