@@ -15,6 +15,7 @@ from foreword.backbone import Backbone
 from foreword.backbone.kinds import KINDS
 from foreword.data import Task
 from foreword.data.collate import padding_of, right_padded
+from foreword.data.room import Room
 from foreword.data.template import Input
 from foreword.errors import DataError
 from foreword.head import Head, Pooling, pooled
@@ -101,10 +102,7 @@ def features(
         backbone.check(prefix, strict=strict)
     own = prefix.head.pooling if prefix is not None and prefix.head is not None else None
     how = pooling or own or KINDS[backbone.kind].pooling
-    if prefix is not None:
-        reader = prefix_reader(backbone, prefix)
-    else:
-        reader = reader_for(backbone, backbone.bos, backbone.context)
+    reader = prefix_reader(backbone, prefix)
     readings = read_all(texts, lambda text: [reader.read(text)])
     found: list[Tensor] = list(
         _each(
@@ -143,9 +141,10 @@ def templates_of(prefix: Prefix) -> Task:
     return Task(recipe["prompt"], recipe.get("target"))
 
 
-def prefix_reader(backbone: Backbone, prefix: Prefix) -> Reader:
-    """What reads inputs for a prefix."""
-    return reader_for(backbone, prefix.meta.bos, backbone.context - prefix.length)
+def prefix_reader(backbone: Backbone, prefix: Prefix | None) -> Reader:
+    """What reads inputs for a prefix, or for the frozen model."""
+    bos = backbone.bos if prefix is None else prefix.meta.bos
+    return reader_for(backbone, bos, Room.behind(backbone, prefix).limit)
 
 
 def read_all(inputs: Sequence[Any], read: Callable[[Any], list[Reading]]) -> list[list[Reading]]:

@@ -16,6 +16,7 @@ from foreword.backbone import Backbone
 from foreword.data import Task
 from foreword.data.chat import rendered
 from foreword.data.template import as_row
+from foreword.data.written import end_of_turn
 from foreword.engine import Engine, Event, Request, Sampling, Weighted
 from foreword.engine.engine import completion
 from foreword.engine.request import Completion
@@ -120,6 +121,7 @@ class Completions:
         prompts = await run_in_threadpool(self._prompts, body, prefix)
         identity = f"{kind}-{uuid.uuid4().hex}"
         chosen = () if prefix is None else (Weighted(prefix),)
+        ends = self._ends(body)
         requests = []
         for place, ids in enumerate(prompts):
             most = max(1, min(sampling.max_tokens, self._room(ids, prefix)))
@@ -127,7 +129,7 @@ class Completions:
                 seed = None if body.seed is None else body.seed + copy
                 limited = replace(sampling, seed=seed, max_tokens=most)
                 name = f"{identity}-{place * body.n + copy}"
-                requests.append(Request(tuple(ids), limited, chosen, name))
+                requests.append(Request(tuple(ids), limited, chosen, name, ends))
             self.engine.check(requests[-1])  # a stream's status is sent before it is submitted
         return Asked(
             body, tuple(requests), self._echoed(body, requests), identity, int(time.time())
@@ -149,6 +151,13 @@ class Completions:
         if isinstance(body, ChatRequest):
             return [self._conversation(body, prefix)]
         return [self._prompt(prompt, prefix) for prompt in body.prompts]
+
+    def _ends(self, body: Body) -> frozenset[int]:
+        """What ends an answer in a conversation: the assistant's turn as the chat template ends it."""
+        tokenizer = self.backbone.tokenizer
+        if not isinstance(body, ChatRequest) or tokenizer is None or not tokenizer.chat_template:
+            return frozenset()
+        return end_of_turn(tokenizer)
 
     def _echoed(self, body: Body, requests: Sequence[Request]) -> tuple[str, ...]:
         """Text of each choice's prompt, where it was asked for."""
@@ -180,7 +189,7 @@ class Completions:
             text = rendered(tokenizer, turns, ask=True)
             encoder = encoder_for(self.backbone, prefix, CHAT)
             ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-            return encoder.without_doubled_bos(ids)
+            return encoder.within_recipe(encoder.without_doubled_bos(ids))
         if len(turns) != 1 or turns[0]["role"] != "user":
             raise Failure(
                 400,
@@ -189,7 +198,8 @@ class Completions:
                 "messages",
             )
         row = as_row(turns[0]["content"], task)
-        return encoder_for(self.backbone, prefix, task).uncut(row)
+        encoder = encoder_for(self.backbone, prefix, task)
+        return encoder.within_recipe(encoder.uncut(row))
 
     def _sampling(self, body: Sampled, max_tokens: int | None) -> Sampling:
         return Sampling(
