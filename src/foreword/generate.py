@@ -13,9 +13,10 @@ from foreword.backbone import Backbone
 from foreword.backbone.decoding import neutral
 from foreword.data import Encoder, Task, left_padded
 from foreword.data.collate import padding_of, right_padded
+from foreword.data.inputs import Inputs, inputs_of
 from foreword.data.room import Room
 from foreword.data.seq2seq import encoder_of
-from foreword.data.template import Input, as_row
+from foreword.data.template import as_row
 from foreword.data.written import Written, written_for
 from foreword.errors import DataError, MismatchError
 from foreword.prefix import Prefix
@@ -129,7 +130,7 @@ def encoder_for(
 
 def generate(
     backbone: Backbone,
-    inputs: Sequence[Input],
+    inputs: Inputs,
     prefix: Prefix | None = None,
     options: GenerateOptions | None = None,
     *,
@@ -141,7 +142,8 @@ def generate(
 
     Args:
         backbone: The backbone, left as it was found.
-        inputs: Texts or rows; see `as_row` for how a text meets the prompt template.
+        inputs: Texts or rows, one alone, or the `Path` of a file of them; see `as_row` for how a text
+            meets the prompt template.
         prefix: The prefix, or None for the frozen model alone.
         options: How to generate; greedy by default.
         task: Templates; by default those that the prefix was trained with.
@@ -168,7 +170,7 @@ def generate(
     if task is None:
         task = PLAIN if prefix is None and like is None else task_of(prefix or like)  # type: ignore[arg-type]
     encoder = encoder_for(backbone, prefix, task, like)
-    rows = [as_row(one, task) for one in inputs]
+    rows = [as_row(one, task) for one in inputs_of(inputs)]
     prompts = [encoder.prompt(row, options.max_new_tokens) for row in rows]
     if prefix is not None:
         backbone.check(prefix, strict=strict)

@@ -5,7 +5,8 @@ Shapes: B rows, T tokens, D hidden size, L labels, N inputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from foreword.backbone import Backbone
 from foreword.backbone.kinds import KINDS
 from foreword.data import Task
 from foreword.data.collate import padding_of, right_padded
+from foreword.data.inputs import Inputs, inputs_of, texts_of
 from foreword.data.room import Room
-from foreword.data.template import Input
 from foreword.errors import DataError
 from foreword.head import Head, Pooling, pooled
 from foreword.prefix import Prefix
@@ -27,7 +28,7 @@ BATCH = 32
 
 def predict(
     backbone: Backbone,
-    inputs: Sequence[Input],
+    inputs: Inputs,
     prefix: Prefix,
     *,
     batch_size: int = BATCH,
@@ -37,8 +38,8 @@ def predict(
 
     Args:
         backbone: The backbone, left as it was found.
-        inputs: Texts or rows. Of a head that tags, a text is split at spaces; of one that answers, it is
-            a JSON object with question and context.
+        inputs: Texts or rows, one alone, or the `Path` of a file of them. Of a head that tags, a text is
+            split at spaces; of one that answers, it is a JSON object with question and context.
         prefix: The prefix, with a head.
         batch_size: Inputs, or windows of them, in one batch.
         strict: Refuse a backbone with other weights than the prefix was made on.
@@ -58,7 +59,10 @@ def predict(
     labelling, templates = LABELLINGS[head.task], templates_of(prefix)
     backbone.check(prefix, strict=strict)
     reader = prefix_reader(backbone, prefix)
-    rows = [labelling.given(templates, one) if isinstance(one, str) else one for one in inputs]
+    rows = [
+        labelling.given(templates, one) if isinstance(one, str) else one
+        for one in inputs_of(inputs)
+    ]
     readings = read_all(rows, lambda row: labelling.read(reader, templates, row))
     logits = head_logits(
         backbone, prefix, head, [one for own in readings for one in own], batch_size
@@ -68,7 +72,7 @@ def predict(
 
 def features(
     backbone: Backbone,
-    texts: Sequence[str],
+    texts: str | Path | Iterable[str],
     prefix: Prefix | None = None,
     *,
     pooling: Pooling | None = None,
@@ -79,7 +83,7 @@ def features(
 
     Args:
         backbone: The backbone, left as it was found.
-        texts: The texts.
+        texts: The texts, one alone, or the `Path` of a file of them.
         prefix: The prefix, with a head or without; None for the frozen model alone.
         pooling: The ``mean`` of the tokens' last hidden states, the ``first`` or the ``last``; by
             default that of the prefix's head, else the mean of an encoder and the last of a decoder.
@@ -103,7 +107,7 @@ def features(
     own = prefix.head.pooling if prefix is not None and prefix.head is not None else None
     how = pooling or own or KINDS[backbone.kind].pooling
     reader = prefix_reader(backbone, prefix)
-    readings = read_all(texts, lambda text: [reader.read(text)])
+    readings = read_all(texts_of(texts), lambda text: [reader.read(text)])
     found: list[Tensor] = list(
         _each(
             backbone,
