@@ -233,10 +233,12 @@ def generate_ids(
 
 
 def _tokens(written: Written) -> dict[str, Any]:
-    """The tokens that texts begin and end with, as arguments of `generate`."""
+    """What texts begin and end with, as arguments of `generate`."""
     found: dict[str, Any] = {"eos_token_id": sorted(written.ends) or None}
     if written.begin:
         found["decoder_start_token_id"] = written.begin[0]
+    if written.stop:
+        found |= {"stop_strings": list(written.stop), "tokenizer": written.tokenizer}
     return found
 
 

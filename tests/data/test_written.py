@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import string
 import warnings
 from typing import Any
 
 import pytest
 import torch
-from tokenizers import AddedToken
+from tokenizers import AddedToken, decoders
 from tokenizers.processors import TemplateProcessing
 
 import foreword
 from foreword.data import Task
-from foreword.data.written import OtherBeginning, end_of_turn, special_ids, written_for
+from foreword.data.written import (
+    OtherBeginning,
+    end_of_turn,
+    special_ids,
+    stop_of_turn,
+    written_for,
+)
 from foreword.engine import Engine, Limits, Request, Sampling, Weighted
 from foreword.generate import GenerateOptions, generate, generate_ids
 from foreword.prefix import Prefix
 from tests.backbone.test_decoding import tiny_bart
-from tests.conftest import byte_tokenizer
+from tests.conftest import CHAT, byte_tokenizer
 from tests.tasks.models import marking_tokenizer
 
 TASK = Task("{mr} ->", " {ref}")
@@ -112,8 +119,38 @@ def test_a_chat_templates_end_of_turn_ends_an_answer(
     assert written_for(tiny, prefix, TASK).ends == {1}
     tiny.tokenizer.chat_template = TURN.replace("<s>", " (over)")
     assert end_of_turn(tiny.tokenizer) == frozenset(), "plain text is no single token"
+    assert stop_of_turn(tiny.tokenizer) == (" (over)",)
     tiny.tokenizer.chat_template = None
     assert end_of_turn(tiny.tokenizer) == frozenset()
+    assert stop_of_turn(tiny.tokenizer) == ()
+
+
+def test_an_end_of_turn_in_plain_text_ends_an_answer_too(
+    tiny: foreword.Backbone, prefix: Prefix
+) -> None:
+    """A base model's vocabulary may lack the template's marks; training predicts them all the same."""
+    tiny.tokenizer.backend_tokenizer.decoder = decoders.Fuse()  # a character for each token
+    chat = prefix.with_meta(recipe=Task().as_json())
+    for said in string.ascii_letters:
+        prompt = f"<s>user: {said}</s><s>assistant: "
+        whole = tiny.tokenizer.decode(written(tiny, chat, prompt))
+        places = [i for i in range(3, 20) if whole.find(whole[i : i + 2]) == i]
+        if places and not set("{}%#") & set(whole):
+            break
+    mark = whole[places[-1] : places[-1] + 2]
+    assert not mark.isspace()
+    tiny.tokenizer.chat_template = CHAT.replace(
+        "</s>{%", "{% if m['role'] == 'user' %}</s>{% else %}" + mark + "{% endif %}{%", 1
+    )
+    assert stop_of_turn(tiny.tokenizer) == (mark,)
+    assert end_of_turn(tiny.tokenizer) == frozenset()
+    expected = whole.partition(mark)[0].strip()
+    assert generate(tiny, [said], chat, LONG) == [[expected]]
+    ids = tuple(tiny.tokenizer(prompt)["input_ids"])
+    sampling = Sampling(max_tokens=24, temperature=0)
+    with Engine(tiny, Limits(rows=2)) as engine:
+        found = engine.generate([Request(ids, sampling, (Weighted(chat),))])[0]
+    assert (found.text.strip(), found.finish) == (expected, "stop")
 
 
 def multilingual(**changes: Any) -> foreword.Backbone:
@@ -211,6 +248,18 @@ def test_a_template_says_which_special_tokens_are_text(
     task = Task("{mr} ->", " {ref}<sep>{mr}</s>")
     found = written_for(tiny, prefix.with_meta(recipe=task.as_json()), task)
     assert (found.kept, found.ends) == ({sep}, {1})
+
+
+def test_what_the_tokenizer_cannot_write_is_no_text(
+    tiny: foreword.Backbone, prefix: Prefix
+) -> None:
+    """T5 has no braces: a reference keeps them, and no output has an <unk> in their place."""
+    sep = marked(tiny)
+    tiny.tokenizer.unk_token = "<sep>"
+    found = written_for(tiny, prefix, TASK).keeping(["a<sep>b"])
+    assert found.kept == frozenset()
+    assert found.reference("a<sep>b") == "a<sep>b"
+    assert found.text([*tiny.tokenizer("a")["input_ids"], sep, 1]) == "a"
 
 
 def test_a_reference_ends_where_a_text_would(tiny: foreword.Backbone, prefix: Prefix) -> None:

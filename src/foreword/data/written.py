@@ -40,12 +40,14 @@ class Written:
         begin: What a decoder behind an encoder is given before the text; none for others.
         ends: Tokens any of which ends a text.
         kept: Special tokens that are text.
+        stop: Texts any of which ends a text and is no part of it, as a chat template may write them.
     """
 
     tokenizer: Any
     begin: tuple[int, ...] = ()
     ends: frozenset[int] = frozenset()
     kept: frozenset[int] = frozenset()
+    stop: tuple[str, ...] = ()
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of written tokens, up to their end and without outer spaces.
@@ -53,7 +55,10 @@ class Written:
         An end that is no special token, as a model's own config may name one, is text as well.
         """
         end = next((place for place, token in enumerate(ids) if token in self.ends), len(ids))
-        return self.spelled(ids[: end + 1]).strip()
+        text = self.spelled(ids[: end + 1])
+        for stop in self.stop:
+            text = text.partition(stop)[0]
+        return text.strip()
 
     def spelled(self, ids: Sequence[int]) -> str:
         """The text of tokens, as they stand: without special tokens that are no text."""
@@ -74,13 +79,13 @@ class Written:
         if self.tokenizer is None:
             return text.strip()
         ids = _target(self.tokenizer, text, add_special_tokens=False)
-        return text.strip() if special_ids(self.tokenizer).isdisjoint(ids) else self.text(ids)
+        return text.strip() if _meant(self.tokenizer).isdisjoint(ids) else self.text(ids)
 
     def keeping(self, targets: Iterable[str]) -> Written:
         """The same, where special tokens of these targets are text too."""
         if self.tokenizer is None:
             return self
-        special, found = special_ids(self.tokenizer), set(self.kept)
+        special, found = _meant(self.tokenizer), set(self.kept)
         for text in targets:
             found |= special.intersection(_target(self.tokenizer, text, add_special_tokens=False))
         return replace(self, kept=frozenset(found) - self.ends - set(self.begin))
@@ -109,7 +114,8 @@ def written_for(
     own = backbone.eos_ids
     if prefix is not None and "prompt" in prefix.meta.recipe:
         own = own & (special_ids(tokenizer) | set(tokenizer.added_tokens_decoder)) - kept
-    return Written(tokenizer, begin, appended | own, kept)
+    stop = stop_of_turn(tokenizer) if task.chat and backbone.kind == "decoder" else ()
+    return Written(tokenizer, begin, appended | own, kept, stop)
 
 
 def specials_of(backbone: Backbone, task: Task, targets: Iterable[Iterable[int]]) -> list[int]:
@@ -121,7 +127,7 @@ def specials_of(backbone: Backbone, task: Task, targets: Iterable[Iterable[int]]
         targets: The predicted token ids of each row.
     """
     front, appended = _marks(backbone, task)
-    found = set().union(*targets) & special_ids(backbone.tokenizer)
+    found = set().union(*targets) & _meant(backbone.tokenizer)
     return sorted(found - appended - set(front) - set(_around(backbone)[1]))
 
 
@@ -129,6 +135,11 @@ def special_ids(tokenizer: Any) -> frozenset[int]:
     """Tokens that decoding leaves out where it is asked for plain text."""
     added = tokenizer.added_tokens_decoder.items()
     return frozenset([*tokenizer.all_special_ids, *(i for i, token in added if token.special)])
+
+
+def _meant(tokenizer: Any) -> frozenset[int]:
+    """Special tokens that a target can mean: the unknown one stands for what cannot be written."""
+    return special_ids(tokenizer) - {tokenizer.unk_token_id}
 
 
 def _kept(tokenizer: Any, prefix: Prefix | None, task: Task) -> frozenset[int]:
@@ -139,7 +150,7 @@ def _kept(tokenizer: Any, prefix: Prefix | None, task: Task) -> frozenset[int]:
     told = prefix.meta.training.get(SPECIAL) if prefix is not None else None
     if isinstance(told, list | tuple):
         found += [token for token in told if isinstance(token, int)]
-    return special_ids(tokenizer).intersection(found)
+    return _meant(tokenizer).intersection(found)
 
 
 def _marks(backbone: Backbone, task: Task) -> tuple[tuple[int, ...], frozenset[int]]:
@@ -210,17 +221,28 @@ def _target(tokenizer: Any, text: str, **options: Any) -> list[int]:
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The token that a chat template ends the assistant's turns with; none where it is plain text."""
-    return _end_of_turn(tokenizer, str(tokenizer.chat_template), tokenizer.eos_token_id)
+    """The special token that a chat template ends the assistant's turns with, if it is one."""
+    return _turn_ends(tokenizer, str(tokenizer.chat_template), tokenizer.eos_token_id)[0]
+
+
+def stop_of_turn(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """The text that a chat template ends the assistant's turns with, where it is no special token."""
+    return _turn_ends(tokenizer, str(tokenizer.chat_template), tokenizer.eos_token_id)[1]
 
 
 @lru_cache(maxsize=32)
-def _end_of_turn(tokenizer: Any, template: str, end: int | None) -> frozenset[int]:
-    """See `end_of_turn`; what else is given tells a tokenizer that was changed from what it was."""
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+def _turn_ends(
+    tokenizer: Any, template: str, end: int | None
+) -> tuple[frozenset[int], tuple[str, ...]]:
+    """How turns end; what else is given tells a tokenizer that was changed from what it was."""
+    said = "Yes."
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": said}]
     try:
         text, spans = assistant_spans(tokenizer, turns)
     except DataError:
-        return frozenset()
-    ids = tokenizer(text[: spans[-1][1]], add_special_tokens=False)["input_ids"]
-    return frozenset(ids[-1:]) & special_ids(tokenizer)
+        return frozenset(), ()
+    first, last = spans[-1]
+    ids = tokenizer(text[:last], add_special_tokens=False)["input_ids"]
+    ends = frozenset(ids[-1:]) & special_ids(tokenizer)
+    mark = text[first:last].rpartition(said)[2]
+    return ends, () if ends or not mark.strip() else (mark,)

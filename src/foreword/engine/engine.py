@@ -407,8 +407,8 @@ class Engine:
         if self.backbone.tokenizer is None:
             return ""
         if job.text is None:
-            stop, kept = job.request.sampling.stop, job.written.kept
-            job.text = Detokeniser(self.backbone.tokenizer, stop, kept)
+            stop = (*job.request.sampling.stop, *job.written.stop)
+            job.text = Detokeniser(self.backbone.tokenizer, stop, job.written.kept)
         return job.text.add([token])
 
     def _finish(self, job: _Job, reason: FinishReason, error: str = "") -> None:

@@ -16,7 +16,7 @@ from foreword.backbone import Backbone
 from foreword.data import Task
 from foreword.data.chat import rendered
 from foreword.data.template import as_row
-from foreword.data.written import end_of_turn
+from foreword.data.written import end_of_turn, stop_of_turn
 from foreword.engine import Engine, Event, Request, Sampling, Weighted
 from foreword.engine.engine import completion
 from foreword.engine.request import Completion
@@ -155,9 +155,8 @@ class Completions:
     def _ends(self, body: Body) -> frozenset[int]:
         """What ends an answer in a conversation: the assistant's turn as the chat template ends it."""
         tokenizer = self.backbone.tokenizer
-        if not isinstance(body, ChatRequest) or tokenizer is None or not tokenizer.chat_template:
-            return frozenset()
-        return end_of_turn(tokenizer)
+        is_chat = isinstance(body, ChatRequest) and tokenizer is not None
+        return end_of_turn(tokenizer) if is_chat else frozenset()
 
     def _echoed(self, body: Body, requests: Sequence[Request]) -> tuple[str, ...]:
         """Text of each choice's prompt, where it was asked for."""
@@ -222,7 +221,10 @@ class Completions:
 
     def _chat_sampling(self, body: ChatRequest) -> Sampling:
         sampling = self._sampling(body, body.max_completion_tokens or body.max_tokens)
-        return replace(sampling, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
+        tokenizer = self.backbone.tokenizer
+        ends = () if tokenizer is None else stop_of_turn(tokenizer)
+        told = (body.top_logprobs or 0) if body.logprobs else None
+        return replace(sampling, logprobs=told, stop=(*sampling.stop, *ends))
 
     # -- what is answered ------------------------------------------------------------------------
 
