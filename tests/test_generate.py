@@ -15,6 +15,7 @@ from foreword.data.encode import Truncated
 from foreword.errors import DataError, MismatchError
 from foreword.generate import GenerateOptions, as_row, generate, generate_ids, task_of
 from foreword.prefix import Prefix
+from foreword.tasks import LABELLINGS
 from tests.conftest import tiny_model
 
 TEXT = "Restaurants are described here in one sentence each."
@@ -216,7 +217,8 @@ ROWS: list[tuple[Any, Task, Any]] = [
     (' {"a": "x", "b": 2}', Task("{a} {b}", "{ref}"), {"a": "x", "b": 2}),
     ('{"other": "x"}', Task("{mr}", "{ref}"), {"mr": '{"other": "x"}'}),
     ("{not json", Task("{mr}", "{ref}"), {"mr": "{not json"}),
-    ("ignored", Task("Say something:", "{ref}"), {}),
+    ("", Task("Say something:", "{ref}"), {}),
+    ('{"mr": "x"}', Task("Say something:", "{ref}"), {"mr": "x"}),
     ("Hi?", Task(), "Hi?"),
     ('{"mr": "x"}', Task(), '{"mr": "x"}'),
     ({"mr": "x"}, Task("{mr}", "{ref}"), {"mr": "x"}),
@@ -232,6 +234,18 @@ def test_a_text_meets_the_template(given: Any, task: Task, row: Any) -> None:
 def test_a_text_for_several_columns_is_a_json_object(text: str) -> None:
     with pytest.raises(DataError, match="names the columns a, b; give them as a JSON object"):
         as_row(text, Task("{a} {b}", "{ref}"))
+
+
+@pytest.mark.parametrize("text", ["x", "[]", "{not json"])
+def test_a_text_that_has_no_place_in_the_template_is_refused(
+    tiny: foreword.Backbone, prefix: Prefix, text: str
+) -> None:
+    """It was dropped, and the prompt was the same whatever one asked."""
+    task = Task("Say something:", "{ref}")
+    with pytest.raises(DataError, match="names no column, so the text .* has no place in it"):
+        generate(tiny, [text], prefix, SHORT, task=task)
+    with pytest.raises(DataError, match="names no column"):
+        LABELLINGS["classify"].given(task, text)
 
 
 def test_chat_asks_for_the_assistants_turn(spelled: foreword.Backbone, prefix: Prefix) -> None:

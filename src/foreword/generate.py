@@ -10,11 +10,14 @@ from typing import Any
 import torch
 
 from foreword.backbone import Backbone
+from foreword.backbone.decoding import neutral
 from foreword.data import Encoder, Task, left_padded
 from foreword.data.collate import padding_of, right_padded
 from foreword.data.inputs import Inputs, inputs_of, of_each
-from foreword.data.seq2seq import encoder_class
+from foreword.data.room import Room
+from foreword.data.seq2seq import encoder_of
 from foreword.data.template import as_row
+from foreword.data.written import Written, written_for
 from foreword.errors import DataError, MismatchError
 from foreword.prefix import Prefix
 
@@ -25,6 +28,8 @@ PLAIN = Task("{input}", "{output}")
 @dataclass(frozen=True)
 class GenerateOptions:
     """How text is generated; the names are transformers' own.
+
+    What is not asked for here is neutral, whatever the model's own generation config says.
 
     Raises:
         DataError: A number is out of range.
@@ -119,12 +124,8 @@ def encoder_for(
         task: The templates.
         like: Without a prefix, one to leave room for, so that both see the same text.
     """
-    if backbone.tokenizer is None:
-        raise DataError("this backbone has no tokenizer, so texts cannot be encoded")
-    space = prefix or like
-    limit = backbone.context - (space.length if space is not None else 0)
     bos = prefix.meta.bos if prefix is not None else backbone.bos
-    return encoder_class(backbone.kind)(backbone.tokenizer, task, bos=bos, limit=limit)
+    return encoder_of(backbone, task, bos, Room.behind(backbone, prefix or like))
 
 
 def generate(
@@ -134,17 +135,20 @@ def generate(
     options: GenerateOptions | None = None,
     *,
     task: Task | None = None,
+    like: Prefix | None = None,
     strict: bool = False,
 ) -> list[list[str]]:
     """Generate texts for inputs.
 
     Args:
         backbone: The backbone, left as it was found.
-        inputs: Texts or rows, or one of them; see `as_row` for how a text meets the prompt template.
-            Rows may come as in training, from a path too; a plain text is an input.
+        inputs: Texts or rows, one alone, or the `Path` of a file of them; see `as_row` for how a text
+            meets the prompt template. Rows may come as in training.
         prefix: The prefix, or None for the frozen model alone.
         options: How to generate; greedy by default.
         task: Templates; by default those that the prefix was trained with.
+        like: Without a prefix, one whose inputs the frozen model is given: its templates, and prompts
+            cut where its are.
         strict: Refuse a backbone with other weights than the prefix was made on.
 
     Returns:
@@ -164,13 +168,14 @@ def generate(
     backbone.needs("decoder", "encoder-decoder", what="generating text")
     options = options or GenerateOptions()
     if task is None:
-        task = task_of(prefix) if prefix is not None else PLAIN
-    encoder = encoder_for(backbone, prefix, task)
+        task = PLAIN if prefix is None and like is None else task_of(prefix or like)  # type: ignore[arg-type]
+    encoder = encoder_for(backbone, prefix, task, like)
     rows = of_each(inputs_of(inputs), lambda one: as_row(one, task))
     prompts = of_each(rows, lambda row: encoder.prompt(row, options.max_new_tokens))
     if prefix is not None:
         backbone.check(prefix, strict=strict)
-    return generate_ids(backbone, prompts, prefix, options)
+    written = written_for(backbone, prefix, task, like)
+    return generate_ids(backbone, prompts, prefix, options, written)
 
 
 def refuse_head(prefix: Prefix) -> None:
@@ -191,14 +196,22 @@ def generate_ids(
     prompts: Sequence[Sequence[int]],
     prefix: Prefix | None,
     options: GenerateOptions,
+    written: Written | None = None,
 ) -> list[list[str]]:
-    """Generate texts for prompts given as token ids; see `generate`."""
+    """Generate texts for prompts given as token ids; see `generate`.
+
+    Args:
+        backbone: The backbone.
+        prompts: Token ids.
+        prefix: The prefix, or None.
+        options: How to generate.
+        written: How texts begin and end; by default as in the prefix's training.
+    """
     tokenizer = backbone.tokenizer
     assert tokenizer is not None
     pad = padding_of(tokenizer)
-    arguments = options.arguments()
-    if backbone.model.generation_config.eos_token_id is None:
-        arguments["eos_token_id"] = tokenizer.eos_token_id
+    written = written or written_for(backbone, prefix, PLAIN if prefix is None else task_of(prefix))
+    arguments = {**neutral(backbone.model, pad), **options.arguments(), **_tokens(written)}
     texts: list[list[str]] = [[] for _ in prompts]
     continues = backbone.kind == "decoder"  # an encoder-decoder's output begins anew
     pad_batch = left_padded if continues else right_padded
@@ -208,12 +221,25 @@ def generate_ids(
         for batch in _batches(prompts, options.batch_size):
             inputs = pad_batch([prompts[index] for index in batch], pad)
             moved = {name: tensor.to(backbone.device) for name, tensor in inputs.items()}
+            given = inputs["input_ids"].shape[1] if continues else len(written.begin)
+            if not continues:
+                moved["decoder_input_ids"] = moved["input_ids"].new_tensor(
+                    [written.begin] * len(batch)
+                )
             out = backbone.model.generate(**moved, pad_token_id=pad, **arguments)
-            new = out[:, inputs["input_ids"].shape[1] :] if continues else out
-            decoded = tokenizer.batch_decode(new, skip_special_tokens=True)
-            for place, text in enumerate(decoded):
-                texts[batch[place // options.num_return_sequences]].append(text.strip())
+            for place, ids in enumerate(out[:, given:].tolist()):
+                texts[batch[place // options.num_return_sequences]].append(written.text(ids))
     return texts
+
+
+def _tokens(written: Written) -> dict[str, Any]:
+    """What texts begin and end with, as arguments of `generate`."""
+    found: dict[str, Any] = {"eos_token_id": sorted(written.ends) or None}
+    if written.begin:
+        found["decoder_start_token_id"] = written.begin[0]
+    if written.stop:
+        found |= {"stop_strings": list(written.stop), "tokenizer": written.tokenizer}
+    return found
 
 
 def _batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:

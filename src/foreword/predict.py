@@ -16,6 +16,7 @@ from foreword.backbone.kinds import KINDS
 from foreword.data import Task
 from foreword.data.collate import padding_of, right_padded
 from foreword.data.inputs import Inputs, inputs_of, of_each, texts_of
+from foreword.data.room import Room
 from foreword.errors import DataError
 from foreword.head import Head, Pooling, pooled
 from foreword.prefix import Prefix
@@ -36,8 +37,8 @@ def predict(
 
     Args:
         backbone: The backbone, left as it was found.
-        inputs: Texts or rows. Of a head that tags, a text is split at spaces; of one that answers, it is
-            a JSON object with question and context.
+        inputs: Texts or rows, one alone, or the `Path` of a file of them. Of a head that tags, a text is
+            split at spaces; of one that answers, it is a JSON object with question and context.
         prefix: The prefix, with a head.
         batch_size: Inputs, or windows of them, in one batch.
         strict: Refuse a backbone with other weights than the prefix was made on.
@@ -81,7 +82,7 @@ def features(
 
     Args:
         backbone: The backbone, left as it was found.
-        texts: The texts.
+        texts: The texts, one alone, or the `Path` of a file of them.
         prefix: The prefix, with a head or without; None for the frozen model alone.
         pooling: The ``mean`` of the tokens' last hidden states, the ``first`` or the ``last``; by
             default that of the prefix's head, else the mean of an encoder and the last of a decoder.
@@ -104,10 +105,7 @@ def features(
         backbone.check(prefix, strict=strict)
     own = prefix.head.pooling if prefix is not None and prefix.head is not None else None
     how = pooling or own or KINDS[backbone.kind].pooling
-    if prefix is not None:
-        reader = prefix_reader(backbone, prefix)
-    else:
-        reader = reader_for(backbone, backbone.bos, backbone.context)
+    reader = prefix_reader(backbone, prefix)
     readings = of_each(texts_of(texts), lambda text: [reader.read(text)])
     found: list[Tensor] = list(
         _each(
@@ -146,9 +144,10 @@ def templates_of(prefix: Prefix) -> Task:
     return Task(recipe["prompt"], recipe.get("target"))
 
 
-def prefix_reader(backbone: Backbone, prefix: Prefix) -> Reader:
-    """What reads inputs for a prefix."""
-    return reader_for(backbone, prefix.meta.bos, backbone.context - prefix.length)
+def prefix_reader(backbone: Backbone, prefix: Prefix | None) -> Reader:
+    """What reads inputs for a prefix, or for the frozen model."""
+    bos = backbone.bos if prefix is None else prefix.meta.bos
+    return reader_for(backbone, bos, Room.behind(backbone, prefix).limit)
 
 
 def predictions_of(

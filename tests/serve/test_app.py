@@ -15,6 +15,7 @@ import torch
 from fastapi.testclient import TestClient
 
 import foreword
+from foreword.data.encode import Truncated
 from foreword.engine import Engine, Limits
 from foreword.engine.residency import Residency
 from foreword.serve import ServeOptions, create_app
@@ -40,6 +41,8 @@ def folder(backbone: foreword.Backbone, tmp_path_factory: pytest.TempPathFactory
         recipe={"method": "prefix", "prompt": "{mr} ->", "target": " {ref}"}
     )
     store.save("task", made)
+    recipe = {**made.meta.recipe, "max_length": 24}
+    store.save("short", made.with_meta(recipe=recipe, training={"longest_target": 10}))
     return folder
 
 
@@ -70,7 +73,7 @@ def test_the_model_chooses_the_prefix(client: openai.OpenAI) -> None:
 
 def test_models_are_listed_with_their_root_and_parent(client: openai.OpenAI) -> None:
     models = {model.id: model.model_dump() for model in client.models.list()}
-    assert list(models) == ["tiny", "one", "task", "two"]
+    assert list(models) == ["tiny", "one", "short", "task", "two"]
     assert (models["tiny"]["root"], models["tiny"]["parent"]) == ("tiny", None)
     assert (models["one"]["root"], models["one"]["parent"]) == ("tiny", "tiny")
     assert client.models.retrieve("one").id == "one"
@@ -127,6 +130,36 @@ def test_a_prefix_with_templates_is_asked_in_them(client: openai.OpenAI) -> None
     assert found.choices[0].message.content == same.choices[0].text
     with pytest.raises(openai.BadRequestError, match="one message of the user"):
         client.chat.completions.create(model="task", messages=message * 2)
+
+
+def test_a_long_message_is_cut_as_prompts_were_in_training(client: openai.OpenAI) -> None:
+    """The recipe's max_length was passed over: prompts that `generate` cut were read whole."""
+    message: Any = [{"role": "user", "content": "name[A very long name of a place]"}]
+    with pytest.warns(Truncated, match="whose max_length is 24"):
+        found = client.chat.completions.create(model="short", messages=message, **GREEDY)
+    whole = f"{message[0]['content']} ->"
+    same = client.completions.create(model="task", prompt=whole[-14:], **GREEDY)
+    assert found.usage is not None
+    assert found.usage.prompt_tokens == 14
+    assert found.choices[0].message.content == same.choices[0].text
+    as_it_is = client.completions.create(model="short", prompt=whole, **GREEDY)
+    assert as_it_is.usage is not None
+    assert as_it_is.usage.prompt_tokens == len(whole)
+
+
+def test_the_chat_templates_end_of_turn_ends_an_answer(
+    client: openai.OpenAI, backbone: foreword.Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A base model's own end of sequence is another token, and answers ran on after their turn."""
+    template = backbone.tokenizer.chat_template.replace("</s>", "<s>")  # type: ignore[union-attr]
+    monkeypatch.setattr(backbone.tokenizer, "chat_template", template)
+    message: Any = [{"role": "user", "content": "hello"}]
+    asked: dict[str, Any] = {**GREEDY, "messages": message, "logit_bias": {"0": 100}}
+    ended = client.chat.completions.create(model="tiny", **asked)
+    assert ended.usage is not None
+    assert (ended.choices[0].finish_reason, ended.usage.completion_tokens) == ("stop", 1)
+    asked = {**GREEDY, "prompt": "hello", "logit_bias": {"0": 100}}
+    assert client.completions.create(model="tiny", **asked).choices[0].finish_reason == "length"
 
 
 def test_log_probabilities_and_echo(client: openai.OpenAI) -> None:

@@ -144,6 +144,21 @@ def test_a_decoder_writes_unless_the_data_is_to_be_labelled(tiny: foreword.Backb
     assert for_task(tiny, SETTINGS, [{"messages": []}]).task == "causal"
 
 
+def test_a_conversation_is_written_whatever_other_columns_it_has(
+    tiny: foreword.Backbone, encoder: foreword.Backbone
+) -> None:
+    """Sets of conversations often have a text and a label beside them, and were classified."""
+    turns = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Yes."}]
+    for columns in (CLASSIFY[0], TAG[0], ANSWER[0]):
+        rows = [{**columns, "messages": turns}]
+        assert for_task(tiny, SETTINGS, rows).task == "causal"
+    assert for_task(encoder, SETTINGS, [{**CLASSIFY[0], "messages": turns}]).task == "classify"
+    assert for_task(tiny, SETTINGS, [{**CLASSIFY[0], "messages": None}]).task == "classify"
+    assert for_task(tiny, changed(task="classify"), [{**CLASSIFY[0], "messages": turns}]).task == (
+        "classify"
+    )
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 import foreword
 from foreword.data import Collator, Encoded, Encoder, Task
 from foreword.data.encode import IGNORED
+from foreword.errors import UnsupportedModel
 from foreword.train.objective import score
+from tests.tasks.models import tiny_encoder
 
 TEXT = "Some text that a prefix is captured from."
 
@@ -86,6 +88,15 @@ def test_scores_equal_the_plain_reference(
     torch.testing.assert_close(scores.nll_N, nll[rows, columns], atol=1e-5, rtol=1e-5)
     assert scores.hit_N.tolist() == (likeliest[rows, columns] == labels[rows, columns]).tolist()
     assert float(scores.nll_N.sum()) == pytest.approx(float(nll.sum()), rel=1e-5)
+
+
+def test_the_kind_is_the_measured_one() -> None:
+    """Encoders that were saved with a head for language modelling were taken for decoders."""
+    bert = tiny_encoder().model
+    bert.config.architectures = ["BertLMHeadModel"]
+    ids = torch.ones(1, 3, dtype=torch.long)
+    with pytest.raises(UnsupportedModel, match="an encoder predicts no text"):
+        score(bert, ids, ids, ids)
 
 
 def test_the_prefix_moves_the_scores(tiny: foreword.Backbone, batch: dict[str, Tensor]) -> None:

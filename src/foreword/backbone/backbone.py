@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from foreword.attention.attachment import Attachment
 from foreword.attention.bound import bound_to
 from foreword.attention.signature import parameters_of
+from foreword.backbone.context import context_of, looked_up
 from foreword.backbone.fit import check_geometry, check_weights
 from foreword.backbone.kinds import KindName, with_article
 from foreword.backbone.measured import attached, measure
@@ -62,6 +63,7 @@ class Backbone:
         self._measured = measure(model)
         self._fingerprint: str | None = None
         self._width: int | None = None
+        self._context: int | None = None
         self._tokenizer_digest: str | None = None
         self._turns: dict[int, tuple[Rotation, ...]] = {}
 
@@ -158,18 +160,26 @@ class Backbone:
 
     @property
     def context(self) -> int:
-        """Most tokens, prefix and text together, that the model was made for."""
-        config = self.model.config
-        named = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions"))
-        return int(next((size for size in named if size), 2**31))
+        """Most tokens, prefix and text together, that the model was made for, measured once.
+
+        Where positions are looked up in a table, as many as it holds; where distances alone count (T5),
+        2**31; else what the config says.
+        """
+        if self._context is None:
+            kind, table = self._measured.kind, None
+            with self.attached(None) as attachment, evaluating(self.model):
+                if kind.name != "decoder" or self.positions == "offset":
+                    table = looked_up(self.model, kind, self.device)
+                self._context = context_of(self.model, attachment, table)
+        return self._context
 
     @property
     def eos_ids(self) -> frozenset[int]:
-        """Tokens that end a sequence: those of the generation config, else the tokenizer's."""
+        """Tokens that end a sequence: those of the generation config, and the tokenizer's."""
         named = getattr(self.model.generation_config, "eos_token_id", None)
-        if named is None:
-            named = getattr(self.tokenizer, "eos_token_id", None)
-        return frozenset([named] if isinstance(named, int) else named or ())
+        end = getattr(self.tokenizer, "eos_token_id", None)
+        own = [named] if isinstance(named, int) else named or ()
+        return frozenset([*own, *([] if end is None else [end])])
 
     @property
     def bos(self) -> Bos:

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from foreword.attention.attachment import Attachment, attachment_of
+from foreword.backbone.kinds import Kind, kind_of
 from foreword.backbone.probe import Measured, attach_proven
 from foreword.weights.own import unwrapped
 
@@ -31,6 +32,12 @@ def measure(model: PreTrainedModel) -> Measured:
         attachment.remove()
         model.__dict__[_MEASURED] = measured
         return measured
+
+
+def kind_measured(model: nn.Module) -> Kind:
+    """The kind of a model as it was measured; by its config, of one that never was."""
+    known = model.__dict__.get(_MEASURED)
+    return known.kind if isinstance(known, Measured) else kind_of(model.config)
 
 
 def forget(model: PreTrainedModel) -> None:

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from foreword.cli.console import note, say, working
 from foreword.cli.inputs import InputOptions
 from foreword.cli.options import BackboneOptions, StoreOptions
-from foreword.generate import GenerateOptions, task_of
+from foreword.generate import GenerateOptions
 from foreword.generate import generate as generate_texts
 
 
@@ -56,7 +56,7 @@ def generate(
         given,
         prefix if arguments.prefix else None,
         options,
-        task=task_of(prefix),
+        like=prefix,
         strict=arguments.strict,
     )
     if not arguments.prefix:

@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from foreword.data import read_rows
+from foreword.data.inputs import is_lines, lines_of, read_lines
 from foreword.data.template import Input
 from foreword.errors import DataError
 
 
-def lines_of(text: str) -> list[str]:
-    """The lines of a text, which end where a file's lines do and nowhere else.
-
-    Not splitlines(), which would also split at characters that a line may hold, as U+2028.
-    """
-    return [line.removesuffix("\r") for line in text.split("\n")]
-
-
-def _standard_input() -> bytes:
-    """What stands on standard input; its bytes, where they are to be had, are UTF-8 as files are."""
+def _standard_lines() -> list[str]:
+    """The lines of standard input; its bytes, where they are to be had, are UTF-8 as files are."""
     stream = getattr(sys.stdin, "buffer", None)
-    return sys.stdin.read().encode() if stream is None else stream.read()
+    try:
+        return lines_of(sys.stdin.read().encode() if stream is None else stream.read())
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read inputs from standard input: {error}") from error
 
 
 @Parameter(name="*")
@@ -47,15 +42,9 @@ class InputOptions:
             raise DataError("give a text or --input FILE, not both")
         if text is not None:
             return [text]
-        if self.file is not None and not self.file.endswith(".txt"):
+        if self.file is not None and not is_lines(self.file):
             return list(read_rows(self.file))
-        place = self.file or "standard input"
-        try:
-            content = _standard_input() if self.file is None else Path(self.file).read_bytes()
-            lines = lines_of(content.decode("utf-8-sig"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"cannot read inputs from {place}: {error}") from error
-        found: list[Input] = [line for line in lines if line.strip()]
+        found: list[Input] = [*(_standard_lines() if self.file is None else read_lines(self.file))]
         if not found:
             raise DataError(
                 "there are no inputs; give a text, --input FILE, or lines on standard input"

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from foreword.backbone.kinds.base import IGNORED
 from foreword.data.chat import asked, assistant_spans, check_turns, rendered
+from foreword.data.room import Room
 from foreword.data.template import MESSAGES, Task, fill
 from foreword.errors import DataError
 from foreword.prefix import Bos
@@ -46,9 +47,15 @@ class Encoded:
         """Number of predicted tokens."""
         return sum(label != IGNORED for label in self.labels)
 
+    @property
+    def answer(self) -> int:
+        """Number of tokens of the last run of predicted ones: all, but for earlier turns of a chat."""
+        predicted = [place for place, label in enumerate(self.labels) if label != IGNORED]
+        return predicted[-1] + 1 - _last_run(predicted)
+
 
 class Truncated(UserWarning):
-    """A prompt did not fit the context beside the tokens to generate."""
+    """A prompt did not fit the context beside the tokens to generate, or the recipe's max_length."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +83,21 @@ class Encoder:
         tokenizer: The backbone's tokenizer.
         task: Templates, or conversations.
         bos: BOS policy of the prefix that the rows are for.
-        limit: Most tokens of prompt and target together.
+        limit: Most tokens of prompt and target together; or the room that a recipe leaves.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, task: Task, *, bos: Bos, limit: int
+        self, tokenizer: PreTrainedTokenizerBase, task: Task, *, bos: Bos, limit: int | Room
     ) -> None:
         self.tokenizer = tokenizer
         self.task = task
         self.bos = bos
-        self.limit = limit
+        self.room = limit if isinstance(limit, Room) else Room(limit)
+
+    @property
+    def limit(self) -> int:
+        """Most tokens of prompt and target together."""
+        return self.room.limit
 
     def rows(self, rows: Sequence[Mapping[str, Any]]) -> tuple[list[Encoded], Report]:
         """All rows encoded, and what was cut.
@@ -118,26 +130,51 @@ class Encoder:
         end = self.tokenizer.eos_token_id
         return ids if end is None else [*ids, end]
 
-    def prompt(self, row: Mapping[str, Any] | str, room: int = 0) -> list[int]:
+    def prompt(
+        self, row: Mapping[str, Any] | str, room: int = 0, target: int | None = None
+    ) -> list[int]:
         """Token ids that generation starts from, leaving `room` tokens of the context free.
 
         A row is filled into the prompt template; text of its own is taken as the prompt, or in a
         chat task as the user's message. An answer that a conversation ends with is left out.
+
+        Args:
+            row: The row or text.
+            room: Tokens that may be written after it.
+            target: Tokens of the row's own target, where it is known.
         """
-        limit = self.limit - room
+        limit = self.room.of_prompt(room, target)
         if limit < 1:
             raise DataError(
-                f"{room} new tokens leave no room for a prompt in a context of {self.limit}; ask "
-                "for fewer"
+                f"{room} new tokens leave no room for a prompt in a context of {self.room.context}; "
+                "ask for fewer"
             )
-        ids = self.uncut(row)
+        return self.fitted(self.uncut(row), limit, room)
+
+    def within_recipe(self, ids: list[int]) -> list[int]:
+        """A prompt cut to the recipe's max_length alone; one beyond the context is for others to refuse.
+
+        Warns:
+            Truncated: It has more tokens.
+        """
+        limit = self.room.of_prompt(0)
+        return ids if limit == self.room.context else self.fitted(ids, limit)
+
+    def fitted(self, ids: list[int], limit: int, room: int = 0) -> list[int]:
+        """The last `limit` tokens of a prompt.
+
+        Warns:
+            Truncated: It has more.
+        """
         if len(ids) > limit:
-            warnings.warn(
-                f"a prompt of {len(ids)} tokens lost {len(ids) - limit} from its left to leave room "
-                f"for {room} new tokens in the context; ask for fewer with --max-new-tokens",
-                Truncated,
-                stacklevel=2,
+            lost = f"a prompt of {len(ids)} tokens lost {len(ids) - limit} from its left"
+            why = (
+                f"to leave room for {room} new tokens in the context; ask for fewer with "
+                "--max-new-tokens"
+                if limit == self.room.context - room
+                else f"as prompts did in training, whose max_length is {self.room.max_length}"
             )
+            warnings.warn(f"{lost} {why}", Truncated, stacklevel=3)
         return self._cut(ids, limit)
 
     def _cut(self, ids: list[int], limit: int) -> list[int]:

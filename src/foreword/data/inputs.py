@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from foreword.data.given import Data, is_rows
@@ -20,14 +22,19 @@ Inputs = Input | Iterable[Input] | Data
 def inputs_of(given: Inputs) -> list[Input]:
     """The inputs, one after the other.
 
+    A text alone is one input and not its letters, a row alone is one and not its columns' names. A path
+    is a file of rows, as in training, or of one text per line (.txt).
+
     Raises:
         DataError: One is neither text nor a row, or rows cannot be read.
     """
+    if isinstance(given, os.PathLike) and is_lines(given):
+        return list(read_lines(given))
     if is_rows(given):
         return list(rows_of(given))  # type: ignore[arg-type]
     if isinstance(given, str | Mapping):
         return [given]
-    if not isinstance(given, Iterable):
+    if isinstance(given, bytes) or not isinstance(given, Iterable):
         raise DataError(f"inputs are texts or rows; found {type(given).__name__}")
     return of_each(given, _input)
 
@@ -39,6 +46,35 @@ def texts_of(given: Inputs) -> list[str]:
         DataError: One is not.
     """
     return of_each(inputs_of(given), _text)
+
+
+def is_lines(file: str | os.PathLike[str]) -> bool:
+    """Whether a file holds one text per line, by its name."""
+    return os.fspath(file).lower().endswith(".txt")
+
+
+def read_lines(file: str | os.PathLike[str]) -> list[str]:
+    """The texts of a file, one per line; empty lines are passed over.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        return lines_of(Path(file).read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read inputs from {os.fspath(file)}: {error}") from error
+
+
+def lines_of(content: bytes) -> list[str]:
+    """The lines of a file that are not empty, which end where a file's lines do and nowhere else.
+
+    Not splitlines(), which would also split at characters that a line may hold, as U+2028.
+
+    Raises:
+        UnicodeDecodeError: They are not UTF-8.
+    """
+    lines = [line.removesuffix("\r") for line in content.decode("utf-8-sig").split("\n")]
+    return [line for line in lines if line.strip()]
 
 
 def of_each(inputs: Iterable[T], read: Callable[[T], U]) -> list[U]:

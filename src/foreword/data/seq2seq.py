@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from foreword.backbone import Backbone
 from foreword.data.encode import Encoded, Encoder
-from foreword.data.template import fill
+from foreword.data.room import Room
+from foreword.data.template import Task, fill
 from foreword.errors import DataError
+from foreword.prefix import Bos
 
 
 class Seq2SeqEncoder(Encoder):
@@ -40,9 +43,11 @@ class Seq2SeqEncoder(Encoder):
         end = self.tokenizer.eos_token_id
         return ids if end is None or end in ids[len(bare) :] else [*ids, end]
 
-    def prompt(self, row: Mapping[str, Any] | str, room: int = 0) -> list[int]:
+    def prompt(
+        self, row: Mapping[str, Any] | str, room: int = 0, target: int | None = None
+    ) -> list[int]:
         """Source tokens; what the decoder writes takes no room beside them."""
-        return super().prompt(row, 0)
+        return super().prompt(row, 0, 0)
 
     def uncut(self, row: Mapping[str, Any] | str) -> list[int]:
         """The source, not cut."""
@@ -71,6 +76,13 @@ class Seq2SeqEncoder(Encoder):
             )
 
 
-def encoder_class(kind: str) -> type[Encoder]:
-    """What encodes rows for a kind of backbone."""
-    return Seq2SeqEncoder if kind == "encoder-decoder" else Encoder
+def encoder_of(backbone: Backbone, task: Task, bos: Bos, room: Room) -> Encoder:
+    """What encodes rows of a task for a backbone.
+
+    Raises:
+        DataError: The backbone has no tokenizer.
+    """
+    if backbone.tokenizer is None:
+        raise DataError("this backbone has no tokenizer, so texts cannot be encoded")
+    made = Seq2SeqEncoder if backbone.kind == "encoder-decoder" else Encoder
+    return made(backbone.tokenizer, task, bos=bos, limit=room)

@@ -158,16 +158,16 @@ def _names(pairs: list[tuple[str, Any]]) -> list[str]:
 def as_row(given: Input, task: Task) -> Input:
     """An input as a row of the task.
 
-    Text becomes the one column that the prompt template names; with several columns it must be a
-    JSON object. In a chat task text is the user's message.
+    Text becomes the one column that the prompt template names; with several columns, or none, it must
+    be a JSON object. In a chat task text is the user's message.
 
     Raises:
-        DataError: The text cannot be told apart into the template's columns.
+        DataError: The text cannot be told apart into the template's columns, or has no place in it.
     """
     if not isinstance(given, str) or task.prompt is None:
         return given
     names = columns(task.prompt)
-    if given.lstrip().startswith("{") and names:
+    if given.lstrip().startswith("{"):
         try:
             row = json.loads(given)
         except ValueError:
@@ -177,8 +177,13 @@ def as_row(given: Input, task: Task) -> Input:
             return row
     if len(set(names)) == 1:
         return {names[0]: given}
-    if not names:
+    if not names and not given:
         return {}
+    if not names:
+        raise DataError(
+            f"the prompt template {task.prompt!r} names no column, so the text {given[:60]!r} has no "
+            "place in it; give an empty text, or a prefix that was trained with a column in its prompt"
+        )
     raise DataError(
         f"the prompt template {task.prompt!r} names the columns {', '.join(names)}; give them as a "
         f'JSON object, such as {{"{names[0]}": "...", ...}}'

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from foreword.data.written import Written
 from foreword.engine.stops import Stop
 
 REPLACEMENT = "\ufffd"
@@ -20,10 +21,13 @@ class Detokeniser:
     Args:
         tokenizer: The backbone's tokenizer.
         stop: Texts that end the output.
+        kept: Special tokens that are text.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
-        self.tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: Any, stop: Sequence[str] = (), kept: frozenset[int] = frozenset()
+    ) -> None:
+        self._written = Written(tokenizer, kept=kept)
         self.stopped = False
         self._stops = tuple(map(Stop, stop))
         self._tokens: list[int] = []
@@ -58,8 +62,7 @@ class Detokeniser:
         return now[len(before) :]
 
     def _decoded(self, tokens: Sequence[int]) -> str:
-        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        return text
+        return self._written.spelled(tokens)
 
     def _shown(self, new: str, *, last: bool) -> str:
         """What can be shown of held and new text."""

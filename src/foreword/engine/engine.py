@@ -12,7 +12,7 @@ import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from foreword.attention.attachment import Attachment
 from foreword.backbone import Backbone
+from foreword.data.written import Written, written_for
 from foreword.engine.detokeniser import Detokeniser
 from foreword.engine.request import (
     Completion,
@@ -34,7 +35,7 @@ from foreword.engine.sampler import Draw, logprobs_of, sample
 from foreword.engine.scheduler import Active, Limits, Scheduler
 from foreword.engine.threads import give_up_pool
 from foreword.errors import DataError, ServeError, first_line
-from foreword.generate import refuse_head
+from foreword.generate import PLAIN, refuse_head, task_of
 from foreword.prefix import Prefix
 from foreword.weights.packing import packed
 
@@ -57,6 +58,7 @@ class _Job(Active):
     text: Detokeniser | None = None
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     has_ended: bool = False
+    written: Written = field(default_factory=lambda: Written(None))
 
     def drawing(self, device: torch.device) -> Draw:
         """What its tokens are drawn with."""
@@ -97,7 +99,7 @@ class Engine:
         example = backbone.capture(PROBE)
         with ExitStack() as stack:  # which undoes what was done, if one of these fails
             attachment = stack.enter_context(backbone.attached(None))
-            _ = backbone.fingerprint  # read before the weights are packed
+            _ = backbone.fingerprint, backbone.context  # before the weights are packed
             stack.enter_context(packed(backbone.model, partial(_logits, backbone, attachment)))
             self.runner = Runner(
                 backbone, attachment, self.limits.rows, example, self.limits.copied
@@ -129,11 +131,19 @@ class Engine:
         size = len(request.prompt)
         context = size + self.room(size, request.prefix)
         ahead = self.runner.columns_of(request.prefix)
-        job = _Job(request, list(request.prompt), context, ahead, sink=sink)
+        written = self._written(request)
+        job = _Job(request, list(request.prompt), context, ahead, sink=sink, written=written)
         with self._door:
             if not self._accepts:
                 raise EngineClosed(CLOSED)
             self._inbox.put(lambda: self.scheduler.waiting.append(job))
+
+    def _written(self, request: Request) -> Written:
+        """How a request's text ends, and which of its tokens are text."""
+        prefix = request.prefix
+        task = PLAIN if prefix is None else task_of(prefix)
+        written = written_for(self.backbone, prefix, task)
+        return replace(written, ends=written.ends | (request.ends - written.kept))
 
     def check(self, request: Request) -> None:
         """Check whether `submit` would take a request now.
@@ -373,7 +383,7 @@ class Engine:
         first = len(job.tokens) == len(job.request.prompt)
         job.tokens.append(token)
         generated = len(job.tokens) - len(job.request.prompt)
-        ends = token in self.backbone.eos_ids and not sampling.ignore_eos
+        ends = token in job.written.ends and not sampling.ignore_eos
         text = "" if ends else self._text(job, token)
         told = (
             () if sampling.logprobs is None else (logprobs_of(logits_V, token, sampling.logprobs),)
@@ -397,7 +407,8 @@ class Engine:
         if self.backbone.tokenizer is None:
             return ""
         if job.text is None:
-            job.text = Detokeniser(self.backbone.tokenizer, job.request.sampling.stop)
+            stop = (*job.request.sampling.stop, *job.written.stop)
+            job.text = Detokeniser(self.backbone.tokenizer, stop, job.written.kept)
         return job.text.add([token])
 
     def _finish(self, job: _Job, reason: FinishReason, error: str = "") -> None:

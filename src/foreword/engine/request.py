@@ -114,6 +114,9 @@ class Request:
     name: str = ""
     """What the request is called in errors and events; made up by default."""
 
+    ends: frozenset[int] = frozenset()
+    """Tokens that end its text, beside those of the backbone and of the prefix's training."""
+
     def __post_init__(self) -> None:
         if not self.prompt:
             raise DataError("a prompt needs at least one token; found none")

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import torch
 
 from foreword.backbone import Backbone
-from foreword.data import Collator, Encoded, Encoder, Report, Task, rows_of
+from foreword.data import Collator, Encoded, Report, Task, rows_of
 from foreword.data.chat import answers, asked
 from foreword.data.collate import padding_of
 from foreword.data.given import Data, name_of
 from foreword.data.template import MESSAGES
+from foreword.data.written import written_for
 from foreword.errors import DataError
 from foreword.evaluate import metrics
 from foreword.evaluate.labels import Figure, LabelEvaluation, evaluate_labels
@@ -126,11 +128,19 @@ _BATCH = ("input_ids", "attention_mask", "labels")
 
 @dataclass(frozen=True)
 class _Set:
-    """Rows grouped by input: per input the first row that has it, and its references."""
+    """Rows grouped by input.
+
+    Attributes:
+        rows: All rows.
+        firsts: Per input the first row that has it.
+        references: Per input its targets, as a model would write them.
+        kept: Special tokens that belong to targets.
+    """
 
     rows: list[Mapping[str, Any]]
     firsts: list[Mapping[str, Any]]
     references: list[list[str]]
+    kept: frozenset[int]
 
 
 def evaluate(
@@ -207,7 +217,7 @@ def evaluate_text(
     if task.chat:
         rows = [_to_last_answer(row) for row in rows]
     options = options or GenerateOptions()
-    grouped = _grouped(rows, task, limit)
+    grouped = _grouped(backbone, prefix, rows, task, limit)
     outputs, ours, report, targets = _measure(backbone, prefix, prefix, task, grouped, options)
     base_outputs: list[str] = []
     theirs = None
@@ -245,21 +255,30 @@ def _to_last_answer(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**row, MESSAGES: turns[: answers(turns)[-1] + 1]}
 
 
-def _reference(row: Mapping[str, Any], task: Task) -> str:
+def _target(row: Mapping[str, Any], task: Task) -> str:
     if not task.chat:
-        return task.pair(row)[1].strip()
-    return str(row[MESSAGES][-1]["content"]).strip()
+        return task.pair(row)[1]
+    return str(row[MESSAGES][-1]["content"])
 
 
-def _grouped(rows: Sequence[Mapping[str, Any]], task: Task, limit: int | None) -> _Set:
+def _grouped(
+    backbone: Backbone,
+    prefix: Prefix,
+    rows: Sequence[Mapping[str, Any]],
+    task: Task,
+    limit: int | None,
+) -> _Set:
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault(input_text(row, task), []).append(row)
     kept = list(groups.values())[:limit]
+    targets = [[_target(row, task) for row in group] for group in kept]
+    written = written_for(backbone, prefix, task).keeping(chain.from_iterable(targets))
     return _Set(
         rows=[row for group in kept for row in group],
         firsts=[group[0] for group in kept],
-        references=[[_reference(row, task) for row in group] for group in kept],
+        references=[[written.reference(target) for target in group] for group in targets],
+        kept=written.kept,
     )
 
 
@@ -281,7 +300,8 @@ def measured(
         rows: Rows; those with the same prompt are references of one input.
         options: How to generate.
     """
-    return _measure(backbone, prefix, like, task, _grouped(rows, task, None), options)[1]
+    grouped = _grouped(backbone, like, rows, task, None)
+    return _measure(backbone, prefix, like, task, grouped, options)[1]
 
 
 def _measure(
@@ -296,7 +316,12 @@ def _measure(
     encoder = encoder_for(backbone, prefix, task, like)
     encoded, report = encoder.rows(grouped.rows)
     nll, accuracy, targets = scored(backbone, prefix, encoded, options.batch_size)
-    texts = _generated(backbone, prefix, encoder, grouped.firsts, options)
+    sizes = {id(row): one.answer for row, one in zip(grouped.rows, encoded, strict=True)}
+    prompts = [
+        encoder.prompt(row, options.max_new_tokens, sizes[id(row)]) for row in grouped.firsts
+    ]
+    written = replace(written_for(backbone, prefix, task, like), kept=grouped.kept)
+    texts = [each[0] for each in generate_ids(backbone, prompts, prefix, options, written)]
     figures = Metrics(
         nll=nll,
         perplexity=math.exp(min(nll, 700.0)),
@@ -327,14 +352,3 @@ def scored(
             hits += int(scores.hit_N.sum())
             targets += len(scores.nll_N)
     return nll / targets, 100 * hits / targets, targets
-
-
-def _generated(
-    backbone: Backbone,
-    prefix: Prefix | None,
-    encoder: Encoder,
-    rows: Sequence[Mapping[str, Any]],
-    options: GenerateOptions,
-) -> list[str]:
-    prompts = [encoder.prompt(row, options.max_new_tokens) for row in rows]
-    return [texts[0] for texts in generate_ids(backbone, prompts, prefix, options)]

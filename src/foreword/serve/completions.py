@@ -14,6 +14,7 @@ from foreword.backbone import Backbone
 from foreword.data import Task
 from foreword.data.chat import rendered
 from foreword.data.template import as_row
+from foreword.data.written import end_of_turn, stop_of_turn
 from foreword.engine import Engine, Event, Request, Sampling, Weighted
 from foreword.engine.engine import completion
 from foreword.engine.request import Completion
@@ -141,6 +142,7 @@ class Completions:
         identity = str(line["request"])
         field = "messages" if isinstance(body, ChatRequest) else "prompt"
         chosen = () if prefix is None else (Weighted(prefix),)
+        ends = self._ends(body)
         requests = []
         for place, ids in enumerate(self._prompts(body, prefix)):
             most = max(1, min(sampling.max_tokens, self._room(ids, prefix, field)))
@@ -148,7 +150,7 @@ class Completions:
                 seed = None if body.seed is None else body.seed + copy
                 limited = replace(sampling, seed=seed, max_tokens=most)
                 name = f"{identity}-{place * body.n + copy}"
-                requests.append(Request(tuple(ids), limited, chosen, name))
+                requests.append(Request(tuple(ids), limited, chosen, name, ends))
             self.engine.check(requests[-1])  # a stream's status is sent before it is submitted
         echoed = self._echoed(body, requests)
         return Asked(body, tuple(requests), echoed, identity, int(time.time()), line)
@@ -174,6 +176,12 @@ class Completions:
         if isinstance(body, ChatRequest):
             return [self._conversation(body, prefix)]
         return [self._prompt(prompt, prefix) for prompt in body.prompts]
+
+    def _ends(self, body: Body) -> frozenset[int]:
+        """What ends an answer in a conversation: the assistant's turn as the chat template ends it."""
+        tokenizer = self.backbone.tokenizer
+        is_chat = isinstance(body, ChatRequest) and tokenizer is not None
+        return end_of_turn(tokenizer) if is_chat else frozenset()
 
     def _echoed(self, body: Body, requests: Sequence[Request]) -> tuple[str, ...]:
         """Text of each choice's prompt, where it was asked for."""
@@ -209,7 +217,7 @@ class Completions:
             text = rendered(tokenizer, turns, ask=True)
             encoder = encoder_for(self.backbone, prefix, CHAT)
             ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-            return encoder.without_doubled_bos(ids)
+            return encoder.within_recipe(encoder.without_doubled_bos(ids))
         if len(turns) != 1 or turns[0]["role"] != "user":
             raise Failure(
                 400,
@@ -218,7 +226,8 @@ class Completions:
                 "messages",
             )
         row = as_row(turns[0]["content"], task)
-        return encoder_for(self.backbone, prefix, task).uncut(row)
+        encoder = encoder_for(self.backbone, prefix, task)
+        return encoder.within_recipe(encoder.uncut(row))
 
     def _sampling(self, body: Sampled, max_tokens: int | None) -> Sampling:
         return Sampling(
@@ -241,7 +250,10 @@ class Completions:
 
     def _chat_sampling(self, body: ChatRequest) -> Sampling:
         sampling = self._sampling(body, body.max_completion_tokens or body.max_tokens)
-        return replace(sampling, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
+        tokenizer = self.backbone.tokenizer
+        ends = () if tokenizer is None else stop_of_turn(tokenizer)
+        told = (body.top_logprobs or 0) if body.logprobs else None
+        return replace(sampling, logprobs=told, stop=(*sampling.stop, *ends))
 
     # -- what is answered ------------------------------------------------------------------------
 

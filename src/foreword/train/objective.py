@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from foreword.backbone.kinds import kind_of
 from foreword.backbone.kinds.base import IGNORED
+from foreword.backbone.measured import kind_measured
 from foreword.backbone.output_layer import head_sees
 from foreword.head import Head
 from foreword.tasks import LABELLINGS
@@ -45,7 +45,7 @@ def score(
     Without a head labels are tokens: those of a decoder are among its inputs, an encoder-decoder's
     have a T of their own. With one they are its labels, as its task arranges them.
     """
-    kind = kind_of(model.config)
+    kind = kind_measured(model)
     if head is not None:
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         logits = head.logits(kind.hidden(model, inputs), attention_mask)

@@ -17,11 +17,15 @@ from transformers import TrainerCallback, set_seed
 
 from foreword import format as prefix_file
 from foreword.backbone import Backbone
+from foreword.backbone.kinds.base import IGNORED
 from foreword.data import Collator, Encoded, Report, rows_of
 from foreword.data.collate import padding_of
 from foreword.data.given import Data
-from foreword.data.seq2seq import encoder_class
+from foreword.data.room import LONGEST, Room
+from foreword.data.seq2seq import encoder_of
+from foreword.data.written import SPECIAL, specials_of
 from foreword.errors import DataError, ForewordError, StoreError, TrainingError, first_line
+from foreword.head import HEAD_TASKS
 from foreword.interrupt import Terminated
 from foreword.prefix import Prefix
 from foreword.store import PrefixStore
@@ -160,6 +164,7 @@ def train(
             "backbone_parameters": backbone.parameters,
             "quantization": backbone.quantization,
             "trained_parameters": trained,
+            **_targets(backbone, settings, train_rows),
         }
         stack.enter_context(ranks.stopping_together())
         return _run(trainer, settings, report, training, begun)
@@ -174,22 +179,33 @@ def encode(
         DataError: There are no rows, or one cannot be used.
     """
     rows = rows_of(data)
-    if backbone.tokenizer is None:
-        raise DataError("this backbone has no tokenizer, so texts cannot be encoded")
-    context = backbone.context - prefix.length
-    limit = min(context, settings.max_length or context)
-    if limit < 2:
+    room = Room(backbone.context - prefix.length, settings.max_length)
+    if room.limit < 2:
         raise DataError(
-            f"a prefix of {prefix.length} leaves {limit} of the backbone's {backbone.context} tokens "
-            "for text; use a shorter one"
+            f"a prefix of {prefix.length} leaves {room.limit} of the backbone's {backbone.context} "
+            "tokens for text; use a shorter one"
         )
     templates, head = settings.templates, prefix.head
     if head is not None:
-        reader = reader_for(backbone, prefix.meta.bos, limit)
+        reader = reader_for(backbone, prefix.meta.bos, room.limit)
         seen = LABELLINGS[head.task].labelled(reader, templates, head.labels, rows)
         return seen.encoded, seen.report
-    encoder = encoder_class(backbone.kind)
-    return encoder(backbone.tokenizer, templates, bos=prefix.meta.bos, limit=limit).rows(rows)
+    return encoder_of(backbone, templates, prefix.meta.bos, room).rows(rows)
+
+
+def _targets(
+    backbone: Backbone, settings: TrainSettings, rows: Sequence[Encoded]
+) -> dict[str, Any]:
+    """What reading and writing under the prefix must know of the targets that were trained on."""
+    if settings.task in HEAD_TASKS:
+        return {}
+    found: dict[str, Any] = {}
+    if settings.max_length is not None:
+        found[LONGEST] = max(row.answer for row in rows)
+    labels = ([label for label in row.labels if label != IGNORED] for row in rows)
+    if special := specials_of(backbone, settings.templates, labels):
+        found[SPECIAL] = special
+    return found
 
 
 def rows_digest(rows: Sequence[Encoded]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from foreword.backbone import Backbone
 from foreword.backbone.kinds import KINDS, with_article
-from foreword.data.template import columns
+from foreword.data.template import MESSAGES, columns
 from foreword.errors import DataError, PrefixError, TrainingError
 from foreword.head import HEAD_TASKS, check_head
 from foreword.tasks import LABELLINGS
@@ -58,11 +58,13 @@ def for_task(backbone: Backbone, settings: TrainSettings, rows: Rows) -> TrainSe
 
 
 def _suited(backbone: Backbone, settings: TrainSettings, rows: Rows) -> TaskName:
-    """A decoder labels only what has the columns of a labelling, and no templates."""
+    """A decoder labels only what has the columns of a labelling, and no templates or conversation."""
     if backbone.kind == "encoder-decoder":
         return "seq2seq"
     names = set(rows[0])
     if settings.prompt is None:
+        if backbone.kind == "decoder" and rows[0].get(MESSAGES) is not None:
+            return "causal"
         if {"question", "context"} <= names:
             return "answer"
         if {"tokens", "tags"} <= names:
