@@ -44,6 +44,9 @@ log = logging.getLogger("foreword.serve")
 WITH_BODY = (400, 401, 408, 413)
 """Statuses that any request with a body may be refused with."""
 
+GRACE = 10.0
+"""Seconds in which a client that reads late can still read how its stream ended."""
+
 STORING = (500, 507)
 """Statuses that a request that writes to the store may be refused with, besides."""
 
@@ -125,10 +128,12 @@ def create_app(
     _model_routes(app, backbone, residency)
     _prefix_routes(app, backbone, residency)
 
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        """Whether the process lives."""
-        return {"status": "ok"}
+    @app.get("/health", responses={503: {"description": "The engine is lost"}})
+    async def health() -> JSONResponse:
+        """Whether the process lives, and its engine."""
+        if engine.failure:
+            return JSONResponse({"status": engine.failure}, 503)
+        return JSONResponse({"status": "ok"})
 
     @app.get("/ready", responses={503: {"description": failures.MEANING[503]}})
     async def ready() -> JSONResponse:
@@ -168,7 +173,8 @@ def _completion_routes(app: FastAPI, service: Completions) -> None:
         asked = await service.asked(body)
         answers = Answers(asked, service.backbone.tokenizer)
         if body.stream:
-            return _Stream(_streamed(service, asked, answers), service.place(asked))
+            chunks = _streamed(service, asked, answers)
+            return _Stream(chunks, service.place(asked), service.seconds + GRACE)
         with service.place(asked):
             found = await _unless_gone(request, service.whole(asked))
         log.info(
@@ -200,17 +206,24 @@ class _Stream(StreamingResponse):
     Args:
         chunks: What is sent.
         place: Held meanwhile.
+        seconds: Time until a client that does not read is given up.
     """
 
-    def __init__(self, chunks: AsyncGenerator[bytes], place: AbstractContextManager[None]) -> None:
+    def __init__(
+        self, chunks: AsyncGenerator[bytes], place: AbstractContextManager[None], seconds: float
+    ) -> None:
         super().__init__(chunks, media_type="text/event-stream")
         self.chunks = chunks
         self.place = place
+        self.seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self.place:
             try:
-                await super().__call__(scope, receive, send)
+                async with asyncio.timeout(self.seconds):
+                    await super().__call__(scope, receive, send)
+            except TimeoutError:
+                log.warning("a client was given up that does not read its stream")
             finally:
                 await self.chunks.aclose()
 
