@@ -25,7 +25,7 @@ from foreword.engine import (
     Weighted,
     bank,
 )
-from foreword.engine import engine as module
+from foreword.engine.job import Job
 from foreword.engine.runner import Row, Runner
 from foreword.errors import DataError, MismatchError, UnsupportedModel
 from foreword.prefix import Prefix
@@ -166,7 +166,7 @@ def test_a_failing_row_harms_no_other(
     poisoned = requests[4].name
     tell = Engine._tell
 
-    def failing(self: Engine, job: module._Job, *rest: object) -> None:
+    def failing(self: Engine, job: Job, *rest: object) -> None:
         if job.request.name == poisoned:
             raise RuntimeError("boom")
         tell(self, job, *rest)  # type: ignore[arg-type]
@@ -255,12 +255,29 @@ def test_the_groups_of_a_step_share_one_stack(
     assert len(stacked) == 1
 
 
-def test_room_that_is_not_needed_any_more_is_given_back(backbone: foreword.Backbone) -> None:
-    with Engine(backbone, SMALL) as engine:
-        engine.generate([ask([3] * 150)])
-        wide = engine.runner.cache.bytes
-        engine.generate([ask([3] * 10)])
-        assert engine.runner.cache.bytes < wide / 2
+def test_memory_follows_the_tokens_that_are_there(
+    backbone: foreword.Backbone, sizes: list[int]
+) -> None:
+    """One long request made every slot as long: 770 tokens took 1,125 MiB."""
+    with Engine(backbone, replace(SMALL, rows=32)) as engine:
+        one = sum(each.bytes for each in engine.runner.cache.widths.values())
+        engine.generate([ask([3] * 150, max_tokens=20), *[ask([5], max_tokens=20)] * 3])
+        assert engine.runner.cache.bytes == 0
+    assert max(sizes) <= one * 4 * 192
+
+
+@pytest.fixture
+def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes in bytes of the engine's cache at each pass."""
+    found: list[int] = []
+    run = Runner.run
+
+    def watched(self: Runner, rows: Sequence[Row]) -> list[torch.Tensor]:
+        found.append(self.cache.bytes)
+        return run(self, rows)
+
+    monkeypatch.setattr(Runner, "run", watched)
+    return found
 
 
 @needs_onednn

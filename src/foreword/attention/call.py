@@ -201,7 +201,7 @@ def _in_segments(
     value: Tensor,
     kwargs: Mapping[str, Any],
 ) -> Tensor:
-    """Output (1, T, H * G, E) of a pass over flattened tokens; keys and values are of all slots."""
+    """Output (1, T, H * G, E) of a pass over flattened tokens; its keys stand for the segments'."""
     outs = []
     for segment in frame.segments:
         segment.frame.called.add(name)

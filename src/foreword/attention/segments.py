@@ -5,7 +5,8 @@ does token by token (all of it but attention) runs once, and not over the paddin
 attention calls the tokens part into segments, and each row attends to its own keys.
 
 Shapes: T tokens of the pass; for one segment B rows, Q new tokens of the longest one, K columns, N
-tokens; S slots, R room of each; H heads, D key dimension, E value dimension.
+tokens; S slots of the shelf that its rows are on, R room of each; H heads, D key dimension, E value
+dimension.
 
 Source of running all rows' tokens as one: Yu et al., "Orca", OSDI 2022, section 3.2 (selective
 batching).
@@ -13,7 +14,7 @@ batching).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -31,7 +32,9 @@ class Segment:
             places the token that stands there (any, where a row is shorter than Q), int64.
         real: Of the B * Q places those with a token, int64, or None where all have.
         queries: New tokens of the longest row or more, Q.
-        slots: Where the rows' keys and values are.
+        shelf: Gives, for the keys or values that the model hands to attention, those of all slots of
+            the rows' shelf, (S, H, R, D).
+        slots: Which of them are the rows'.
         columns: Columns that are read of each, K.
         masks: By module name the additive mask (B, 1, Q, K).
     """
@@ -40,6 +43,7 @@ class Segment:
     tokens: slice | Tensor
     real: Tensor | None
     queries: int
+    shelf: Callable[[Tensor], Tensor]
     slots: slice | Tensor
     columns: int
     masks: Mapping[str, Tensor]
@@ -49,9 +53,9 @@ class Segment:
         query_NHD = query_1HTD[0].transpose(0, 1)[self.tokens]
         return query_NHD.view(-1, self.queries, *query_NHD.shape[1:]).transpose(1, 2)
 
-    def held(self, states_SHRD: Tensor) -> Tensor:
-        """Keys or values of all slots as those of the rows, (B, H, K, D)."""
-        return states_SHRD[self.slots][:, :, : self.columns]
+    def held(self, states: Tensor) -> Tensor:
+        """Keys or values of the rows, (B, H, K, D), by what the model hands to attention."""
+        return self.shelf(states)[self.slots][:, :, : self.columns]
 
     def joined(self, out_BQHE: Tensor) -> Tensor:
         """Outputs (B, Q, H, E) of the segment as those of its tokens, (N, H, E)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -15,6 +16,9 @@ from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.engine import Engine, Limits
 from foreword.engine.residency import Residency
 from foreword.errors import ServeError, StoreError
+
+STARTUP_FAILURE = 3
+"""Exit code of uvicorn where it cannot listen."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -43,7 +47,7 @@ class ServeArguments:
     """Prompt tokens computed beside each decoding step."""
 
     cache_tokens: int = 2**17
-    """Tokens of all running requests together: their number times the longest one's length."""
+    """Tokens that there is memory for, of all running requests and the prefixes copied for them."""
 
     resident: int = 64
     """Prefixes in memory at once; the others are read when they are asked for."""
@@ -98,9 +102,10 @@ def serve(
             "rename its file"
         )
     limits = Limits(arguments.rows, arguments.prompt_tokens, arguments.cache_tokens)
+    engine = Engine(loaded, limits)
     app = create_app(
         loaded,
-        Engine(loaded, limits),
+        engine,
         residency,
         ServeOptions(
             api_key=arguments.api_key,
@@ -117,7 +122,7 @@ def serve(
         f"http://{arguments.host}:{arguments.port}/v1"
     )
     _log()
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
         host=arguments.host,
         port=arguments.port,
@@ -125,6 +130,22 @@ def serve(
         access_log=False,
         timeout_keep_alive=arguments.keep_alive,
     )
+    _run(uvicorn.Server(config), engine)
+
+
+def _run(server: Any, engine: Engine) -> None:
+    """Run the server until it is told to end, or its engine is lost.
+
+    Raises:
+        ServeError: The engine is lost: whoever watches the process starts it again.
+    """
+    engine.when_lost(lambda: setattr(server, "should_exit", True))
+    with suppress(KeyboardInterrupt):  # uvicorn has ended what was accepted
+        server.run()
+    if engine.failure:
+        raise ServeError(f"{engine.failure}; the server has ended")
+    if not server.started:
+        sys.exit(STARTUP_FAILURE)
 
 
 def _log() -> None:

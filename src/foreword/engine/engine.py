@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,49 +22,24 @@ from torch import Tensor
 from foreword.attention.attachment import Attachment
 from foreword.backbone import Backbone
 from foreword.data.written import Written, written_for
-from foreword.engine.detokeniser import Detokeniser
-from foreword.engine.request import (
-    Completion,
-    Event,
-    FinishReason,
-    Request,
-    TokenLogprobs,
-)
+from foreword.engine.job import Job, Sink
+from foreword.engine.request import Completion, Event, FinishReason, Request
 from foreword.engine.runner import PROBE, Row, Runner
-from foreword.engine.sampler import Draw, logprobs_of, sample
-from foreword.engine.scheduler import Active, Limits, Scheduler
+from foreword.engine.sampler import chosen, likeliest, logprobs_of
+from foreword.engine.scheduler import Limits, Scheduler
 from foreword.engine.threads import give_up_pool
 from foreword.errors import DataError, ServeError, first_line
 from foreword.generate import PLAIN, refuse_head, task_of
 from foreword.prefix import Prefix
 from foreword.weights.packing import packed
 
-Sink = Callable[[Event], None]
-"""Called with each event of a request, in the engine's thread; it must not block."""
+log = logging.getLogger("foreword.engine")
 
 CLOSED = "the engine takes no more requests: it is being closed"
 
 
 class EngineClosed(ServeError):
     """A request came to an engine that takes no more."""
-
-
-@dataclass
-class _Job(Active):
-    """A request under way, with what its output needs."""
-
-    sink: Sink = field(default=lambda _: None)
-    draw: Draw | None = None
-    text: Detokeniser | None = None
-    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
-    has_ended: bool = False
-    written: Written = field(default_factory=lambda: Written(None))
-
-    def drawing(self, device: torch.device) -> Draw:
-        """What its tokens are drawn with."""
-        if self.draw is None:
-            self.draw = Draw.begin(self.request.sampling, device)
-        return self.draw
 
 
 def _logits(backbone: Backbone, attachment: Attachment) -> Tensor:
@@ -84,6 +59,11 @@ class Engine:
         backbone: The backbone.
         limits: What may run at once.
 
+    Attributes:
+        steps: Steps so far.
+        failure: Why the engine was lost, or empty. One that is lost has told every request, and takes
+            no more.
+
     Raises:
         UnsupportedModel: The backbone's family cannot be served in mixed batches.
 
@@ -102,11 +82,17 @@ class Engine:
             _ = backbone.fingerprint, backbone.context  # before the weights are packed
             stack.enter_context(packed(backbone.model, partial(_logits, backbone, attachment)))
             self.runner = Runner(
-                backbone, attachment, self.limits.rows, example, self.limits.copied
+                backbone, attachment, self.limits.cache_tokens, example, self.limits.copied
             )
             self._stack = stack.pop_all()
-        self.scheduler = Scheduler(self.runner.cache, self.limits)
+        self.scheduler: Scheduler[Job] = Scheduler(
+            self.runner.cache,
+            self.limits,
+            lambda job, error: self._finish(job, "error", first_line(error)),
+        )
         self.steps = 0
+        self.failure = ""
+        self._when_lost: list[Callable[[], None]] = []
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._accepts, self._stopping = True, False
         self._door = threading.Lock()  # what is accepted is in the inbox before the order to stop
@@ -121,6 +107,16 @@ class Engine:
         """Whether requests are taken."""
         return self._accepts
 
+    def when_lost(self, call: Callable[[], None]) -> None:
+        """Have something called, in the engine's thread, should the engine be lost."""
+        self._when_lost.append(call)
+        if self.failure:
+            call()
+
+    @property
+    def _closed(self) -> EngineClosed:
+        return EngineClosed(self.failure or CLOSED)
+
     def submit(self, request: Request, sink: Sink) -> None:
         """Take a request; `sink` gets its events.
 
@@ -132,10 +128,10 @@ class Engine:
         context = size + self.room(size, request.prefix)
         ahead = self.runner.columns_of(request.prefix)
         written = self._written(request)
-        job = _Job(request, list(request.prompt), context, ahead, sink=sink, written=written)
+        job = Job(request, list(request.prompt), context, ahead, sink=sink, written=written)
         with self._door:
             if not self._accepts:
-                raise EngineClosed(CLOSED)
+                raise self._closed
             self._inbox.put(lambda: self.scheduler.waiting.append(job))
 
     def _written(self, request: Request) -> Written:
@@ -154,7 +150,7 @@ class Engine:
             DataError: There is no room for it, or a token is not in the vocabulary.
         """
         if not self._accepts:
-            raise EngineClosed(CLOSED)
+            raise self._closed
         prefix, size = request.prefix, len(request.prompt)
         if prefix is not None:
             refuse_head(prefix)
@@ -177,7 +173,7 @@ class Engine:
 
         def cancel() -> None:
             for job in self.scheduler.find(lambda one: one.request.name == name):
-                self._finish(job, "cancelled")  # type: ignore[arg-type]
+                self._finish(job, "cancelled")
 
         self._inbox.put(cancel)
 
@@ -255,23 +251,39 @@ class Engine:
                 while self._listen():
                     self._step()
         except BaseException as error:
-            with self._door:
-                self._accepts = False
-            while not self._inbox.empty():
-                self._inbox.get()()
-            self._abort("error", f"the engine stopped: {first_line(error)}")
+            self._lose(f"the engine stopped: {first_line(error)}")
             raise
+
+    def _lose(self, failure: str) -> None:
+        """Tell every request, and who asked for it, that the engine goes on no more.
+
+        Nothing is computed, moved or freed on the way: what failed once may fail again.
+        """
+        with self._door:
+            self._accepts, self.failure = False, failure
+        while not self._inbox.empty():
+            self._inbox.get()()
+        for job in self.scheduler.find(lambda _: True):
+            self._finish(job, "error", failure)
+        for call in self._when_lost:
+            call()
 
     def _listen(self) -> bool:
         """Do what other threads asked for, waiting while there is nothing else; whether to go on."""
         while not (self.scheduler.is_idle and self._stopping):
             if self.scheduler.is_idle and self._inbox.empty():
-                give_up_pool()
+                self._rest()
             try:
                 self._inbox.get(block=self.scheduler.is_idle)()
             except queue.Empty:
                 return True
         return False
+
+    def _rest(self) -> None:
+        """Keep nothing that only steps need."""
+        give_up_pool()
+        if self.backbone.device.type == "cuda":  # whose allocator keeps what is freed
+            torch.cuda.empty_cache()
 
     def _drain(self) -> None:
         self._stopping = True
@@ -279,76 +291,111 @@ class Engine:
     def _abort(self, reason: FinishReason = "cancelled", error: str = "") -> None:
         self._stopping = True
         for job in self.scheduler.find(lambda _: True):
-            self._finish(job, reason, error)  # type: ignore[arg-type]
+            self._finish(job, reason, error)
 
     def _step(self) -> None:
         """One step: a token for every row that decodes, and a chunk of the prompts."""
         self.steps += 1
+        decoding = self.scheduler.decoding()
         self.scheduler.admit()
-        self.runner.cache.fit(self.scheduler.longest)
-        decoding = self.scheduler.running[: self.scheduler.decoding]
-        parts: list[Any] = [*((job, 1) for job in decoding), *self.scheduler.chunks()]
-        self._took(self._run(parts))
+        self._begin_as_others()
+        self._took(self._run([*((job, 1) for job in decoding), *self.scheduler.chunks()]))
 
-    def _run(self, parts: Sequence[tuple[_Job, int]]) -> list[tuple[_Job, int, Tensor | str]]:
+    def _run(self, parts: Sequence[tuple[Job, int]]) -> list[tuple[Job, int, Tensor | str]]:
         """Each job's next tokens, and their logits or what went wrong.
 
         If a pass fails, each job runs alone, and those that fail alone have failed.
         """
+        if not parts:
+            return []
         try:
             logits = self.runner.run([self._row(job, size) for job, size in parts])
             return [(*part, logits_NV) for part, logits_NV in zip(parts, logits, strict=True)]
         except Exception as error:  # the engine goes on
-            if len(parts) > 1:
-                return [each for part in parts for each in self._run([part])]
-            return [(*parts[0], first_line(error))]
+            found = first_line(error)
+        # Outside of the handler, where the error would keep what the pass had made.
+        if len(parts) > 1:
+            return [each for part in parts for each in self._run([part])]
+        return [(*parts[0], found)]
 
-    def _row(self, job: _Job, size: int) -> Row:
+    def _row(self, job: Job, size: int) -> Row:
+        assert job.slot is not None
         if job.front is None:
             job.front = self.runner.place(job.slot, job.request.prefix)
         part = tuple(job.tokens[job.computed : job.computed + size])
         whole = job.request.sampling.prompt_logprobs is not None and not job.is_decoding
         return Row(job.slot, job.computed, part, job.front, size if whole else 1)
 
-    def _took(self, found: Sequence[tuple[_Job, int, Tensor | str]]) -> None:
+    def _took(self, found: Sequence[tuple[Job, int, Tensor | str]]) -> None:
         """Count what a pass computed, and go on."""
-        # Before any job ends: slots move then, and with them what is computed.
-        for job, size, _ in found:
+        self._discard([(job, logits) for job, _, logits in found if isinstance(logits, str)])
+        ready: list[tuple[Job, Tensor]] = []
+        for job, size, logits in found:
+            if isinstance(logits, str):
+                continue
+            is_new = not job.is_decoding
             job.computed += size
-        for job, _, error in found:
-            if isinstance(error, str):
-                self._finish(job, "error", error)
-        given = [(job, size, logits) for job, size, logits in found if isinstance(logits, Tensor)]
-        if not given:
-            return
-        last_BV = torch.stack([logits_NV[-1] for _, _, logits_NV in given])
-        are_numbers = last_BV.amax(dim=-1).isfinite().tolist()  # one wait for the device
-        self._discard([job for (job, *_), fine in zip(given, are_numbers, strict=True) if not fine])
-        for job, size, logits_NV in given:
-            if len(job.tokens) == len(job.request.prompt) and not job.has_ended:
-                self._guarded([job], partial(self._note_prompt, job, size, logits_NV))
-        ready = [
-            (job, row)
-            for row, (job, *_) in enumerate(given)
-            if job.is_decoding and not job.has_ended
-        ]
-        for job, _ in ready:
-            if job.slot >= self.scheduler.decoding:
-                self.scheduler.promote(job)
-        rows = [row for _, row in ready]
-        logits_BV = last_BV if len(rows) == len(given) else last_BV[rows]
-        self._advance([job for job, _ in ready], logits_BV)
+            if is_new:
+                self._guarded([job], partial(job.note_prompt, size, logits))
+            if job.is_decoding and not job.has_ended:
+                if is_new:
+                    self._guarded([job], partial(self._open, job, logits[-1]))
+                alike = self._begun_as(job) if is_new else []
+                ready += [(one, logits[-1]) for one in (job, *alike) if not one.has_ended]
+        self._advance(ready)
 
-    def _discard(self, jobs: Sequence[_Job]) -> None:
-        """End jobs whose logits are not numbers; no slot keeps what would spoil its next request."""
-        for job in jobs:
-            self.runner.cache.clear(job.slot)
-            self._finish(job, "error", "the model's logits are not numbers")
-        if jobs:  # one may have moved to another's slot before its own turn came
-            for slot in range(len(self.scheduler.running), self.limits.rows):
-                self.runner.cache.clear(slot)
+    def _open(self, job: Job, logits_V: Tensor) -> None:
+        """A job's prompt is computed: it decodes from now on."""
+        self.scheduler.promote(job)
+        job.opening = logits_V.clone()  # which keeps the pass's other logits from staying
 
-    def _guarded(self, jobs: Sequence[_Job], action: Callable[[], None]) -> None:
+    def _begun_as(self, job: Job) -> list[Job]:
+        """Jobs that have a place and begin as one whose prompt is computed now; theirs is, too."""
+        if job.has_ended:
+            return []
+        alike = self._begun(lambda one: one.beginning == job.beginning)
+        for one in alike:
+            self._guarded([one], partial(self._begin_as, one, job))
+        return alike
+
+    def _begun(self, matches: Callable[[Job], bool]) -> list[Job]:
+        """Jobs that have a place and whose prompt is not computed yet."""
+        return [one for one in self.scheduler.running if not one.is_decoding and matches(one)]
+
+    def _begin_as(self, job: Job, other: Job) -> None:
+        """Take over the prompt that another job has computed, bit for bit."""
+        assert job.slot is not None
+        assert other.slot is not None
+        size = len(job.request.prompt)
+        self.runner.cache.copy(other.slot, job.slot, other.ahead + size)
+        job.front, job.computed, job.opening = other.front, size, other.opening
+        job.prompt_logprobs = list(other.prompt_logprobs)
+        self.scheduler.promote(job)
+
+    def _begin_as_others(self) -> None:
+        """Let jobs that have their place only now begin with what others computed for them."""
+        opened = {
+            job.beginning: (job, job.opening)
+            for job in self.scheduler.running
+            if job.opening is not None
+        }
+        ready = []
+        for job in self._begun(lambda one: one.beginning in opened):
+            other, opening_V = opened[job.beginning]
+            self._guarded([job], partial(self._begin_as, job, other))
+            if not job.has_ended:
+                ready.append((job, opening_V))
+        self._advance(ready)
+
+    def _discard(self, failed: Sequence[tuple[Job, str]]) -> None:
+        """End jobs that failed; no slot keeps what is not a number, for its next request."""
+        for job, _ in failed:
+            if job.slot is not None:
+                job.slot.shelf.clear(job.slot)
+        for job, error in failed:
+            self._finish(job, "error", error)
+
+    def _guarded(self, jobs: Sequence[Job], action: Callable[[], None]) -> None:
         """Run an action; what it raises ends these jobs and no others."""
         try:
             action()
@@ -356,35 +403,52 @@ class Engine:
             for job in jobs:
                 self._finish(job, "error", first_line(error))
 
-    def _note_prompt(self, job: _Job, size: int, logits_NV: Tensor) -> None:
-        """Keep the log-probabilities of the prompt's tokens that this chunk tells."""
-        top = job.request.sampling.prompt_logprobs
-        if top is None:
-            return
-        prompt, first = job.request.prompt, job.computed - size
-        if first == 0:
-            job.prompt_logprobs.append(TokenLogprobs(prompt[0], float("nan"), ()))
-        following = prompt[first + 1 : first + size + 1]
-        job.prompt_logprobs += [
-            logprobs_of(logits_V, token, top)
-            for logits_V, token in zip(logits_NV, following, strict=False)
-        ]
-
-    def _advance(self, jobs: Sequence[_Job], logits_BV: Tensor) -> None:
+    def _advance(self, ready: Sequence[tuple[Job, Tensor]]) -> None:
         """Choose the next token of each row, and tell."""
-        if not jobs:
+        if not ready:
             return
-        tokens = sample(logits_BV, [job.drawing(logits_BV.device) for job in jobs])
-        for job, token, logits_V in zip(jobs, tokens, logits_BV, strict=True):
-            self._guarded([job], partial(self._tell, job, token, logits_V))
+        try:
+            logits_BV = torch.stack([logits_V for _, logits_V in ready])
+            draws = [job.drawing(logits_BV.device) for job, _ in ready]
+            changed_BV, best = likeliest(logits_BV, draws)
+            are_numbers = logits_BV.amax(dim=-1).isfinite().tolist()
+        except Exception as error:  # the engine goes on
+            found = first_line(error)
+        else:
+            self._choose([job for job, _ in ready], logits_BV, changed_BV, best, are_numbers)
+            return
+        if len(ready) > 1:
+            for each in ready:
+                self._advance([each])
+        else:
+            self._finish(ready[0][0], "error", found)
 
-    def _tell(self, job: _Job, token: int, logits_V: Tensor) -> None:
+    def _choose(
+        self,
+        jobs: Sequence[Job],
+        logits_BV: Tensor,
+        changed_BV: Tensor,
+        best: Sequence[int],
+        are_numbers: Sequence[bool],
+    ) -> None:
+        """Take each row's token and tell it, or that its logits are no numbers."""
+        wrong = [job for job, fine in zip(jobs, are_numbers, strict=True) if not fine]
+        self._discard([(job, "the model's logits are not numbers") for job in wrong])
+        for row, job in enumerate(jobs):
+            if are_numbers[row]:
+                take = partial(self._take, job, logits_BV[row], changed_BV[row], best[row])
+                self._guarded([job], take)
+
+    def _take(self, job: Job, logits_V: Tensor, changed_V: Tensor, best: int) -> None:
+        self._tell(job, chosen(changed_V, best, job.drawing(logits_V.device)), logits_V)
+
+    def _tell(self, job: Job, token: int, logits_V: Tensor) -> None:
         sampling = job.request.sampling
         first = len(job.tokens) == len(job.request.prompt)
         job.tokens.append(token)
         generated = len(job.tokens) - len(job.request.prompt)
         ends = token in job.written.ends and not sampling.ignore_eos
-        text = "" if ends else self._text(job, token)
+        text = "" if ends else job.spelled(token, self.backbone.tokenizer)
         told = (
             () if sampling.logprobs is None else (logprobs_of(logits_V, token, sampling.logprobs),)
         )
@@ -403,22 +467,18 @@ class Engine:
         elif generated >= sampling.max_tokens or len(job.tokens) >= job.context:
             self._finish(job, "length")
 
-    def _text(self, job: _Job, token: int) -> str:
-        if self.backbone.tokenizer is None:
-            return ""
-        if job.text is None:
-            stop = (*job.request.sampling.stop, *job.written.stop)
-            job.text = Detokeniser(self.backbone.tokenizer, stop, job.written.kept)
-        return job.text.add([token])
-
-    def _finish(self, job: _Job, reason: FinishReason, error: str = "") -> None:
+    def _finish(self, job: Job, reason: FinishReason, error: str = "") -> None:
         """Free the job's place and tell its end, once."""
         if job.has_ended:
             return
         job.has_ended = True
-        self.scheduler.release(job)
-        rest = "" if job.text is None else job.text.end()
-        job.sink(Event(job.request.name, text=rest, finish=reason, error=error))
+        if not self.failure:  # else nothing is moved any more
+            self.scheduler.release(job)
+        try:
+            rest = "" if job.text is None else job.text.end()
+            job.sink(Event(job.request.name, text=rest, finish=reason, error=error))
+        except Exception:  # who asked is gone, and the engine goes on
+            log.exception("the end of %s could not be told", job.request.name)
 
 
 def completion(request: Request, events: Sequence[Event]) -> Completion:

@@ -9,8 +9,10 @@ Shapes: B rows, Q new tokens of the longest row, K columns, V vocabulary, N want
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +27,9 @@ from foreword.attention.signature import parameters_of
 from foreword.backbone import Backbone
 from foreword.backbone.output_layer import head_sees
 from foreword.engine.bank import IDENTITY, Bank
-from foreword.engine.cache import Flat, Padded, Rows, SlotCache
+from foreword.engine.cache import SlotCache
+from foreword.engine.shelf import Slot
+from foreword.engine.steps import Flat, Padded, Rows
 from foreword.errors import UnsupportedModel, first_line
 from foreword.prefix import Prefix
 
@@ -38,8 +42,8 @@ PROBE = (5, 7, 11, 13, 17)
 PROVEN = 4
 """Rows of the proof."""
 
-SPARE = 64
-"""Columns more than what is needed that a pass reads, to read all that a slot has room for."""
+ROOMS = (32, 64)
+"""Rooms of its slots: rows on two shelves are proven as well."""
 
 NONE = Bound({}, None, (0,), (False,), IDENTITY)
 """What a pass over flattened tokens is bound to: its segments have the prefixes."""
@@ -80,7 +84,7 @@ class Row:
         wanted: How many of the last new tokens' logits are asked for.
     """
 
-    slot: int
+    slot: Slot
     computed: int
     tokens: tuple[int, ...]
     front: Front = Front()
@@ -103,7 +107,7 @@ class Runner:
     Args:
         backbone: The backbone, which nothing else may use meanwhile.
         attachment: Its attachment.
-        slots: Rows that the cache has room for.
+        tokens: Columns of all slots of the cache together.
         example: A prefix of the backbone's, to prove on it that a copied prefix does what it does.
         copied: Longest prefix that is copied to its rows' slots; 0 to share one copy of each.
 
@@ -115,7 +119,7 @@ class Runner:
         self,
         backbone: Backbone,
         attachment: Attachment,
-        slots: int,
+        tokens: int,
         example: Prefix | None = None,
         copied: int = COPIED,
     ) -> None:
@@ -129,24 +133,34 @@ class Runner:
             raise self._unsupported("it takes no position_ids")
         if other := [kind for kind in self.kinds if kind not in KINDS]:
             raise self._unsupported(f"it has {other[0]} layers")
-        self.cache = SlotCache(int(config.num_hidden_layers), max(slots, 2 * PROVEN))
+        self.cache = SlotCache(int(config.num_hidden_layers), tokens)
         self.bank = Bank(backbone.sites)
         windows = {site.window for site in backbone.sites if site.window is not None}
         self.window = max(windows, default=None)
         self.copied, self.is_flat = 0, False
-        with torch.inference_mode():
-            self._prove()
-            self.is_flat = self._can_be_flat(example)
+        with torch.inference_mode(), self._slots() as slots:
+            self._prove(slots)
+            self.is_flat = self._can_be_flat(slots, example)
             if example is not None and self.window is None:
-                self.copied = copied if self._copies(example) else 0
+                self.copied = copied if self._copies(slots, example) else 0
 
-    def _prove(self) -> None:
+    @contextmanager
+    def _slots(self) -> Iterator[list[Slot]]:
+        """Slots for the proofs, which are given back: twice as many as its rows, on two shelves."""
+        slots = [self.cache.take(ROOMS[index % 2]) for index in range(2 * PROVEN)]
+        try:
+            yield slots
+        finally:
+            for slot in slots:
+                self.cache.give_back(slot)
+
+    def _prove(self, slots: Sequence[Slot]) -> None:
         """Check that rows of different length give the logits that each gives alone.
 
         Raises:
             UnsupportedModel: They do not, or the model cannot be run that way.
         """
-        rows = [Row(0, 0, PROBE), Row(1, 0, PROBE[2:])]
+        rows = [Row(slots[0], 0, PROBE), Row(slots[1], 0, PROBE[2:])]
         try:
             found = self._two_passes(rows)
         except Exception as error:
@@ -161,25 +175,32 @@ class Runner:
                     f"a row's logits move by {moved:.1e} of the largest beside another row"
                 )
 
-    def _copies(self, example: Prefix) -> bool:
+    def _copies(self, slots: Sequence[Slot], example: Prefix) -> bool:
         """Whether a copied prefix gives the logits that the shared one gives."""
         try:
-            front = self._copy(0, example)
-            rows = [Row(0, 0, PROBE, front), Row(1, 0, PROBE, Front(shared=example))]
+            front = self._copy(slots[0], example)
+            rows = [
+                Row(slots[0], 0, PROBE, front),
+                Row(slots[1], 0, PROBE, Front(shared=example)),
+            ]
             return _distance(*self._two_passes(rows)) <= self._allowed
         except Exception:  # then they are shared
             return False
 
-    def _can_be_flat(self, example: Prefix | None) -> bool:
+    def _can_be_flat(self, slots: Sequence[Slot], example: Prefix | None) -> bool:
         """Whether rows in one pass over flattened tokens give the logits that they give padded."""
         try:
             found = []
-            for self.is_flat, slot in ((False, 0), (True, PROVEN)):
-                rows = [Row(slot, 0, PROBE), Row(slot + 1, 0, PROBE[2:], Front(shared=example))]
+            for self.is_flat, (one, two, three, four) in (
+                (False, slots[:PROVEN]),
+                (True, slots[PROVEN:]),
+            ):
+                shared = Front(shared=example)
+                rows = [Row(one, 0, PROBE), Row(two, 0, PROBE[2:], shared)]
                 self.run(rows)
                 more = [Row(row.slot, len(row.tokens), PROBE[:1], row.front) for row in rows]
-                late = Row(slot + 2, 0, PROBE[:2], Front(shared=example))
-                found.append(self.run([more[0], late, more[1], Row(slot + 3, 0, PROBE[1:])]))
+                late = Row(three, 0, PROBE[:2], shared)
+                found.append(self.run([more[0], late, more[1], Row(four, 0, PROBE[1:])]))
             pairs = zip(*found, strict=True)
             return all(_distance(one[0], two[0]) <= self._allowed for one, two in pairs)
         except Exception:  # then they are padded
@@ -201,7 +222,7 @@ class Runner:
             f"family {self.backbone.family!r} ({kind}) cannot be served in mixed batches: {why}"
         )
 
-    def place(self, slot: int, prefix: Prefix | None) -> Front:
+    def place(self, slot: Slot, prefix: Prefix | None) -> Front:
         """Put a prefix in front of what a slot will hold."""
         if prefix is None:
             return Front()
@@ -213,7 +234,7 @@ class Runner:
             return 0
         return prefix.length if len(prefix.sites) == len(self.backbone.sites) else 0
 
-    def _copy(self, slot: int, prefix: Prefix) -> Front:
+    def _copy(self, slot: Slot, prefix: Prefix) -> Front:
         order = {site.label: index for index, site in enumerate(self.backbone.sites)}
         pairs = zip(prefix.sites, prefix.keys, prefix.values, strict=True)
         for site, key_HPD, value_HPE in pairs:
@@ -227,33 +248,50 @@ class Runner:
         model can run flattened tokens, else in two.
         """
         self.bank.hold([row.front.shared for row in rows])
-        one = [index for index, row in enumerate(rows) if len(row.tokens) == 1]
-        more = [index for index, row in enumerate(rows) if len(row.tokens) > 1]
-        groups = [group for group in (one, more) if group]
         found: list[Tensor] = []
-        if self.is_flat:
-            found = self._flat([[rows[index] for index in group] for group in groups])
-        else:
-            for group in groups:
-                found += self._padded([rows[index] for index in group])
-        placed = dict(zip([*one, *more], found, strict=True))
+        groups = [group for group in self._groups(rows) if group]
+        try:
+            if self.is_flat:
+                found = self._flat([[rows[index] for index in group] for group in groups])
+            else:
+                for group in groups:
+                    found += self._padded([rows[index] for index in group])
+        finally:
+            self.cache.at(None)
+        placed = dict(zip(itertools.chain(*groups), found, strict=True))
         return [placed[index] for index in range(len(rows))]
+
+    def _groups(self, rows: Sequence[Row]) -> tuple[list[int], list[int]]:
+        """Places of the rows with one new token, and of those with more, each shelf by shelf."""
+        shelves = {id(shelf): place for place, shelf in enumerate(self.cache.shelves)}
+
+        def where(index: int) -> tuple[int, int]:
+            slot = rows[index].slot
+            return shelves[id(slot.shelf)], slot.index
+
+        order = sorted(range(len(rows)), key=where)
+        one = [index for index in order if len(rows[index].tokens) == 1]
+        return one, [index for index in order if len(rows[index].tokens) > 1]
 
     def _flat(self, groups: Sequence[Sequence[Row]]) -> list[Tensor]:
         """One pass over the tokens of all rows, group after group."""
-        every = [self._rows(group) for group in groups]
-        self.cache.at(Flat(tuple(every)))
+        every = [rows for group in groups for rows in self._rows(group).by_shelf]
+        step = Flat(tuple(every))
+        self.cache.at(step)
+        flat = [row for group in groups for row in group]
+        parts = iter(flat)
         segments: list[Segment] = []
         positions: list[int] = []
         first = 0
-        for group, rows in zip(groups, every, strict=True):
+        for number, rows in enumerate(every):
+            group = list(itertools.islice(parts, len(rows.sizes)))
             bound = self.bank.bound([row.front.shared for row in group])
-            segments.append(self._segment(group, rows, bound, first))
+            shelf = partial(step.part, number)
+            segments.append(self._segment(group, rows, bound, first, shelf))
             first += sum(rows.sizes)
             offsets = bound.offsets if len(bound.offsets) > 1 else bound.offsets * len(group)
             for row, offset in zip(group, offsets, strict=True):
                 positions += range(row.position + offset, row.position + offset + len(row.tokens))
-        flat = [row for group in groups for row in group]
         ids = [token for row in flat for token in row.tokens]
         wanted = [last for row in flat for last in _wanted(row, len(row.tokens))]
         padding = _even(first) - first
@@ -270,8 +308,15 @@ class Runner:
             segments,
         )
 
-    def _segment(self, group: Sequence[Row], rows: Rows, bound: Bound, first: int) -> Segment:
-        """A group's rows, whose tokens begin at place `first` of the pass."""
+    def _segment(
+        self,
+        group: Sequence[Row],
+        rows: Rows,
+        bound: Bound,
+        first: int,
+        shelf: Callable[[Tensor], Tensor],
+    ) -> Segment:
+        """A group's rows on one shelf, whose tokens begin at place `first` of the pass."""
         total = sum(rows.sizes)
         queries = _even(rows.queries)
         tokens: slice | Tensor = slice(first, first + total)
@@ -285,15 +330,13 @@ class Runner:
             ]
             kept = [row * queries + q for row, size in enumerate(rows.sizes) for q in range(size)]
             tokens, real = (torch.tensor(each, device=self.device) for each in (at, kept))
-        # Where the room is not much more than what is needed, all of it is read: it is contiguous.
-        columns = rows.columns if self.cache.room > rows.columns + SPARE else self.cache.room
         frame = Frame("", bound, len(group), self._text_positions(group, queries))
         masks = {
-            window: as_additive(rows.visible(window, queries, columns), self.model.dtype)
+            window: as_additive(rows.visible(window, queries, rows.read), self.model.dtype)
             for window in {site.window for site in self.backbone.sites}
         }
         by_name = {site.name: masks[site.window] for site in self.backbone.sites}
-        return Segment(frame, tokens, real, queries, rows.where, columns, by_name)
+        return Segment(frame, tokens, real, queries, shelf, rows.where, rows.read, by_name)
 
     def _rows(self, group: Sequence[Row]) -> Rows:
         return Rows(
@@ -310,12 +353,13 @@ class Runner:
     def _padded(self, group: Sequence[Row]) -> list[Tensor]:
         """One pass over rows that are padded to the longest."""
         rows = self._rows(group)
-        self.cache.at(Padded((rows,)))
+        step = Padded(rows.by_shelf)
+        self.cache.at(step)
         queries = rows.queries
         ids_BQ = torch.tensor([[*row.tokens, *[0] * (queries - len(row.tokens))] for row in group])
         wanted_BQ = torch.tensor([_wanted(row, queries) for row in group], device=self.device)
         full, windowed = (
-            as_additive(rows.visible(window, queries, rows.columns), self.model.dtype)
+            as_additive(rows.visible(window, queries, step.columns), self.model.dtype)
             for window in (None, self.window)
         )
         return self._logits(

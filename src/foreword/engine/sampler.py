@@ -45,13 +45,25 @@ class Draw:
 
 def sample(logits_BV: Tensor, draws: Sequence[Draw]) -> list[int]:
     """The next token of each row, float32 logits; counts it."""
+    changed_BV, best = likeliest(logits_BV, draws)
+    return [
+        chosen(changed_V, token, draw)
+        for changed_V, token, draw in zip(changed_BV, best, draws, strict=True)
+    ]
+
+
+def likeliest(logits_BV: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, list[int]]:
+    """Logits with the rows' biases and penalties, and each row's best token; draws nothing."""
     changed_BV = _changed(logits_BV, draws)
-    tokens: list[int] = changed_BV.argmax(dim=-1).tolist()
-    for row, draw in enumerate(draws):
-        if not draw.sampling.is_greedy:
-            tokens[row] = _drawn(changed_BV[row], draw)
-        draw.counts[tokens[row]] += 1
-    return tokens
+    best: list[int] = changed_BV.argmax(dim=-1).tolist()
+    return changed_BV, best
+
+
+def chosen(changed_V: Tensor, best: int, draw: Draw) -> int:
+    """The next token of a row, by its changed logits and their best token; counts it."""
+    token = best if draw.sampling.is_greedy else _drawn(changed_V, draw)
+    draw.counts[token] += 1
+    return token
 
 
 def _changed(logits_BV: Tensor, draws: Sequence[Draw]) -> Tensor:

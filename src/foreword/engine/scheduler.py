@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Generic, TypeVar
+
+from torch import Tensor
 
 from foreword.engine.cache import SlotCache
 from foreword.engine.request import Request
 from foreword.engine.runner import COPIED, Front
+from foreword.engine.shelf import Slot
 
 
-@dataclass
+@dataclass(eq=False)
 class Active:
     """A request under way.
 
@@ -19,24 +26,21 @@ class Active:
         request: What was asked.
         tokens: Prompt, and what was generated so far.
         context: Tokens that the backbone and the prefix leave for it.
-        ahead: Columns that a copy of its prefix will take in its slot.
+        ahead: Columns that a copy of its prefix takes in its slot.
         slot: Where its keys and values are, once it has a place.
         computed: Tokens whose keys and values are there.
         front: What stands in front of them there, once that is known.
+        opening: The logits (V,) behind its prompt, for those that come later and begin alike.
     """
 
     request: Request
     tokens: list[int]
     context: int
     ahead: int = 0
-    slot: int = -1
+    slot: Slot | None = None
     computed: int = 0
     front: Front | None = None
-
-    @property
-    def held(self) -> int:
-        """Columns that its slot holds."""
-        return self.computed + (0 if self.front is None else self.ahead)
+    opening: Tensor | None = None
 
     @property
     def is_decoding(self) -> bool:
@@ -49,6 +53,19 @@ class Active:
         size = len(self.request.prompt) + self.request.sampling.max_tokens
         return self.ahead + min(self.context, size)
 
+    @property
+    def needed(self) -> int:
+        """Columns that it must have room for: its whole prompt, and the next token."""
+        return self.ahead + max(self.computed, len(self.request.prompt)) + 1
+
+    @cached_property
+    def beginning(self) -> bytes:
+        """The same for requests whose prompts are computed alike, so that one is for all of them."""
+        prefix, told = self.request.prefix, self.request.sampling.prompt_logprobs
+        named = f"{'' if prefix is None else prefix.digest} {told} "
+        prompt = array("q", self.request.prompt).tobytes()
+        return hashlib.sha256(named.encode() + prompt).digest()
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -58,7 +75,7 @@ class Limits:
         rows: Requests that run at once.
         prompt_tokens: Prompt tokens computed beside a decoding step; a longer prompt takes several
             steps, and the others do not wait for it.
-        cache_tokens: Tokens of all slots together: rows in use times the longest one's length.
+        cache_tokens: Tokens that there is memory for, of all requests and the prefixes copied for them.
         copied: Longest prefix that is copied in front of each of its rows; all rows share one copy of
             a longer one.
     """
@@ -69,40 +86,100 @@ class Limits:
     copied: int = COPIED
 
 
+A = TypeVar("A", bound=Active)
+
+
 @dataclass
-class Scheduler:
-    """Slots 0 to n hold the running requests without a gap, those that decode in front.
+class Scheduler(Generic[A]):
+    """Gives requests rows and room.
+
+    A request gets room for what it holds, not for the most that it may come to. So that none waits
+    for ever, room is given only if all can still end one after the other, each with what those before
+    it leave (Dijkstra, "Cooperating sequential processes", 1965, section 6: the banker's algorithm).
+    Who would break that waits, and while one waits that has begun, nobody begins.
 
     Attributes:
-        cache: Where a change of slots moves keys and values.
+        cache: Where keys and values are.
         limits: What may run at once.
-        waiting: Requests without a slot, in the order of their arrival.
-        running: Requests by slot.
-        decoding: How many of them decode.
+        fail: Told of a request that the system has no memory for.
+        waiting: Requests without a place, in the order of their arrival.
+        running: Requests with one, in the order in which they began.
+        held_up: How many of them wait for room.
     """
 
     cache: SlotCache
     limits: Limits
-    waiting: deque[Active] = field(default_factory=deque)
-    running: list[Active] = field(default_factory=list)
-    decoding: int = 0
+    fail: Callable[[A, Exception], None]
+    waiting: deque[A] = field(default_factory=deque)
+    running: list[A] = field(default_factory=list)
+    held_up: int = 0
 
     def admit(self) -> None:
-        """Give waiting requests a slot, first come, first served, while there is room."""
-        while self.waiting and len(self.running) < self.limits.rows:
-            longest = max(one.most for one in (*self.running, self.waiting[0]))
-            fits = longest * (len(self.running) + 1) <= self.limits.cache_tokens
-            if not fits and self.running:
+        """Give waiting requests a place, first come, first served, while there is room."""
+        while self.waiting and not self.held_up and len(self.running) < self.limits.rows:
+            one = self.waiting[0]
+            room = self._room(one)
+            if room is None:
                 return
-            one = self.waiting.popleft()
-            one.slot = len(self.running)
-            self.running.append(one)
+            self.running.append(self.waiting.popleft())
+            self._give(one, room)
 
-    def chunks(self) -> list[tuple[Active, int]]:
-        """Prompts to go on with in this step, and how many tokens of each."""
-        found: list[tuple[Active, int]] = []
+    def decoding(self) -> list[A]:
+        """Requests that decode, and have room for a token."""
+        self.held_up = 0
+        return [one for one in tuple(self.running) if one.is_decoding and self._has_room(one)]
+
+    def _has_room(self, one: A) -> bool:
+        assert one.slot is not None
+        if one.needed <= one.slot.room:
+            return True
+        room = self._room(one)
+        if room is None:
+            self.held_up += 1
+            return False
+        return self._give(one, room)
+
+    def _give(self, one: A, room: int) -> bool:
+        """Give a request a slot, or a larger one; whether the system had the memory."""
+        try:
+            slot = one.slot
+            one.slot = self.cache.take(room) if slot is None else self.cache.move(slot, room)
+        except Exception as error:  # this one fails, the others go on
+            self.fail(one, error)
+            return False
+        return True
+
+    def _room(self, one: A) -> int | None:
+        """The best room for a request under which all can still end; None if there is none."""
+        rooms = self.cache.rooms(one.needed, one.most)
+        return next((room for room in rooms if self._is_safe(one, room)), None)
+
+    def _is_safe(self, one: A, room: int) -> bool:
+        """Whether all that run can end, one after the other, once this one has a room."""
+        held = {id(other): other.slot.room for other in self.running if other.slot is not None}
+        most = {id(other): other.most for other in (*self.running, one)}
+        held[id(one)] = room
+        free = self.limits.cache_tokens - sum(held.values())
+        if free < 0:
+            return False
+        for missing, room_of_it in sorted((most[key] - room, room) for key, room in held.items()):
+            if missing > free:
+                return False
+            free += room_of_it
+        return True
+
+    def chunks(self) -> list[tuple[A, int]]:
+        """Prompts to go on with in this step, and how many tokens of each.
+
+        Of those that begin alike the first one is computed, and the others wait for it.
+        """
+        found: list[tuple[A, int]] = []
         room = self.limits.prompt_tokens
-        for one in self.running[self.decoding :]:
+        begun: set[bytes] = set()
+        for one in self.running:
+            if one.is_decoding or one.beginning in begun:
+                continue
+            begun.add(one.beginning)
             left = len(one.request.prompt) - one.computed
             if found and left > room:
                 break
@@ -112,51 +189,22 @@ class Scheduler:
                 break
         return found
 
-    @property
-    def longest(self) -> int:
-        """Columns that a running request holds at most after the next step."""
-        chunk = self.limits.prompt_tokens
-
-        def new(one: Active) -> int:
-            left = len(one.request.prompt) - one.computed
-            return 1 if one.is_decoding else min(left, chunk)
-
-        return max((one.ahead + one.computed + new(one) for one in self.running), default=0)
-
-    def promote(self, one: Active) -> None:
+    def promote(self, one: A) -> None:
         """A prompt is computed: its request decodes from now on."""
-        self._swap(one.slot, self.decoding)
-        self.decoding += 1
+        assert one.slot is not None
+        one.slot.shelf.promote(one.slot)
 
-    def release(self, one: Active) -> None:
-        """A request has ended, or will: its slot is free."""
-        if one.slot < 0:
+    def release(self, one: A) -> None:
+        """A request has ended, or will: its place is free."""
+        if one in self.waiting:
             self.waiting.remove(one)
-            return
-        slot, one.slot = one.slot, -1
-        if slot < self.decoding:
-            self.decoding -= 1
-            slot = self._fill(slot, self.decoding)
-        self._fill(slot, len(self.running) - 1)
-        self.running.pop()
+        else:
+            self.running.remove(one)
+        if one.slot is not None:
+            self.cache.give_back(one.slot)
+            one.slot = None
 
-    def _fill(self, hole: int, source: int) -> int:
-        """Move the request at `source` into a hole; where the hole is now."""
-        if hole != source:
-            one = self.running[source]
-            self.cache.move(source, hole, one.held)
-            one.slot, self.running[hole] = hole, one
-        return source
-
-    def _swap(self, first: int, second: int) -> None:
-        if first == second:
-            return
-        one, two = self.running[first], self.running[second]
-        self.cache.swap(first, second, max(one.held, two.held))
-        one.slot, two.slot = second, first
-        self.running[first], self.running[second] = two, one
-
-    def find(self, matches: Callable[[Active], bool]) -> list[Active]:
+    def find(self, matches: Callable[[A], bool]) -> list[A]:
         """Requests that match, waiting or running."""
         return [one for one in (*self.waiting, *self.running) if matches(one)]
 

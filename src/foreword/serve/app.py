@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -37,6 +38,11 @@ from foreword.serve.schemas import (
 )
 from foreword.serve.spelling import Spelling
 from foreword.version import __version__
+
+log = logging.getLogger("foreword.serve")
+
+GRACE = 10.0
+"""Seconds in which a client that reads late can still read how its stream ended."""
 
 
 def _answered(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
@@ -136,10 +142,12 @@ def create_app(
 
 def _add_health_routes(app: FastAPI, engine: Engine) -> None:
     @app.head("/health", include_in_schema=False)
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        """Whether the process lives."""
-        return {"status": "ok"}
+    @app.get("/health", responses={503: {"description": "The engine is lost"}})
+    async def health() -> JSONResponse:
+        """Whether the process lives, and its engine."""
+        if engine.failure:
+            return JSONResponse({"status": engine.failure}, 503)
+        return JSONResponse({"status": "ok"})
 
     @app.head("/ready", include_in_schema=False)
     @app.get("/ready", responses={503: {"description": failures.MEANING[503]}})
@@ -170,7 +178,8 @@ def _completion_routes(app: FastAPI, service: Completions) -> None:
         asked = await service.asked(body, line_of(request.scope))
         answers = Answers(asked, spelling)
         if body.stream:
-            return _Stream(_streamed(service, asked, answers), service.place(asked))
+            chunks = _streamed(service, asked, answers)
+            return _Stream(chunks, service.place(asked), service.seconds + GRACE)
         with service.place(asked):
             found = await _unless_gone(request, service.whole(asked))
         return JSONResponse(await service.crews.text.do(partial(answers.whole, found)))
@@ -192,17 +201,24 @@ class _Stream(StreamingResponse):
     Args:
         chunks: What is sent.
         place: Held meanwhile.
+        seconds: Time until a client that does not read is given up.
     """
 
-    def __init__(self, chunks: AsyncGenerator[bytes], place: AbstractContextManager[None]) -> None:
+    def __init__(
+        self, chunks: AsyncGenerator[bytes], place: AbstractContextManager[None], seconds: float
+    ) -> None:
         super().__init__(chunks, media_type="text/event-stream")
         self.chunks = chunks
         self.place = place
+        self.seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self.place:
             try:
-                await super().__call__(scope, receive, send)
+                async with asyncio.timeout(self.seconds):
+                    await super().__call__(scope, receive, send)
+            except TimeoutError:
+                log.warning("a client was given up that does not read its stream")
             finally:
                 await self.chunks.aclose()
 

@@ -288,31 +288,38 @@ class Completions:
 
             return sink
 
+        def give_up() -> None:
+            for index in unfinished:
+                self.engine.cancel(asked.requests[index].name)
+
+        # While a client does not read, nothing asks for events, and the time would not be noticed.
+        until = loop.time() + self.seconds
+        alarm = loop.call_at(until, give_up)
         try:
             for index, request in enumerate(asked.requests):
                 self.engine.submit(request, sink_of(index))
                 unfinished.add(index)
-            async with asyncio.timeout(self.seconds):
-                while unfinished:
+            while unfinished:
+                async with asyncio.timeout_at(until):
                     index, event = await queue.get()
-                    now = time.perf_counter()
-                    generated += len(event.tokens)
-                    if event.tokens:
-                        first = index not in begun
-                        begun.add(index)
-                        met = self.metrics
-                        (met.first_token if first else met.between_tokens).observe(
-                            now - last[index]
-                        )
-                        met.generated_tokens.labels(asked.body.model).inc(len(event.tokens))
-                        last[index] = now
-                    if event.finish is not None:
-                        unfinished.discard(index)
-                        self.metrics.requests.labels(asked.body.model, event.finish).inc()
-                    if event.finish == "error":
-                        ended = "error"
-                        raise Failure(500, event.error)
-                    yield index, event
+                now = time.perf_counter()
+                generated += len(event.tokens)
+                if event.tokens:
+                    first = index not in begun
+                    begun.add(index)
+                    met = self.metrics
+                    (met.first_token if first else met.between_tokens).observe(now - last[index])
+                    met.generated_tokens.labels(asked.body.model).inc(len(event.tokens))
+                    last[index] = now
+                if event.finish == "cancelled" and loop.time() >= until:
+                    raise TimeoutError
+                if event.finish is not None:
+                    unfinished.discard(index)
+                    self.metrics.requests.labels(asked.body.model, event.finish).inc()
+                if event.finish == "error":
+                    ended = "error"
+                    raise Failure(500, event.error)
+                yield index, event
             ended = "complete"
         except TimeoutError:
             ended = "timeout"
@@ -321,6 +328,7 @@ class Completions:
             ended = "error"
             raise
         finally:
+            alarm.cancel()
             self.metrics.prompt_tokens.labels(asked.body.model).inc(asked.prompt_tokens)
             for index in unfinished:
                 self.engine.cancel(asked.requests[index].name)

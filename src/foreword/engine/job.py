@@ -1,0 +1,72 @@
+"""A request under way, with what its output needs: its draws, its text, its prompt's probabilities.
+
+Shapes: N tokens of a chunk of the prompt, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foreword.data.written import Written
+from foreword.engine.detokeniser import Detokeniser
+from foreword.engine.request import Event, TokenLogprobs
+from foreword.engine.sampler import Draw, logprobs_of
+from foreword.engine.scheduler import Active
+
+Sink = Callable[[Event], None]
+"""Called with each event of a request, in the engine's thread; it must not block."""
+
+
+@dataclass(eq=False)
+class Job(Active):
+    """A request under way, with what its output needs.
+
+    Attributes:
+        sink: Who is told.
+        draw: What its tokens are drawn with, once the first one is.
+        text: What makes text of them, once there is one.
+        prompt_logprobs: Of the prompt's tokens that are computed, where they were asked for.
+        has_ended: Whether its end was told.
+        written: How its text ends, and which of its tokens are text.
+    """
+
+    sink: Sink = field(default=lambda _: None)
+    draw: Draw | None = None
+    text: Detokeniser | None = None
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    has_ended: bool = False
+    written: Written = field(default_factory=lambda: Written(None))
+
+    def drawing(self, device: torch.device) -> Draw:
+        """What its tokens are drawn with."""
+        if self.draw is None:
+            self.draw = Draw.begin(self.request.sampling, device)
+        return self.draw
+
+    def note_prompt(self, size: int, logits_NV: Tensor) -> None:
+        """Keep the log-probabilities of the prompt's tokens that the last `size` computed tell."""
+        top = self.request.sampling.prompt_logprobs
+        if top is None:
+            return
+        prompt, first = self.request.prompt, self.computed - size
+        if first == 0:
+            self.prompt_logprobs.append(TokenLogprobs(prompt[0], float("nan"), ()))
+        following = prompt[first + 1 : first + size + 1]
+        self.prompt_logprobs += [
+            logprobs_of(logits_V, token, top)
+            for logits_V, token in zip(logits_NV, following, strict=False)
+        ]
+
+    def spelled(self, token: int, tokenizer: Any) -> str:
+        """Text that can be shown after one more token; none without a tokenizer."""
+        if tokenizer is None:
+            return ""
+        if self.text is None:
+            stop = (*self.request.sampling.stop, *self.written.stop)
+            self.text = Detokeniser(tokenizer, stop, self.written.kept)
+        return self.text.add([token])

@@ -1,0 +1,194 @@
+"""An engine that is lost, and readers that do not read."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+import foreword
+from foreword.cli import serve as cli
+from foreword.engine import Engine, Limits
+from foreword.engine.residency import Residency
+from foreword.errors import ServeError
+from foreword.serve import ServeOptions, create_app
+from foreword.serve import app as module
+from foreword.store import PrefixStore
+from tests.conftest import byte_tokenizer, tiny_model
+
+ASKED = {"model": "tiny", "prompt": "once", "max_tokens": 200, "ignore_eos": True}
+SECONDS = 3.0
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    backbone = foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
+    engine = Engine(backbone, Limits(rows=4, prompt_tokens=32))
+    yield engine
+    engine.close(drain=False)
+
+
+@pytest.fixture
+def app(engine: Engine, tmp_path: Path) -> FastAPI:
+    residency = Residency(PrefixStore(tmp_path))
+    return create_app(engine.backbone, engine, residency, ServeOptions(seconds=SECONDS))
+
+
+def lose(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    monkeypatch.setattr(engine.scheduler, "chunks", lambda: 1 / 0)
+
+
+def test_a_lost_engine_is_told_by_every_route(
+    app: FastAPI, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/health said 200, and requests were told that the engine was being closed."""
+    lose(engine, monkeypatch)
+    client = TestClient(app)
+    assert client.get("/health").status_code == 200
+    assert client.post("/v1/completions", json=ASKED).status_code == 500
+    health = client.get("/health")
+    assert (health.status_code, health.json()) == (
+        503,
+        {"status": "the engine stopped: division by zero"},
+    )
+    assert client.get("/ready").status_code == 503
+    later = client.post("/v1/completions", json=ASKED)
+    assert later.status_code == 503
+    assert later.json()["error"]["message"] == "the engine stopped: division by zero"
+
+
+def test_the_process_ends_with_a_code_when_its_engine_is_lost(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lose(engine, monkeypatch)
+
+    class Server:
+        should_exit = False
+        started = True
+
+        def run(self) -> None:
+            engine.generate([foreword.engine.Request((5, 6))])
+            until = time.monotonic() + 60
+            while not self.should_exit and time.monotonic() < until:
+                time.sleep(0.01)
+
+    server = Server()
+    with pytest.raises(ServeError, match="division by zero; the server has ended"):
+        cli._run(server, engine)
+    assert server.should_exit
+
+
+def test_a_server_that_cannot_listen_ends_with_uvicorns_code(engine: Engine) -> None:
+    class Server:
+        started = False
+
+        def run(self) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit, match="3"):
+        cli._run(Server(), engine)
+
+
+class Reader:
+    """A client that reads the status and the first chunk, and goes on when it is told to, if ever."""
+
+    def __init__(self) -> None:
+        self.goes_on = asyncio.Event()
+        self.stalls = asyncio.Event()
+        self.chunks: list[str] = []
+
+    async def send(self, message: Any) -> None:
+        if self.chunks:
+            self.stalls.set()
+            await self.goes_on.wait()
+        if message["type"] == "http.response.body" and message["body"]:
+            self.chunks.append(message["body"].decode())
+
+    async def ask(self, app: FastAPI, body: dict[str, Any]) -> None:
+        """One request of this client's, until it is answered."""
+        asked = asyncio.Event()
+
+        async def receive() -> dict[str, Any]:
+            if asked.is_set():
+                await asyncio.Event().wait()
+            asked.set()
+            return {"type": "http.request", "body": json.dumps(body).encode()}
+
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "http_version": "1.1",
+            "method": "POST",
+            "path": "/v1/completions",
+            "raw_path": b"/v1/completions",
+            "query_string": b"",
+            "headers": [(b"content-type", b"application/json")],
+        }
+        await app(scope, receive, self.send)
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of a tenth of a second: 200 tokens take several times what a request has."""
+    step = Engine._step
+
+    def slowed(self: Engine) -> None:
+        time.sleep(0.1)
+        step(self)
+
+    monkeypatch.setattr(Engine, "_step", slowed)
+
+
+async def until_idle(engine: Engine) -> None:
+    async with asyncio.timeout(60):
+        while not engine.scheduler.is_idle:
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_reader_that_stalls_and_comes_back_reads_whole_chunks_and_the_504(
+    app: FastAPI, engine: Engine
+) -> None:
+    """It was cut off where it stood, in the middle of a chunk."""
+
+    async def reads() -> list[str]:
+        reader = Reader()
+        asking = asyncio.create_task(reader.ask(app, {**ASKED, "stream": True}))
+        await asyncio.wait_for(reader.stalls.wait(), 60)
+        await until_idle(engine)  # its time is over, and its row is free though it reads nothing
+        reader.goes_on.set()
+        await asyncio.wait_for(asking, 60)
+        return reader.chunks
+
+    chunks = asyncio.run(reads())
+    assert all(one.startswith("data: {") and one.endswith("}\n\n") for one in chunks)
+    assert json.loads(chunks[-1].removeprefix("data: "))["error"]["message"] == (
+        "the request took more than 3 s"
+    )
+    assert len(chunks) > 2
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_reader_that_never_reads_holds_neither_row_nor_place(
+    app: FastAPI, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "GRACE", 0.5)
+
+    async def waits() -> list[str]:
+        reader = Reader()
+        asking = asyncio.create_task(reader.ask(app, {**ASKED, "stream": True}))
+        await asyncio.wait_for(reader.stalls.wait(), 60)
+        await until_idle(engine)
+        await asyncio.wait_for(asking, 60)
+        return reader.chunks
+
+    assert len(asyncio.run(waits())) == 1
