@@ -27,6 +27,7 @@ from foreword.backbone.output_layer import head_sees
 from foreword.engine.bank import IDENTITY, Bank
 from foreword.engine.cache import Flat, Padded, Rows, SlotCache
 from foreword.errors import UnsupportedModel, first_line
+from foreword.fallbacks import note_fallback
 from foreword.prefix import Prefix
 
 KINDS = ("full_attention", "sliding_attention")
@@ -166,9 +167,14 @@ class Runner:
         try:
             front = self._copy(0, example)
             rows = [Row(0, 0, PROBE, front), Row(1, 0, PROBE, Front(shared=example))]
-            return _distance(*self._two_passes(rows)) <= self._allowed
-        except Exception:  # then they are shared
-            return False
+            moved = _distance(*self._two_passes(rows))
+            if moved <= self._allowed:
+                return True
+            why = f"logits move by {moved:.1e} of the largest"
+        except Exception as error:
+            why = first_line(error)
+        note_fallback("copies of short prefixes in their rows' slots", f"{why}; they are shared")
+        return False
 
     def _can_be_flat(self, example: Prefix | None) -> bool:
         """Whether rows in one pass over flattened tokens give the logits that they give padded."""
@@ -181,9 +187,14 @@ class Runner:
                 late = Row(slot + 2, 0, PROBE[:2], Front(shared=example))
                 found.append(self.run([more[0], late, more[1], Row(slot + 3, 0, PROBE[1:])]))
             pairs = zip(*found, strict=True)
-            return all(_distance(one[0], two[0]) <= self._allowed for one, two in pairs)
-        except Exception:  # then they are padded
-            return False
+            moved = [_distance(one[0], two[0]) for one, two in pairs]
+            if all(one <= self._allowed for one in moved):
+                return True
+            why = f"logits move by {max(moved):.1e} of the largest"
+        except Exception as error:
+            why = first_line(error)
+        note_fallback("passes over flattened tokens", f"{why}; rows are padded")
+        return False
 
     def _two_passes(self, rows: Sequence[Row]) -> list[Tensor]:
         """Logits (V,) of each row after its tokens and one more."""
