@@ -9,13 +9,15 @@ from typing import Any
 
 import torch
 
+from foreword.arguments import check_count, check_fields, expect
 from foreword.backbone import Backbone
+from foreword.backbone.given import check_backbone
 from foreword.data import Encoder, Task, left_padded
 from foreword.data.collate import padding_of, right_padded
 from foreword.data.seq2seq import encoder_class
-from foreword.data.template import Input, as_row
+from foreword.data.template import Input, as_row, inputs_of
 from foreword.errors import DataError, MismatchError
-from foreword.prefix import Prefix
+from foreword.prefix import Prefix, check_prefix
 
 PLAIN = Task("{input}", "{output}")
 """Text as it is given."""
@@ -63,12 +65,12 @@ class GenerateOptions:
     """Inputs in one batch."""
 
     def __post_init__(self) -> None:
+        check_fields(self, DataError)
         for name in ("max_new_tokens", "num_beams", "num_return_sequences", "batch_size"):
-            if getattr(self, name) < 1:
-                raise DataError(f"{name} must be at least 1; found {getattr(self, name)}")
+            check_count(name, getattr(self, name), DataError)
         for name in ("top_k", "no_repeat_ngram_size"):
-            if getattr(self, name) < 0:
-                raise DataError(f"{name} must be at least 0; found {getattr(self, name)}")
+            check_count(name, getattr(self, name), DataError, least=0)
+        check_count("seed", self.seed, DataError, -(2**63), 2**64 - 1)
         for name in ("temperature", "top_p", "repetition_penalty"):
             if not 0 < getattr(self, name) < math.inf:
                 raise DataError(f"{name} must be above 0 and finite; found {getattr(self, name)}")
@@ -88,14 +90,16 @@ class GenerateOptions:
             "do_sample": self.do_sample,
             "num_beams": self.num_beams,
             "num_return_sequences": self.num_return_sequences,
-            "repetition_penalty": self.repetition_penalty,
+            "repetition_penalty": float(self.repetition_penalty),  # which takes no whole number
             "no_repeat_ngram_size": self.no_repeat_ngram_size,
             "temperature": None,
             "top_k": None,
             "top_p": None,
         }
         if self.do_sample:
-            given.update(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+            given.update(
+                temperature=float(self.temperature), top_k=self.top_k, top_p=float(self.top_p)
+            )
         return given
 
 
@@ -123,7 +127,9 @@ def encoder_for(
     space = prefix or like
     limit = backbone.context - (space.length if space is not None else 0)
     bos = prefix.meta.bos if prefix is not None else backbone.bos
-    return encoder_class(backbone.kind)(backbone.tokenizer, task, bos=bos, limit=limit)
+    return encoder_class(backbone.kind)(
+        backbone.tokenizer, task, bos=bos, limit=limit, vocabulary=backbone.vocabulary
+    )
 
 
 def generate(
@@ -157,18 +163,32 @@ def generate(
         >>> foreword.generate(backbone, ["name[Zizzi], food[Thai]"], prefix)  # doctest: +SKIP
         [['Zizzi serves Thai food.']]
     """
+    check_backbone(backbone)
     if prefix is not None:
+        check_prefix(prefix)
         refuse_head(prefix)
     backbone.needs("decoder", "encoder-decoder", what="generating text")
-    options = options or GenerateOptions()
+    options = GenerateOptions() if options is None else options
+    expect("options", options, GenerateOptions, "GenerateOptions", DataError)
     if task is None:
         task = task_of(prefix) if prefix is not None else PLAIN
+    expect("task", task, Task, "a Task of templates", DataError)
     encoder = encoder_for(backbone, prefix, task)
-    rows = [as_row(one, task) for one in inputs]
-    prompts = [encoder.prompt(row, options.max_new_tokens) for row in rows]
+    prompts = [
+        _prompt(number, encoder, as_row(one, task), options.max_new_tokens)
+        for number, one in enumerate(inputs_of(inputs), 1)
+    ]
     if prefix is not None:
         backbone.check(prefix, strict=strict)
     return generate_ids(backbone, prompts, prefix, options)
+
+
+def _prompt(number: int, encoder: Encoder, row: Input, room: int) -> list[int]:
+    """The tokens of an input; errors name it."""
+    try:
+        return encoder.prompt(row, room)
+    except DataError as error:
+        raise DataError(f"input {number}: {error}") from error
 
 
 def refuse_head(prefix: Prefix) -> None:
@@ -193,7 +213,7 @@ def generate_ids(
     """Generate texts for prompts given as token ids; see `generate`."""
     tokenizer = backbone.tokenizer
     assert tokenizer is not None
-    pad = padding_of(tokenizer)
+    pad = padding_of(tokenizer, backbone.vocabulary)
     arguments = options.arguments()
     if backbone.model.generation_config.eos_token_id is None:
         arguments["eos_token_id"] = tokenizer.eos_token_id

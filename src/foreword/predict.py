@@ -5,20 +5,22 @@ Shapes: B rows, T tokens, D hidden size, L labels, N inputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from foreword.arguments import check_count, expect, shown
 from foreword.backbone import Backbone
+from foreword.backbone.given import check_backbone
 from foreword.backbone.kinds import KINDS
 from foreword.data import Task
 from foreword.data.collate import padding_of, right_padded
-from foreword.data.template import Input
+from foreword.data.template import Input, inputs_of
 from foreword.errors import DataError
-from foreword.head import Head, Pooling, pooled
-from foreword.prefix import Prefix
+from foreword.head import POOLINGS, Head, Pooling, pooled
+from foreword.prefix import Prefix, check_prefix
 from foreword.tasks import LABELLINGS, Prediction, Reader, Reading, reader_for
 
 BATCH = 32
@@ -53,11 +55,15 @@ def predict(
         >>> foreword.predict(backbone, ["a moving film"], prefix)[0].label  # doctest: +SKIP
         '1'
     """
+    check_backbone(backbone)
     head = head_of(prefix)
     labelling, templates = LABELLINGS[head.task], templates_of(prefix)
     backbone.check(prefix, strict=strict)
     reader = prefix_reader(backbone, prefix)
-    rows = [labelling.given(templates, one) if isinstance(one, str) else one for one in inputs]
+    rows = [
+        labelling.given(templates, one) if isinstance(one, str) else one
+        for one in inputs_of(inputs)
+    ]
     readings = read_all(rows, lambda row: labelling.read(reader, templates, row))
     logits = head_logits(
         backbone, prefix, head, [one for own in readings for one in own], batch_size
@@ -89,14 +95,19 @@ def features(
         Float32 (N, D), on the CPU, not normalised.
 
     Raises:
-        DataError: A text has no tokens.
+        DataError: There are no texts, or one has no tokens or is none.
         UnsupportedModel: The backbone is an encoder-decoder.
 
     Examples:
         >>> foreword.features(backbone, ["a moving film"], prefix).shape  # doctest: +SKIP
         torch.Size([1, 384])
     """
+    check_backbone(backbone)
     backbone.needs("encoder", "decoder", what="feature extraction")
+    if pooling is not None and pooling not in POOLINGS:
+        raise DataError(f"pooling must be one of {', '.join(POOLINGS)}; found {shown(pooling)}")
+    expect("texts", texts, Iterable, "a list of texts", DataError)
+    texts = list(texts)
     if prefix is not None:
         backbone.check(prefix, strict=strict)
     own = prefix.head.pooling if prefix is not None and prefix.head is not None else None
@@ -126,6 +137,7 @@ def head_of(prefix: Prefix) -> Head:
     Raises:
         DataError: It has none.
     """
+    check_prefix(prefix)
     if prefix.head is None:
         raise DataError(
             "this prefix has no head, so it writes text and labels nothing; use generate, or train one "
@@ -201,9 +213,8 @@ def _each(
 
     Of what has a row for each token, only those of real tokens are kept.
     """
-    if batch_size < 1:
-        raise DataError(f"batch_size must be at least 1; found {batch_size}")
-    kind, pad = KINDS[backbone.kind], padding_of(backbone.tokenizer)
+    check_count("batch_size", batch_size, DataError)
+    kind, pad = KINDS[backbone.kind], padding_of(backbone.tokenizer, backbone.vocabulary)
     order = sorted(range(len(readings)), key=lambda index: len(readings[index].ids))
     found: dict[int, Tensor] = {}
     with backbone.attached(prefix):

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from foreword.arguments import check_fields, expect
 from foreword.data.chat import check_answered
 from foreword.errors import DataError
 
@@ -38,6 +39,7 @@ class Task:
     target: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self, DataError)
         if (self.prompt is None) != (self.target is None):
             given, missing = ("prompt", "target") if self.target is None else ("target", "prompt")
             raise DataError(f"a {given} template needs a {missing} template beside it")
@@ -127,6 +129,20 @@ def fill(template: str, row: Mapping[str, Any]) -> str:
         ) from error
 
 
+def inputs_of(given: object) -> list[Input]:
+    """Inputs as a list, each seen to be text or a row.
+
+    Raises:
+        DataError: They are none; the message says which one is not.
+    """
+    expect("inputs", given, Iterable, "a list of texts or rows", DataError)
+    assert isinstance(given, Iterable)
+    inputs = list(given)
+    for number, one in enumerate(inputs, 1):
+        expect(f"input {number}", one, str | Mapping, "text, or a row with columns", DataError)
+    return inputs
+
+
 def as_row(given: Input, task: Task) -> Input:
     """An input as a row of the task.
 
@@ -142,7 +158,7 @@ def as_row(given: Input, task: Task) -> Input:
     if given.lstrip().startswith("{") and names:
         try:
             row = json.loads(given)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if isinstance(row, dict) and set(names) <= set(row):
             return row

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -15,7 +16,9 @@ import torch
 from transformers import TrainerCallback, set_seed
 
 from foreword import format as prefix_file
+from foreword.arguments import expect, path_of
 from foreword.backbone import Backbone
+from foreword.backbone.given import check_backbone
 from foreword.data import Collator, Encoded, Report, rows_of
 from foreword.data.collate import padding_of
 from foreword.data.seq2seq import encoder_class
@@ -72,9 +75,9 @@ def train(
     settings: TrainSettings,
     *,
     evaluation: Rows | None = None,
-    folder: Path | None = None,
+    folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
-    logs: Path = LOGS,
+    logs: str | os.PathLike[str] = LOGS,
     callbacks: Sequence[TrainerCallback] = (),
     store: PrefixStore | None = None,
 ) -> TrainResult:
@@ -108,6 +111,14 @@ def train(
         >>> settings = TrainSettings(prompt="{mr} ->", target=" {ref}")
         >>> result = train(backbone, "foreword/e2e:train", settings)  # doctest: +SKIP
     """
+    check_backbone(backbone)
+    expect("settings", settings, TrainSettings, "TrainSettings", TrainingError)
+    if store is not None:
+        expect("store", store, PrefixStore, "a PrefixStore", TrainingError)
+    folder = None if folder is None else path_of("folder", folder, TrainingError)
+    logs = path_of("logs", logs, TrainingError)
+    for callback in callbacks:
+        expect("a callback", callback, TrainerCallback, "a TrainerCallback", TrainingError)
     if settings.early_stop is not None and evaluation is None:
         raise TrainingError("early_stop needs evaluation data (--eval)")
     ranks = Ranks(backbone.device)
@@ -117,10 +128,11 @@ def train(
         set_seed(settings.seed)
         data = rows_of(data)
         settings = for_task(backbone, settings, data)
+        _room(backbone, settings, settings.length or 1)
         first = with_head(backbone, start(backbone, settings, data, store), settings, data)
         settings = _resolved(settings, first)
         train_rows, report = encode(backbone, data, settings, first)
-        eval_rows = encode(backbone, evaluation, settings, first)[0] if evaluation else []
+        eval_rows = [] if evaluation is None else encode(backbone, evaluation, settings, first)[0]
         digest = _common_digest(train_rows, ranks)
         parameterization = parameterise(backbone, first, settings, train_rows)
         trained = sum(parameter.numel() for parameter in parameterization.parameters())
@@ -145,7 +157,7 @@ def train(
             folder,
             train_rows,
             eval_rows,
-            Collator(padding_of(backbone.tokenizer)),
+            Collator(padding_of(backbone.tokenizer, backbone.vocabulary)),
             callbacks,
             backbone.device,
             ranks,
@@ -173,20 +185,36 @@ def encode(
     rows = rows_of(data)
     if backbone.tokenizer is None:
         raise DataError("this backbone has no tokenizer, so texts cannot be encoded")
-    context = backbone.context - prefix.length
-    limit = min(context, settings.max_length or context)
-    if limit < 2:
-        raise DataError(
-            f"a prefix of {prefix.length} leaves {limit} of the backbone's {backbone.context} tokens "
-            "for text; use a shorter one"
-        )
+    limit = _room(backbone, settings, prefix.length)
     templates, head = settings.templates, prefix.head
     if head is not None:
         reader = reader_for(backbone, prefix.meta.bos, limit)
         seen = LABELLINGS[head.task].labelled(reader, templates, head.labels, rows)
         return seen.encoded, seen.report
     encoder = encoder_class(backbone.kind)
-    return encoder(backbone.tokenizer, templates, bos=prefix.meta.bos, limit=limit).rows(rows)
+    return encoder(
+        backbone.tokenizer,
+        templates,
+        bos=prefix.meta.bos,
+        limit=limit,
+        vocabulary=backbone.vocabulary,
+    ).rows(rows)
+
+
+def _room(backbone: Backbone, settings: TrainSettings, length: int) -> int:
+    """Most tokens of text beside a prefix of a length.
+
+    Raises:
+        DataError: There is no room for text.
+    """
+    context = backbone.context - length
+    limit = min(context, settings.max_length or context)
+    if limit < 2:
+        raise DataError(
+            f"a prefix of {length} leaves {limit} of the backbone's {backbone.context} tokens for text; "
+            "use a shorter one"
+        )
+    return limit
 
 
 def rows_digest(rows: Sequence[Encoded]) -> str:
