@@ -13,6 +13,12 @@ from pathlib import Path
 
 from foreword.errors import StoreError
 
+POINTER = b"version https://git-lfs.github.com/spec/"
+"""How files begin that Git LFS leaves in the place of large ones."""
+
+NOT_FETCHED = "it is a pointer of Git LFS and not the file itself; fetch that with: git lfs pull"
+"""What to say of such a file."""
+
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{16}")
 """Names that files have while they are written."""
 
@@ -44,6 +50,11 @@ def remove_leftovers(folder: Path) -> None:
     for path in folder.iterdir():
         if _LEFTOVER.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
+
+
+def is_pointer(content: bytes) -> bool:
+    """Whether a file's beginning says that it only points at a file, which Git LFS has not fetched."""
+    return content.startswith(POINTER)
 
 
 def sync_folder(folder: Path) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from foreword.arguments import check_text, expect
 from foreword.errors import DataError, first_line
+from foreword.files import NOT_FETCHED, POINTER, is_pointer, reason
 
 Row = dict[str, Any]
 
@@ -32,6 +35,7 @@ def read_rows(source: str) -> list[Row]:
     Raises:
         DataError: There is no such source, a line cannot be read, or it has no rows.
     """
+    check_text("a source of rows", source, DataError)
     rows = list(_open(source))
     if not rows:
         raise DataError(f"{source} has no rows; expected at least one")
@@ -44,9 +48,12 @@ def rows_of(data: str | Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     Raises:
         DataError: There are none, or the source cannot be read.
     """
+    expect("the data", data, Iterable, "rows, or where to read them", DataError)
     rows = list(read_rows(data) if isinstance(data, str) else data)
     if not rows:
         raise DataError("the data has no rows; expected at least one")
+    for number, row in enumerate(rows, 1):
+        expect(f"row {number}", row, Mapping, "an object with columns", DataError)
     return rows
 
 
@@ -56,20 +63,32 @@ def _open(source: str) -> Iterator[Row]:
         return _jsonl(source, shipped.read_text(encoding="utf-8").split("\n"))
     path = Path(source)
     reader = _READERS.get(path.suffix.lower())
-    if path.is_file():
+    if os.path.isfile(path):
         if reader is None:
             raise DataError(
                 f"{source}: expected a file ending in {', '.join(sorted(_READERS))}; "
                 f"found {path.suffix!r}"
             )
+        _check_fetched(path)
         return reader(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise DataError(
             f"{source} is a folder; expected a file ending in {', '.join(sorted(_READERS))}"
         )
     if reader is not None or not _HUB_NAME.fullmatch(source.partition(":")[0]):
         raise DataError(f"{source}: there is no such file; check the path")
     return _from_datasets(source)
+
+
+def _check_fetched(path: Path) -> None:
+    """Refuse a file that Git LFS has not fetched: read as CSV, it would be rows of nonsense."""
+    try:
+        with path.open("rb") as file:
+            begin = file.read(len(POINTER))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {reason(error)}") from error
+    if is_pointer(begin):
+        raise DataError(f"{path}: {NOT_FETCHED}")
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
@@ -87,7 +106,7 @@ def _jsonl(source: str, lines: list[str]) -> Iterator[Row]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{source}, line {number}: not JSON: {error}") from error
         if not isinstance(row, dict):
             kind = type(row).__name__
@@ -98,7 +117,7 @@ def _jsonl(source: str, lines: list[str]) -> Iterator[Row]:
 def _read_json(path: Path) -> Iterator[Row]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{path}: expected a JSON list of objects; one object per line is .jsonl")
