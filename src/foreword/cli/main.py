@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Yaml
 from transformers.utils import logging
 
+from foreword.arguments import shown
 from foreword.backbone import OtherWeights, UnverifiedFamily
 from foreword.cli.backbones import backbones
 from foreword.cli.console import FIRST, complain, err
@@ -28,7 +31,7 @@ from foreword.cli.remove import remove
 from foreword.cli.serve import serve
 from foreword.cli.train import train
 from foreword.data.encode import Truncated
-from foreword.errors import ForewordError, StoreError
+from foreword.errors import DataError, ForewordError, StoreError
 from foreword.interrupt import Terminated, terminable
 from foreword.peft import NotInPeft
 from foreword.version import __version__
@@ -110,9 +113,29 @@ def _config_of(tokens: Sequence[str]) -> tuple[Yaml, ...]:
     if "--config" not in split[:-1]:
         return ()
     path = Path(split[split.index("--config") + 1])
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise StoreError(f"--config {path}: there is no such file; check the path")
+    _check_options(path)
     return (Yaml(path, must_exist=True, use_commands_as_keys=False),)
+
+
+def _check_options(path: Path) -> None:
+    """Check that a YAML file holds options by name, before cyclopts makes them arguments.
+
+    Raises:
+        DataError: It does not.
+    """
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        said = " ".join(str(error).split())
+        raise DataError(f"--config {path}: cannot be read as YAML: {said}") from error
+    named = isinstance(found, dict) and all(isinstance(name, str) for name in found)
+    if found is not None and not named:
+        raise DataError(
+            f"--config {path}: expected options, each on a line as in 'length: 16'; found "
+            f"{shown(found)}"
+        )
 
 
 def _show_warning(
