@@ -17,7 +17,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from foreword.describe import BOS, POSITIONS, SOFTMAX, WINDOWS, formula
 from foreword.errors import HubError
 from foreword.evaluate.scores import Scores
-from foreword.prefix import Prefix
+from foreword.prefix import Prefix, check_prefix
 from foreword.weights import embedded
 
 REPO = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
@@ -59,8 +59,10 @@ def card(
     Raises:
         HubError: The repository's or the licence's name is ill-formed.
     """
+    check_prefix(prefix)
     name = checked_repo(repo_id).split("/")[1]
-    if license is not None and not _LICENSE.fullmatch(license):
+    is_known = isinstance(license, str) and _LICENSE.fullmatch(license)
+    if license is not None and not is_known:
         raise HubError(
             f"{license!r} is not a licence as the Hub spells them; expected one such as apache-2.0, "
             "mit or cc-by-4.0"
@@ -99,7 +101,12 @@ def checked_repo(repo_id: str) -> str:
     Raises:
         HubError: It is not ``OWNER/NAME``.
     """
-    if not REPO.fullmatch(repo_id) or "--" in repo_id or ".." in repo_id:
+    if (
+        not isinstance(repo_id, str)
+        or not REPO.fullmatch(repo_id)
+        or "--" in repo_id
+        or ".." in repo_id
+    ):
         raise HubError(
             f"{repo_id!r} is not a repository on the Hub; expected OWNER/NAME of letters, digits, "
             "'-', '_' and '.'"

@@ -18,6 +18,12 @@ from foreword.errors import NameTaken, StoreError
 if sys.platform != "win32":
     import fcntl
 
+POINTER = b"version https://git-lfs.github.com/spec/"
+"""How files begin that Git LFS leaves in the place of large ones."""
+
+NOT_FETCHED = "it is a pointer of Git LFS and not the file itself; fetch that with: git lfs pull"
+"""What to say of such a file."""
+
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{16}")
 """Names that files have while they are written."""
 
@@ -126,6 +132,11 @@ def _remove_unless_held(path: Path) -> None:
             path.unlink()
     if sys.platform == "win32":
         path.unlink()
+
+
+def is_pointer(content: bytes) -> bool:
+    """Whether a file's beginning says that it only points at a file, which Git LFS has not fetched."""
+    return content.startswith(POINTER)
 
 
 def sync_folder(folder: Path) -> None:

@@ -15,23 +15,31 @@ import re
 import reprlib
 import struct
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import safetensors.torch
 import torch
 
+from foreword.arguments import path_of
 from foreword.errors import (
     CorruptFile,
     FormatError,
     PrefixError,
+    StoreError,
     TruncatedFile,
     UnsupportedVersion,
 )
 from foreword.files import reason, write_whole
 from foreword.head import Head, check_head
 from foreword.header import parsed, raw_header, spelled
-from foreword.prefix import Prefix, PrefixMeta, Site, canonical_json, tensor_bytes
+from foreword.prefix import (
+    Prefix,
+    PrefixMeta,
+    Site,
+    canonical_json,
+    check_prefix,
+    tensor_bytes,
+)
 
 T = TypeVar("T")
 
@@ -69,6 +77,8 @@ def save(prefix: Prefix, path: str | os.PathLike[str], *, overwrite: bool = True
         NameTaken: A file is there, and `overwrite` is not set.
         StoreError: The file cannot be written.
     """
+    place = path_of("path", path, StoreError)
+    check_prefix(prefix)
     broken = prefix.first_not_finite()
     if broken is not None:
         raise PrefixError(f"{broken} holds NaN or infinity; such a prefix is not saved")
@@ -79,7 +89,7 @@ def save(prefix: Prefix, path: str | os.PathLike[str], *, overwrite: bool = True
         raise PrefixError(
             f"this prefix would not load again, so it is not saved: {error}"
         ) from error
-    write_whole(Path(path), content, overwrite=overwrite)
+    write_whole(place, content, overwrite=overwrite)
 
 
 def encode(prefix: Prefix) -> bytes:
@@ -122,7 +132,7 @@ def load(path: str | os.PathLike[str]) -> Prefix:
         UnsupportedVersion: It was written by a newer version of the format.
         FormatError: It is not a prefix file, cannot be read, or holds NaN.
     """
-    return _opened(Path(path), _read)
+    return _opened(path, _read)
 
 
 def outline(path: str | os.PathLike[str]) -> Prefix:
@@ -133,7 +143,7 @@ def outline(path: str | os.PathLike[str]) -> Prefix:
     Raises:
         FormatError: As `load`.
     """
-    return _opened(Path(path), _outlined)
+    return _opened(path, _outlined)
 
 
 def claims(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -142,11 +152,12 @@ def claims(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         FormatError: It cannot be read, or says nothing.
     """
-    return _opened(Path(path), _claimed)
+    return _opened(path, _claimed)
 
 
-def _opened(place: Path, read: Callable[[BinaryIO, int], T]) -> T:
+def _opened(path: str | os.PathLike[str], read: Callable[[BinaryIO, int], T]) -> T:
     """What is read from a file; errors name it."""
+    place = path_of("path", path, FormatError)
     try:
         with place.open("rb") as file:
             return read(file, os.fstat(file.fileno()).st_size)

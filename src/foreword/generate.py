@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
+from foreword.arguments import check_count, check_fields, expect
 from foreword.backbone import Backbone
 from foreword.backbone.decoding import neutral
+from foreword.backbone.given import check_backbone
 from foreword.data import Encoder, Task, left_padded
 from foreword.data.collate import padding_of, right_padded
 from foreword.data.inputs import Inputs, inputs_of, of_each
@@ -19,7 +21,7 @@ from foreword.data.seq2seq import encoder_of
 from foreword.data.template import as_row
 from foreword.data.written import Written, written_for
 from foreword.errors import DataError, MismatchError
-from foreword.prefix import Prefix
+from foreword.prefix import Prefix, check_prefix
 
 PLAIN = Task("{input}", "{output}")
 """Text as it is given."""
@@ -69,12 +71,12 @@ class GenerateOptions:
     """Inputs in one batch."""
 
     def __post_init__(self) -> None:
+        check_fields(self, DataError)
         for name in ("max_new_tokens", "num_beams", "num_return_sequences", "batch_size"):
-            if getattr(self, name) < 1:
-                raise DataError(f"{name} must be at least 1; found {getattr(self, name)}")
+            check_count(name, getattr(self, name), DataError)
         for name in ("top_k", "no_repeat_ngram_size"):
-            if getattr(self, name) < 0:
-                raise DataError(f"{name} must be at least 0; found {getattr(self, name)}")
+            check_count(name, getattr(self, name), DataError, least=0)
+        check_count("seed", self.seed, DataError, -(2**63), 2**64 - 1)
         for name in ("temperature", "top_p", "repetition_penalty"):
             if not 0 < getattr(self, name) < math.inf:
                 raise DataError(f"{name} must be above 0 and finite; found {getattr(self, name)}")
@@ -94,14 +96,16 @@ class GenerateOptions:
             "do_sample": self.do_sample,
             "num_beams": self.num_beams,
             "num_return_sequences": self.num_return_sequences,
-            "repetition_penalty": self.repetition_penalty,
+            "repetition_penalty": float(self.repetition_penalty),  # which takes no whole number
             "no_repeat_ngram_size": self.no_repeat_ngram_size,
             "temperature": None,
             "top_k": None,
             "top_p": None,
         }
         if self.do_sample:
-            given.update(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+            given.update(
+                temperature=float(self.temperature), top_k=self.top_k, top_p=float(self.top_p)
+            )
         return given
 
 
@@ -163,12 +167,16 @@ def generate(
         >>> foreword.generate(backbone, ["name[Zizzi], food[Thai]"], prefix)  # doctest: +SKIP
         [['Zizzi serves Thai food.']]
     """
+    check_backbone(backbone)
     if prefix is not None:
+        check_prefix(prefix)
         refuse_head(prefix)
     backbone.needs("decoder", "encoder-decoder", what="generating text")
-    options = options or GenerateOptions()
+    options = GenerateOptions() if options is None else options
+    expect("options", options, GenerateOptions, "GenerateOptions", DataError)
     if task is None:
         task = PLAIN if prefix is None and like is None else task_of(prefix or like)  # type: ignore[arg-type]
+    expect("task", task, Task, "a Task of templates", DataError)
     encoder = encoder_for(backbone, prefix, task, like)
     rows = of_each(inputs_of(inputs), lambda one: as_row(one, task))
     prompts = of_each(rows, lambda row: encoder.prompt(row, options.max_new_tokens))
@@ -209,7 +217,7 @@ def generate_ids(
     """
     tokenizer = backbone.tokenizer
     assert tokenizer is not None
-    pad = padding_of(tokenizer)
+    pad = padding_of(tokenizer, backbone.vocabulary)
     written = written or written_for(backbone, prefix, PLAIN if prefix is None else task_of(prefix))
     arguments = {**neutral(backbone.model, pad), **options.arguments(), **_tokens(written)}
     texts: list[list[str]] = [[] for _ in prompts]

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from foreword.arguments import check_fields
 from foreword.errors import PrefixError
 
 HeadTask = Literal["classify", "tag", "answer"]
@@ -55,6 +56,7 @@ class Head:
     bias: Tensor = field(repr=False)
 
     def __post_init__(self) -> None:
+        check_fields(self, PrefixError)
         check_head(self.task, self.labels, self.pooling)
         shapes = tuple(self.weight.shape), tuple(self.bias.shape)
         fits = self.weight.ndim == 2 and shapes[1] == (len(self.labels),) == shapes[0][:1]

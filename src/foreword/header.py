@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 from foreword.errors import CorruptFile, TruncatedFile
+from foreword.files import NOT_FETCHED, POINTER, is_pointer
 from foreword.prefix import MAX_DEPTH, nesting
 
 MAX_HEADER = 16 * 2**20
@@ -22,7 +23,11 @@ def raw_header(file: BinaryIO, size: int) -> bytes:
     """
     if size < 8:
         raise TruncatedFile(f"expected at least 8 bytes, found {size}")
-    claimed = int.from_bytes(file.read(8), "little")
+    begin = file.read(min(size, len(POINTER)))
+    if is_pointer(begin):
+        raise CorruptFile(NOT_FETCHED)
+    file.seek(8)
+    claimed = int.from_bytes(begin[:8], "little")
     if claimed > MAX_HEADER:
         raise CorruptFile(f"its header claims {claimed} bytes; at most {MAX_HEADER} are allowed")
     if 8 + claimed > size:
@@ -36,6 +41,8 @@ def parsed(what: str, text: bytes | str) -> dict[str, Any]:
     Raises:
         CorruptFile: It is none; the message calls it `what`.
     """
+    if isinstance(text, bytes) and is_pointer(text):
+        raise CorruptFile(NOT_FETCHED)
     try:
         decoded = text.decode() if isinstance(text, bytes) else text
         found = json.loads(

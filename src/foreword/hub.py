@@ -22,10 +22,11 @@ from huggingface_hub.errors import (
 )
 
 from foreword import format as prefix_file
+from foreword.arguments import check_text
 from foreword.card import card, checked_repo
 from foreword.errors import ForewordError, FormatError, HubError
 from foreword.evaluate.scores import scores_of
-from foreword.prefix import Prefix
+from foreword.prefix import Prefix, check_prefix
 from foreword.version import __version__
 
 FILE = "prefix.safetensors"
@@ -66,6 +67,7 @@ def push(
         >>> foreword.push(prefix, "me/restaurants", license="mit")  # doctest: +SKIP
         'https://huggingface.co/me/restaurants'
     """
+    check_prefix(prefix)
     scores = None if metrics is None else scores_of(metrics, prefix)
     text = card(prefix, repo_id, license=license, scores=scores)
     api = _api(token, endpoint)
@@ -108,6 +110,8 @@ def pull(
         >>> prefix = foreword.pull("me/restaurants")  # doctest: +SKIP
     """
     _ = checked_repo(repo_id)
+    if revision is not None:
+        check_text("revision", revision, HubError)
     api = _api(token, endpoint)
     with tempfile.TemporaryDirectory(prefix="foreword-") as folder, _asking(f"pull {repo_id}", api):
         info = api.model_info(repo_id, revision=revision)
@@ -125,6 +129,9 @@ def pull(
 
 
 def _api(token: str | None, endpoint: str | None) -> HfApi:
+    for what, value in {"token": token, "endpoint": endpoint}.items():
+        if value is not None:
+            check_text(what, value, HubError)
     return HfApi(
         endpoint=endpoint, token=token, library_name="foreword", library_version=__version__
     )

@@ -11,15 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foreword.arguments import check_count, shown
 from foreword.backbone import Backbone
+from foreword.backbone.given import check_backbone
 from foreword.backbone.kinds import KINDS
 from foreword.data import Task
 from foreword.data.collate import padding_of, right_padded
 from foreword.data.inputs import Inputs, inputs_of, of_each, texts_of
 from foreword.data.room import Room
 from foreword.errors import DataError
-from foreword.head import Head, Pooling, pooled
-from foreword.prefix import Prefix
+from foreword.head import POOLINGS, Head, Pooling, pooled
+from foreword.prefix import Prefix, check_prefix
 from foreword.tasks import LABELLINGS, Prediction, Reader, Reading, reader_for
 
 BATCH = 32
@@ -54,6 +56,7 @@ def predict(
         >>> foreword.predict(backbone, ["a moving film"], prefix)[0].label  # doctest: +SKIP
         '1'
     """
+    check_backbone(backbone)
     head = head_of(prefix)
     labelling, templates = LABELLINGS[head.task], templates_of(prefix)
     backbone.check(prefix, strict=strict)
@@ -93,14 +96,17 @@ def features(
         Float32 (N, D), on the CPU, not normalised.
 
     Raises:
-        DataError: A text has no tokens.
+        DataError: There are no texts, or one has no tokens or is none.
         UnsupportedModel: The backbone is an encoder-decoder.
 
     Examples:
         >>> foreword.features(backbone, ["a moving film"], prefix).shape  # doctest: +SKIP
         torch.Size([1, 384])
     """
+    check_backbone(backbone)
     backbone.needs("encoder", "decoder", what="feature extraction")
+    if pooling is not None and pooling not in POOLINGS:
+        raise DataError(f"pooling must be one of {', '.join(POOLINGS)}; found {shown(pooling)}")
     if prefix is not None:
         backbone.check(prefix, strict=strict)
     own = prefix.head.pooling if prefix is not None and prefix.head is not None else None
@@ -127,6 +133,7 @@ def head_of(prefix: Prefix) -> Head:
     Raises:
         DataError: It has none.
     """
+    check_prefix(prefix)
     if prefix.head is None:
         raise DataError(
             "this prefix has no head, so it writes text and labels nothing; use generate, or train one "
@@ -188,9 +195,8 @@ def _each(
 
     Of what has a row for each token, only those of real tokens are kept.
     """
-    if batch_size < 1:
-        raise DataError(f"batch_size must be at least 1; found {batch_size}")
-    kind, pad = KINDS[backbone.kind], padding_of(backbone.tokenizer)
+    check_count("batch_size", batch_size, DataError)
+    kind, pad = KINDS[backbone.kind], padding_of(backbone.tokenizer, backbone.vocabulary)
     order = sorted(range(len(readings)), key=lambda index: len(readings[index].ids))
     found: dict[int, Tensor] = {}
     with backbone.attached(prefix):

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import reprlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from foreword.arguments import check_fields, check_text, expect
 from foreword.errors import PrefixError
 from foreword.head import Head
 
@@ -53,6 +54,9 @@ class Site:
         key_dim: Dimension of one key.
         value_dim: Dimension of one value.
         window: Tokens that a query sees, itself included, or None without a limit.
+
+    Raises:
+        PrefixError: A field is of another type.
     """
 
     name: str
@@ -62,6 +66,9 @@ class Site:
     key_dim: int
     value_dim: int
     window: int | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, PrefixError)
 
     @property
     def label(self) -> str:
@@ -103,6 +110,9 @@ class PrefixMeta:
             settings): JSON values, kept as a copy in JSON's own types.
         training: What training measured, JSON values, with the digest of the data under ``data``.
         parents: Content digests of prefixes that this one was made from.
+
+    Raises:
+        PrefixError: A field is of another type, or a policy is unknown.
     """
 
     backbone: str = ""
@@ -119,6 +129,9 @@ class PrefixMeta:
     parents: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self, PrefixError)
+        for parent in self.parents:
+            check_text("a digest among parents", parent, PrefixError)
         for name, allowed in _POLICIES.items():
             found = getattr(self, name)
             if found not in allowed:
@@ -166,8 +179,7 @@ class Prefix:
     head: Head | None = None
 
     def __post_init__(self) -> None:
-        if not self.sites:
-            raise PrefixError("a prefix needs at least one site; found none")
+        self._check_parts()
         if not len(self.sites) == len(self.keys) == len(self.values):
             raise PrefixError(
                 f"expected one key and one value tensor for each of {len(self.sites)} sites; "
@@ -181,11 +193,27 @@ class Prefix:
         for site, key, value in zip(self.sites, self.keys, self.values, strict=True):
             self._check(f"key of site {site.label}", key, (site.kv_heads, site.key_dim))
             self._check(f"value of site {site.label}", value, (site.kv_heads, site.value_dim))
-        if self.head is not None and self.head.weight.dtype != self.dtype:
+        if self.head is None:
+            return
+        if self.head.weight.dtype != self.dtype:
             raise PrefixError(
                 f"the head must have the dtype of keys and values, {self.dtype}; found "
                 f"{self.head.weight.dtype}"
             )
+
+    def _check_parts(self) -> None:
+        """Check that each part is of its type, and that no two sites are one."""
+        check_fields(self, PrefixError)
+        if not self.sites:
+            raise PrefixError("a prefix needs at least one site; found none")
+        for site in self.sites:
+            expect("a site", site, Site, "a Site", PrefixError)
+        for tensor in (*self.keys, *self.values):
+            _check_tensor("a key or value", tensor)
+        labels = [site.label for site in self.sites]
+        twice = next((label for label in labels if labels.count(label) > 1), None)
+        if twice is not None:
+            raise PrefixError(f"the prefix names a site twice: {twice}; give each once")
 
     def _check(self, what: str, tensor: Tensor, heads_dim: tuple[int, int]) -> None:
         heads, dim = heads_dim
@@ -253,7 +281,16 @@ class Prefix:
         return described
 
     def first_not_finite(self) -> str | None:
-        """Name of the first tensor that holds NaN or infinity, or None."""
+        """Name of the first tensor that holds NaN or infinity, or None.
+
+        Raises:
+            PrefixError: Its tensors are on the meta device, so they hold nothing.
+        """
+        if any(tensor.is_meta for tensor in self.tensors):
+            raise PrefixError(
+                "the prefix's tensors have no contents (meta device), as those of a file's outline; "
+                "load it whole"
+            )
         for site, key, value in zip(self.sites, self.keys, self.values, strict=True):
             for kind, tensor in (("key", key), ("value", value)):
                 if not bool(torch.isfinite(tensor).all()):
@@ -265,7 +302,17 @@ class Prefix:
         return None
 
     def with_meta(self, **changes: Any) -> Prefix:
-        """The same tensors under changed meta fields."""
+        """The same tensors under changed meta fields.
+
+        Raises:
+            PrefixError: There is no such field, or it cannot be that.
+        """
+        known = {field.name for field in dataclasses.fields(PrefixMeta)}
+        unknown = sorted(set(changes) - known)
+        if unknown:
+            raise PrefixError(
+                f"a prefix's meta has no field {unknown[0]!r}; it has {', '.join(sorted(known))}"
+            )
         return dataclasses.replace(self, meta=dataclasses.replace(self.meta, **changes))
 
     def with_head(self, head: Head | None) -> Prefix:
@@ -278,7 +325,10 @@ class Prefix:
         Raises:
             PrefixError: It has no site of one of these labels.
         """
-        unknown = sorted(set(labels) - {site.label for site in self.sites})
+        expect("labels", labels, Collection, "several labels of sites", PrefixError)
+        labels = list(labels)
+        every = [site.label for site in self.sites]
+        unknown = [label for label in labels if label not in every]
         if unknown:
             raise PrefixError(
                 f"the prefix has no site {unknown[0]!r}; it has {self.sites[0].label} to "
@@ -293,11 +343,51 @@ class Prefix:
         )
 
     def to(self, dtype: torch.dtype) -> Prefix:
-        """The same prefix with tensors of `dtype`."""
+        """The same prefix with tensors of `dtype`.
+
+        Raises:
+            PrefixError: A prefix cannot have it.
+        """
+        expect("dtype", dtype, torch.dtype, "a torch.dtype, such as torch.float32", PrefixError)
         keys = tuple(key.to(dtype) for key in self.keys)
         values = tuple(value.to(dtype) for value in self.values)
         head = None if self.head is None else self.head.to(dtype)
         return dataclasses.replace(self, keys=keys, values=values, head=head)
+
+
+def check_prefix(given: object, what: str = "prefix") -> None:
+    """Check that what stands for a prefix is one.
+
+    Raises:
+        PrefixError: It is not; the message says how to get one.
+    """
+    remedy = "a Prefix, as foreword.load_prefix, PrefixStore.load and Backbone.capture give it"
+    expect(what, given, Prefix, remedy, PrefixError)
+
+
+def prefixes_of(given: object) -> tuple[Prefix | None, ...]:
+    """One prefix, or one (or None) for each row, as a tuple.
+
+    Raises:
+        PrefixError: It is neither; the message says which one is not.
+    """
+    if isinstance(given, Prefix):
+        return (given,)
+    expected = "a Prefix, or a sequence with one, or None, for each row"
+    expect("prefix", given, Sequence, expected, PrefixError)
+    assert isinstance(given, Sequence)
+    for row, one in enumerate(given, 1):
+        if one is not None:
+            check_prefix(one, f"the prefix of row {row}")
+    return tuple(given)
+
+
+def _check_tensor(what: str, given: object) -> None:
+    """Check that a value is a plain tensor, with all of its numbers in a row."""
+    expect(what, given, Tensor, "a torch.Tensor", PrefixError)
+    assert isinstance(given, Tensor)
+    if given.layout is not torch.strided:
+        raise PrefixError(f"{what} must be a dense tensor; found one of {given.layout}")
 
 
 def canonical_json(value: Any) -> bytes:

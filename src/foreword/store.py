@@ -12,6 +12,7 @@ from typing import BinaryIO
 import platformdirs
 
 from foreword import format as prefix_file
+from foreword.arguments import path_of
 from foreword.errors import NameTaken, NameUnknown, StoreError
 from foreword.files import reason, remove_leftovers, written_whole
 from foreword.prefix import Prefix
@@ -44,7 +45,8 @@ class PrefixStore:
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
-        self.folder = Path(folder) if folder is not None else default_folder()
+        given = default_folder() if folder is None else folder
+        self.folder = path_of("folder", given, StoreError)
 
     def path(self, name: str) -> Path:
         """The file of the prefix called `name`, whether it exists or not.
@@ -52,7 +54,7 @@ class PrefixStore:
         Raises:
             StoreError: The name could lead out of the folder, or is not a plain word.
         """
-        if not _NAME.fullmatch(name):
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise StoreError(
                 f"{name!r} is not a name for a prefix; expected 1 to 128 letters, digits, '.', '_' "
                 "and '-', starting with a letter or digit"

@@ -7,6 +7,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from foreword.data import Encoded, Encoder, Task
+from foreword.data.collate import padding_of
 from foreword.data.encode import IGNORED, Truncated
 from foreword.errors import DataError
 from foreword.prefix import Bos
@@ -174,3 +175,46 @@ def test_a_missing_column_is_found_before_anything_is_encoded() -> None:
         encoder().rows([{"mr": "m", "ref": "r"}, {"mr": "m"}])
     with pytest.raises(DataError, match="names column 'mr'; the columns are: ref"):
         encoder().prompt({"ref": "r"})
+
+
+LONE = "half of a \ud800 character"
+
+
+@pytest.mark.parametrize("column", ["mr", "ref"])
+def test_half_of_a_character_is_refused_with_its_row(column: str) -> None:
+    """The tokenizer raised TypeError: TextEncodeInput must be Union[...], and named no row."""
+    rows = [{"mr": "m", "ref": "r"}, {"mr": "m", "ref": "r", column: LONE}]
+    with pytest.raises(DataError, match=r"row 2: its text has a lone surrogate, '\\ud800' at char"):
+        encoder().rows(rows)
+
+
+def test_half_of_a_character_in_a_conversation_is_refused_with_its_row() -> None:
+    turns = [{"role": "user", "content": LONE}, {"role": "assistant", "content": "a"}]
+    made = encoder(Task())
+    with pytest.raises(DataError, match="row 1: its text has a lone surrogate"):
+        made.rows([{"messages": turns}])
+    with pytest.raises(DataError, match="its text has a lone surrogate"):
+        made.prompt({"messages": turns})
+
+
+def test_tokens_without_an_embedding_are_refused_with_their_row() -> None:
+    """A tokenizer with more tokens than the backbone raised IndexError in the forward pass."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["<new>"])
+    made = Encoder(tokenizer, TASK, bos="none", limit=256, vocabulary=258)
+    rows = [{"mr": "m", "ref": "r"}, {"mr": "m", "ref": "a <new> one"}]
+    named = (
+        r"row 2: token 258 \('<new>'\) is not among the 258 that the backbone has embeddings for"
+    )
+    with pytest.raises(DataError, match=named):
+        made.rows(rows)
+    with pytest.raises(DataError, match="token 258"):
+        made.prompt({"mr": "<new>"})
+
+
+def test_a_padding_token_without_an_embedding_is_not_used() -> None:
+    """It is masked, and yet it was embedded: a batch of unlike lengths raised IndexError."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    assert padding_of(tokenizer) == 258
+    assert padding_of(tokenizer, 258) == EOS

@@ -281,3 +281,51 @@ def test_the_best_answer_of_all_windows_wins() -> None:
     logits[-1][-3] = 3.0
     found = answer.predicted(SQUAD, ("start", "end"), row, readings, logits)
     assert found == Answered(context[-2], len(context) - 2, 6.0)
+
+
+# -- malformed answers -------------------------------------------------------------------------------
+
+PLACE = ANSWER[0]["answers"]["answer_start"][0]
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        (
+            {"text": ["Ada"], "answer_start": [float(PLACE)]},
+            r"must be a whole number; found \d+\.0",
+        ),
+        ({"text": ["Ada"], "answer_start": float(PLACE)}, "must be a whole number"),
+        ({"text": ["Ada"], "answer_start": [str(PLACE)]}, r"must be a whole number; found '\d+'"),
+        ({"text": ["Ada"], "answer_start": [None]}, "must be a whole number; found None"),
+        ({"text": ["Ada"], "answer_start": [True]}, "must be a whole number; found True"),
+        ({"text": ["Ada"], "answer_start": []}, "1 texts and 0 starts"),
+        ({"text": ["Ada", "Ulm"], "answer_start": [PLACE]}, "2 texts and 1 starts"),
+        ({"text": ["Ada"], "answer_start": [PLACE, 1]}, "1 texts and 2 starts"),
+        ({"text": [5], "answer_start": [PLACE]}, "its answer must be text; found 5"),
+        ({"text": [""], "answer_start": [PLACE]}, "does not stand at character"),
+        ({"text": [], "answer_start": []}, "answering needs answers"),
+        (None, "answering needs answers"),
+        ("Ada", "answering needs answers"),
+    ],
+)
+def test_malformed_answers_are_refused_with_their_row(answers: Any, message: str) -> None:
+    """Of two texts with one start the second was lost in silence; others raised what Python raises."""
+    rows = [ANSWER[1], {**ANSWER[0], "answers": answers}]
+    with pytest.raises(DataError, match=f"row 2: .*{message}"):
+        answer.columns(SQUAD, rows)
+
+
+def test_an_answer_is_not_looked_for_from_the_end() -> None:
+    """-10 was a place to Python: it counted from the end of the context."""
+    context = ANSWER[0]["context"]
+    place = context.index("Ada") - len(context)
+    row = {**ANSWER[0], "answers": {"text": ["Ada"], "answer_start": [place]}}
+    assert context[place : place + 3] == "Ada"
+    with pytest.raises(DataError, match=r"row 1: .*must be at least 0; found -\d+"):
+        answer.columns(SQUAD, [row])
+
+
+def test_an_input_that_nests_without_end_is_no_question() -> None:
+    with pytest.raises(DataError, match="an input is a JSON object"):
+        answer.given(SQUAD, "[" * 100_000)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from foreword.attention.kernels import softmax
+from foreword.fallbacks import note_fallback
 
 COPIED = 640
 """Columns that the plain form copies, over all rows, from which on the merge is the faster one."""
@@ -299,5 +300,12 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _has_flash(query: Tensor, other: Tensor) -> bool:
     """Whether the CPU's kernel takes these: queries, and values of the same dimension."""
-    on_cpu = query.device.type == "cpu" and _FLASH is not None
-    return on_cpu and query.shape[-1] == other.shape[-1]
+    if query.device.type != "cpu":
+        return False
+    if _FLASH is None:
+        note_fallback(
+            "the CPU's flash kernel for prefixes that rows share",
+            f"torch {torch.__version__} does not offer it, so scores are computed in plain products",
+        )
+        return False
+    return query.shape[-1] == other.shape[-1]

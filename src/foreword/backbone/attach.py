@@ -12,9 +12,9 @@ from foreword.backbone.backbone import Backbone
 from foreword.backbone.fit import check_geometry, check_weights
 from foreword.backbone.measured import attaching, detaching, measure
 from foreword.backbone.probe import family_of
-from foreword.prefix import Prefix
+from foreword.prefix import Prefix, prefixes_of
 from foreword.weights.fingerprint import weights_fingerprint
-from foreword.weights.own import unwrapped
+from foreword.weights.own import check_model, unwrapped
 
 
 def attach(
@@ -46,8 +46,10 @@ def attach(
         >>> model.generate(**inputs)  # doctest: +SKIP
     """
     given: nn.Module = model.model if isinstance(model, Backbone) else model
+    check_model(given)
+    every = prefixes_of(prefix)
     with attaching(given) as attachment:
-        for one in [prefix] if isinstance(prefix, Prefix) else prefix:
+        for one in every:
             if one is not None:
                 check_fit(model, one, strict=strict)
         bound = bound_to(prefix, measure(attachment.model).sites)
@@ -81,5 +83,6 @@ def detach(model: PreTrainedModel | Backbone) -> nn.Module:
             is open.
     """
     given: nn.Module = model.model if isinstance(model, Backbone) else model
+    check_model(given)
     detaching(unwrapped(given))
     return given

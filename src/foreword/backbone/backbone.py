@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from foreword.arguments import check_count, check_text, expect
 from foreword.attention.attachment import Attachment
 from foreword.attention.bound import bound_to
 from foreword.attention.signature import parameters_of
@@ -20,10 +21,20 @@ from foreword.backbone.kinds import KindName, with_article
 from foreword.backbone.measured import attached, measure
 from foreword.backbone.probe import evaluating, family_of
 from foreword.backbone.rotate import EXACT, ROUNDED, Rotation, measured, refuse_stretched, unmoved
-from foreword.errors import MismatchError, PrefixError, UnsupportedModel
-from foreword.prefix import Bos, Positions, Prefix, PrefixMeta, Site
+from foreword.backbone.tokens import check_known, tokenized
+from foreword.errors import BackboneError, MismatchError, PrefixError, UnsupportedModel
+from foreword.prefix import (
+    POSITIONS,
+    Bos,
+    Positions,
+    Prefix,
+    PrefixMeta,
+    Site,
+    check_prefix,
+    prefixes_of,
+)
 from foreword.weights.fingerprint import adds_bos, tokenizer_digest, weights_fingerprint
-from foreword.weights.own import own_modules, unwrapped
+from foreword.weights.own import check_model, own_modules, unwrapped
 from foreword.weights.placement import input_device
 from foreword.weights.quantise import quantization_of
 from foreword.weights.stored import resident_bytes
@@ -56,6 +67,8 @@ class Backbone:
         name: str = "",
         revision: str | None = None,
     ) -> None:
+        check_model(model)
+        check_text("name", name, BackboneError)
         self.model = model = unwrapped(model)
         self.tokenizer = tokenizer
         self.name = name or str(getattr(model.config, "_name_or_path", ""))
@@ -174,6 +187,11 @@ class Backbone:
         return self._context
 
     @property
+    def vocabulary(self) -> int:
+        """Tokens that the model has embeddings for: ids are below it."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
     def eos_ids(self) -> frozenset[int]:
         """Tokens that end a sequence: those of the generation config, and the tokenizer's."""
         named = getattr(self.model.generation_config, "eos_token_id", None)
@@ -207,9 +225,10 @@ class Backbone:
         """
         if self.tokenizer is None:
             raise PrefixError("this backbone has no tokenizer; give token ids instead of text")
-        ids: list[int] = list(self.tokenizer(text)["input_ids"])
+        ids: list[int] = list(tokenized(self.tokenizer, text, refusal=PrefixError)["input_ids"])
         if not ids:
             raise PrefixError(f"the text {text!r} has no tokens; give one with at least one")
+        check_known(ids, self.vocabulary, self.tokenizer, PrefixError)
         return ids
 
     def capture(self, text: str | Sequence[int], positions: Positions | None = None) -> Prefix:
@@ -227,9 +246,15 @@ class Backbone:
         Returns:
             A prefix of one virtual token per token, in the model's dtype, exact where the policy
             is the backbone's.
+
+        Raises:
+            PrefixError: There is no text, or a token that the model has no embedding for; or the policy
+                is unknown, or none for this model.
         """
         policy = positions or self.positions
-        ids = self.tokens(text) if isinstance(text, str) else list(text)
+        if policy not in POSITIONS:
+            raise PrefixError(f"positions must be one of {', '.join(POSITIONS)}; found {policy!r}")
+        ids = self.tokens(text) if isinstance(text, str) else self._ids(text)
         if not ids:
             raise PrefixError("expected at least one token to capture; found none")
         if policy == "free" and self.positions == "offset":
@@ -241,6 +266,16 @@ class Backbone:
         carries = self.kind == "decoder" and self._starts_with_bos(ids)
         bos: Bos = "prefix" if carries else self.bos
         return Prefix(self.sites, keys, values, self.meta(positions=policy, bos=bos))
+
+    def _ids(self, tokens: Any) -> list[int]:
+        """Token ids as they were given, once each is seen to be one."""
+        expect("text", tokens, Iterable, "text, or token ids", PrefixError)
+        given = [token.item() if isinstance(token, Tensor) else token for token in tokens]
+        for token in given:
+            check_count("a token id", token, PrefixError, least=0)
+        ids = [int(token) for token in given]
+        check_known(ids, self.vocabulary, self.tokenizer, PrefixError)
+        return ids
 
     def _run_at(
         self, first: int, ids: Sequence[int]
@@ -282,6 +317,11 @@ class Backbone:
             >>> backbone.moved(prefix, "offset").meta.positions  # doctest: +SKIP
             'offset'
         """
+        check_prefix(prefix)
+        if positions not in POSITIONS:
+            raise PrefixError(
+                f"positions must be one of {', '.join(POSITIONS)}; found {positions!r}"
+            )
         if prefix.meta.positions == positions:
             return prefix
         check_geometry(prefix, self.sites, self.name or self.family)
@@ -331,7 +371,7 @@ class Backbone:
         with attached(self.model) as attachment:
             bound = None
             if prefix is not None:
-                for one in [prefix] if isinstance(prefix, Prefix) else prefix:
+                for one in prefixes_of(prefix):
                     if one is not None:
                         check_geometry(one, self.sites, self.name or self.family)
                 bound = bound_to(prefix, self.sites)
@@ -353,6 +393,7 @@ class Backbone:
         Warns:
             OtherWeights: The geometry fits but the weights are others.
         """
+        check_prefix(prefix)
         check_geometry(prefix, self.sites, self.name or self.family)
         if prefix.head is not None and prefix.head.width != self.width:
             raise MismatchError(

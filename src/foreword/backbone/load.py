@@ -6,17 +6,18 @@ import importlib.util
 import json
 import os
 import warnings
-from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
+from foreword.arguments import check_text
 from foreword.backbone.backbone import Backbone
+from foreword.backbone.complete import check_complete
+from foreword.backbone.folder import check_folder, fault_of_tokenizer
 from foreword.backbone.kinds import kind_of
-from foreword.errors import BackboneError, first_line
+from foreword.errors import BackboneError, ForewordError, first_line
 from foreword.weights import embedded
 from foreword.weights.dtype import DTYPES, fast_dtype
 from foreword.weights.int8_linear import save_memory
@@ -52,7 +53,8 @@ def load(
         The backbone in evaluation mode, with no parameter requiring a gradient.
 
     Raises:
-        BackboneError: There is no such backbone, or it cannot be read.
+        BackboneError: There is no such backbone, it cannot be read, or its config and its weights are
+            not those of one model; an argument is none.
         UnsupportedModel: Its family cannot carry a prefix.
 
     Warns:
@@ -61,21 +63,33 @@ def load(
     Examples:
         >>> backbone = foreword.load("smollm2-135m-instruct")  # doctest: +SKIP
     """
-    name = os.fspath(name)
-    place = _own_device(torch.device(device) if device is not None else _default_device())
+    name = os.fspath(name) if isinstance(name, os.PathLike) else name
+    for what, word in {"name": name, "attention": attention, "revision": revision}.items():
+        if word is not None or what == "name":
+            check_text(what, word, BackboneError)
+    place = _own_device(_device(device))
     chosen = _dtype(dtype, place)
     source = str(embedded.obtain()) if name == embedded.NAME else name
     rounded = rounding(quantize) if quantize is not None else None
     options = {} if attention is None else {"attn_implementation": attention}
+    if os.path.isdir(source):
+        check_folder(Path(source))
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
         config = AutoConfig.from_pretrained(source, revision=revision)
         model, found = kind_of(config).auto.from_pretrained(
-            source, dtype=chosen, revision=revision, output_loading_info=True, **options
+            source,
+            dtype=chosen,
+            revision=revision,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that `check_complete` can name them
+            **options,
         )
-    except (OSError, ValueError, ImportError) as error:
+    except ForewordError:
+        raise
+    except Exception as error:  # what configs and weights of all kinds make transformers raise
         raise BackboneError(_not_loaded(name, error)) from error
-    _without_random_weights(model, found["missing_keys"], name)
+    check_complete(model, found, name)
     if rounded is not None:
         rounded(model)
     save_memory(model)
@@ -89,25 +103,6 @@ def load(
             stacklevel=2,
         )
     return backbone
-
-
-def _without_random_weights(model: Any, missing: Iterable[str], name: str) -> None:
-    """Take out a pooler that the folder has no weights for: each loading would draw others.
-
-    Raises:
-        BackboneError: It lacks others.
-    """
-    kept = {parameter for parameter, _ in model.named_parameters()}
-    lacking = sorted(kept.intersection(missing))
-    if any(key.startswith("pooler.") for key in lacking):
-        model.pooler = None
-        lacking = [key for key in lacking if not key.startswith("pooler.")]
-    if lacking:
-        shown = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
-        raise BackboneError(
-            f"backbone {name!r} has no weights for {len(lacking)} of its parameters ({shown}), which "
-            "would be random; give a complete model folder"
-        )
 
 
 def verified_families() -> list[dict[str, str]]:
@@ -130,8 +125,19 @@ def describe_dtype(backbone: Backbone) -> str:
     )
 
 
-def _default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _device(device: str | torch.device | None) -> torch.device:
+    """The device that was asked for, once it is seen to be there; a GPU, if there is one."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except Exception as error:  # of many kinds: unknown words, no driver, no such number
+        raise BackboneError(
+            f"device {device!r} cannot be used: {first_line(error)}; expected one such as 'cpu' or "
+            "'cuda'"
+        ) from error
+    return place
 
 
 def _own_device(device: torch.device) -> torch.device:
@@ -145,18 +151,21 @@ def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
         return dtype
     if dtype == "auto":
         return fast_dtype(device)[0]
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise BackboneError(f"dtype {dtype!r} is unknown; expected auto or one of {sorted(DTYPES)}")
     return DTYPES[dtype]
 
 
 def _not_loaded(name: str, error: Exception) -> str:
-    kind = "folder" if Path(name).exists() else "local folder or Hub name"
+    kind = "folder" if os.path.exists(name) else "local folder or Hub name"
     said = first_line(error)
+    if not isinstance(error, OSError | ValueError | ImportError):
+        said = f"{type(error).__name__}: {said}"
+    said = (fault_of_tokenizer(Path(name)) if os.path.isdir(name) else None) or said
     if "torchao" in said and importlib.util.find_spec("torchao") is None:
         return f"backbone {name!r} is quantised by torchao, which is not installed; run: {INSTALL}"
     return (
-        f"cannot load backbone {name!r} (no readable model in that {kind}): {said} "
+        f"cannot load backbone {name!r} (no readable model in that {kind}): {said.rstrip('.')}. "
         f"Expected {embedded.NAME!r} (embedded), a folder with config.json and safetensors, or a "
         "name on the Hub"
     )

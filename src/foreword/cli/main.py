@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Yaml
 from transformers.utils import logging
 
+from foreword.arguments import shown
 from foreword.backbone import OtherWeights, UnverifiedFamily
 from foreword.cli.backbones import backbones
 from foreword.cli.console import FIRST, complain, err
@@ -30,7 +32,7 @@ from foreword.cli.serve import serve
 from foreword.cli.train import train
 from foreword.data.encode import Truncated
 from foreword.data.strict_json import refuse_repeats
-from foreword.errors import ForewordError, StoreError
+from foreword.errors import DataError, ForewordError, StoreError
 from foreword.interrupt import Terminated, terminable
 from foreword.peft import NotInPeft
 from foreword.version import __version__
@@ -112,18 +114,30 @@ def _config_of(tokens: Sequence[str]) -> tuple[Yaml, ...]:
     if "--config" not in split[:-1]:
         return ()
     path = Path(split[split.index("--config") + 1])
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise StoreError(f"--config {path}: there is no such file; check the path")
-    _refuse_repeats(path)
+    _check_options(path)
     return (Yaml(path, must_exist=True, use_commands_as_keys=False),)
 
 
-def _refuse_repeats(path: Path) -> None:
-    """Refuse a file that sets an option twice; what else is wrong with it, its reader says."""
+def _check_options(path: Path) -> None:
+    """Check that a YAML file holds options by name, each once, before cyclopts makes them arguments.
+
+    Raises:
+        DataError: It does not.
+    """
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (OSError, ValueError, yaml.YAMLError):
-        return
+        text = path.read_text(encoding="utf-8")
+        found, root = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        said = " ".join(str(error).split())
+        raise DataError(f"--config {path}: cannot be read as YAML: {said}") from error
+    named = isinstance(found, dict) and all(isinstance(name, str) for name in found)
+    if found is not None and not named:
+        raise DataError(
+            f"--config {path}: expected options, each on a line as in 'length: 16'; found "
+            f"{shown(found)}"
+        )
     if isinstance(root, yaml.MappingNode):
         refuse_repeats([str(key.value) for key, _ in root.value], f"--config {path}")
 

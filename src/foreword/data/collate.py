@@ -57,10 +57,14 @@ def right_padded(prompts: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor
     return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
 
-def padding_of(tokenizer: object) -> int:
-    """The tokenizer's padding token, else its end of sequence, else 0: it is masked anyway."""
+def padding_of(tokenizer: object, vocabulary: int | None = None) -> int:
+    """The tokenizer's padding token, else its end of sequence, else 0: it is masked anyway.
+
+    One that was added to the tokenizer and not to the backbone's embeddings, of `vocabulary` tokens,
+    cannot be embedded and is passed over.
+    """
     for name in ("pad_token_id", "eos_token_id"):
         found = getattr(tokenizer, name, None)
-        if found is not None:
+        if found is not None and (vocabulary is None or found < vocabulary):
             return int(found)
     return 0

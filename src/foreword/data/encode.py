@@ -15,6 +15,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from foreword.backbone.kinds.base import IGNORED
+from foreword.backbone.tokens import check_known, tokenized
 from foreword.data.chat import asked, assistant_spans, check_turns, rendered
 from foreword.data.room import Room
 from foreword.data.template import MESSAGES, Task, fill
@@ -84,15 +85,23 @@ class Encoder:
         task: Templates, or conversations.
         bos: BOS policy of the prefix that the rows are for.
         limit: Most tokens of prompt and target together; or the room that a recipe leaves.
+        vocabulary: Tokens that the backbone has embeddings for; None: not looked at.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, task: Task, *, bos: Bos, limit: int | Room
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        task: Task,
+        *,
+        bos: Bos,
+        limit: int | Room,
+        vocabulary: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.task = task
         self.bos = bos
         self.room = limit if isinstance(limit, Room) else Room(limit)
+        self.vocabulary = vocabulary
 
     @property
     def limit(self) -> int:
@@ -124,11 +133,11 @@ class Encoder:
 
     def target_ids(self, target: str) -> list[int]:
         """Tokens of a target, with the end of sequence after them."""
-        ids: list[int] = self.tokenizer(target, add_special_tokens=False)["input_ids"]
+        ids: list[int] = tokenized(self.tokenizer, target, add_special_tokens=False)["input_ids"]
         if not ids:
             raise DataError(f"its target {target!r} has no tokens; drop the row")
         end = self.tokenizer.eos_token_id
-        return ids if end is None else [*ids, end]
+        return self._known(ids if end is None else [*ids, end])
 
     def prompt(
         self, row: Mapping[str, Any] | str, room: int = 0, target: int | None = None
@@ -196,28 +205,34 @@ class Encoder:
             check_turns(row.get(MESSAGES))
             messages = asked(row[MESSAGES])
         text = rendered(self.tokenizer, messages, ask=True)
-        return self.without_doubled_bos(
-            list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        )
+        ids = list(tokenized(self.tokenizer, text, add_special_tokens=False)["input_ids"])
+        return self._known(self.without_doubled_bos(ids))
 
     def _start(self, prompt: str) -> list[int]:
         """Tokens of a prompt text, BOS by policy; never empty, so that the first target has one."""
-        ids: list[int] = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        ids: list[int] = tokenized(self.tokenizer, prompt, add_special_tokens=False)["input_ids"]
         if self.bos == "input":
-            return [self.tokenizer.bos_token_id, *ids]
+            return self._known([self.tokenizer.bos_token_id, *ids])
         if ids:
-            return ids
+            return self._known(ids)
         start = self.tokenizer.bos_token_id
         if start is None:
             start = self.tokenizer.eos_token_id
         if start is None:
             raise DataError("its prompt has no tokens, and the tokenizer has no BOS to start from")
-        return [start]
+        return self._known([start])
+
+    def _known(self, ids: list[int]) -> list[int]:
+        """The tokens, once the backbone is seen to know each."""
+        check_known(ids, self.vocabulary, self.tokenizer)
+        return ids
 
     def _conversation(self, messages: Any) -> Encoded:
         text, spans = assistant_spans(self.tokenizer, messages)
-        tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, labels = list(tokens["input_ids"]), []
+        tokens = tokenized(
+            self.tokenizer, text, add_special_tokens=False, return_offsets_mapping=True
+        )
+        ids, labels = self._known(list(tokens["input_ids"])), []
         for token, (start, end) in zip(ids, tokens["offset_mapping"], strict=True):
             inside = any(first <= start and end <= last and start < end for first, last in spans)
             labels.append(token if inside else IGNORED)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from foreword.backbone import Backbone
+from foreword.backbone.tokens import tokenized
 from foreword.data.encode import Encoded, Encoder
 from foreword.data.room import Room
 from foreword.data.template import Task, fill
@@ -36,7 +37,7 @@ class Seq2SeqEncoder(Encoder):
 
     def target_ids(self, target: str) -> list[int]:
         """Tokens of a target as the tokenizer ends it, with the end of sequence in any case."""
-        bare = self.tokenizer(text_target=target, add_special_tokens=False)["input_ids"]
+        bare = tokenized(self.tokenizer, text_target=target, add_special_tokens=False)["input_ids"]
         if not bare:
             raise DataError(f"its target {target!r} has no tokens; drop the row")
         ids: list[int] = self.tokenizer(text_target=target)["input_ids"]
@@ -56,10 +57,10 @@ class Seq2SeqEncoder(Encoder):
         return self._source(row if isinstance(row, str) else fill(self.task.prompt, row))
 
     def _source(self, prompt: str) -> list[int]:
-        ids: list[int] = self.tokenizer(prompt)["input_ids"]
+        ids: list[int] = tokenized(self.tokenizer, prompt)["input_ids"]
         if not ids:
             raise DataError("its prompt has no tokens")
-        return ids
+        return self._known(ids)
 
     def _cut(self, ids: list[int], limit: int) -> list[int]:
         """The last `limit` tokens, of which the tokenizer's own at the front stay."""
@@ -85,4 +86,4 @@ def encoder_of(backbone: Backbone, task: Task, bos: Bos, room: Room) -> Encoder:
     if backbone.tokenizer is None:
         raise DataError("this backbone has no tokenizer, so texts cannot be encoded")
     made = Seq2SeqEncoder if backbone.kind == "encoder-decoder" else Encoder
-    return made(backbone.tokenizer, task, bos=bos, limit=room)
+    return made(backbone.tokenizer, task, bos=bos, limit=room, vocabulary=backbone.vocabulary)

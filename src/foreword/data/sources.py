@@ -10,9 +10,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from foreword.arguments import check_text
 from foreword.data.given import Data, given_rows
 from foreword.data.strict_json import loaded, refuse_repeats
 from foreword.errors import DataError, first_line
+from foreword.files import NOT_FETCHED, POINTER, is_pointer, reason
 
 Row = dict[str, Any]
 
@@ -37,6 +39,7 @@ def read_rows(source: Data) -> list[Row]:
     if not isinstance(source, str | os.PathLike):
         return [dict(row) for row in rows_of(source)]
     name = os.fspath(source)
+    check_text("a source of rows", name, DataError)
     rows = list(_open(name))
     if not rows:
         raise DataError(f"{name} has no rows; expected at least one")
@@ -63,20 +66,32 @@ def _open(source: str) -> Iterator[Row]:
         return _jsonl(source, shipped.read_text(encoding="utf-8").split("\n"))
     path = Path(source)
     reader = _READERS.get(path.suffix.lower())
-    if path.is_file():
+    if os.path.isfile(path):
         if reader is None:
             raise DataError(
                 f"{source}: expected a file ending in {', '.join(sorted(_READERS))}; "
                 f"found {path.suffix!r}"
             )
+        _check_fetched(path)
         return reader(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise DataError(
             f"{source} is a folder; expected a file ending in {', '.join(sorted(_READERS))}"
         )
     if reader is not None or not _HUB_NAME.fullmatch(source.partition(":")[0]):
         raise DataError(f"{source}: there is no such file; check the path")
     return _from_datasets(source)
+
+
+def _check_fetched(path: Path) -> None:
+    """Refuse a file that Git LFS has not fetched: read as CSV, it would be rows of nonsense."""
+    try:
+        with path.open("rb") as file:
+            begin = file.read(len(POINTER))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {reason(error)}") from error
+    if is_pointer(begin):
+        raise DataError(f"{path}: {NOT_FETCHED}")
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:

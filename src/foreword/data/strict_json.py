@@ -13,9 +13,12 @@ def loaded(text: str) -> Any:
 
     Raises:
         DataError: An object has a name twice; the message says which.
-        ValueError: It is not JSON.
+        ValueError: It is not JSON, or nested deeper than Python reads.
     """
-    return json.loads(text, object_pairs_hook=_without_repeats)
+    try:
+        return json.loads(text, object_pairs_hook=_without_repeats)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

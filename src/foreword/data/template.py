@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from foreword.arguments import check_fields
 from foreword.data.chat import check_answered
 from foreword.data.strict_json import refuse_repeats
 from foreword.data.values import in_column, is_missing, text_of
@@ -40,6 +41,7 @@ class Task:
     target: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self, DataError)
         if (self.prompt is None) != (self.target is None):
             given, missing = ("prompt", "target") if self.target is None else ("target", "prompt")
             raise DataError(f"a {given} template needs a {missing} template beside it")
@@ -170,7 +172,7 @@ def as_row(given: Input, task: Task) -> Input:
     if given.lstrip().startswith("{"):
         try:
             row = json.loads(given)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if isinstance(row, dict) and set(names) <= set(row):
             refuse_repeats(json.loads(given, object_pairs_hook=_names), "the JSON object")

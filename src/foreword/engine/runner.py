@@ -31,6 +31,7 @@ from foreword.engine.cache import SlotCache
 from foreword.engine.shelf import Slot
 from foreword.engine.steps import Flat, Padded, Rows
 from foreword.errors import UnsupportedModel, first_line
+from foreword.fallbacks import note_fallback
 from foreword.prefix import Prefix
 
 KINDS = ("full_attention", "sliding_attention")
@@ -183,9 +184,14 @@ class Runner:
                 Row(slots[0], 0, PROBE, front),
                 Row(slots[1], 0, PROBE, Front(shared=example)),
             ]
-            return _distance(*self._two_passes(rows)) <= self._allowed
-        except Exception:  # then they are shared
-            return False
+            moved = _distance(*self._two_passes(rows))
+            if moved <= self._allowed:
+                return True
+            why = f"logits move by {moved:.1e} of the largest"
+        except Exception as error:
+            why = first_line(error)
+        note_fallback("copies of short prefixes in their rows' slots", f"{why}; they are shared")
+        return False
 
     def _can_be_flat(self, slots: Sequence[Slot], example: Prefix | None) -> bool:
         """Whether rows in one pass over flattened tokens give the logits that they give padded."""
@@ -202,9 +208,14 @@ class Runner:
                 late = Row(three, 0, PROBE[:2], shared)
                 found.append(self.run([more[0], late, more[1], Row(four, 0, PROBE[1:])]))
             pairs = zip(*found, strict=True)
-            return all(_distance(one[0], two[0]) <= self._allowed for one, two in pairs)
-        except Exception:  # then they are padded
-            return False
+            moved = [_distance(one[0], two[0]) for one, two in pairs]
+            if all(one <= self._allowed for one in moved):
+                return True
+            why = f"logits move by {max(moved):.1e} of the largest"
+        except Exception as error:
+            why = first_line(error)
+        note_fallback("passes over flattened tokens", f"{why}; rows are padded")
+        return False
 
     def _two_passes(self, rows: Sequence[Row]) -> list[Tensor]:
         """Logits (V,) of each row after its tokens and one more."""

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foreword.arguments import check_count
 from foreword.backbone import Backbone
+from foreword.backbone.given import check_backbone
 from foreword.data import Report, rows_of
 from foreword.data.given import Data, name_of
 from foreword.errors import DataError
@@ -120,8 +122,9 @@ def evaluate_labels(
         DataError: Rows or columns are wrong, or a label is unknown to the head.
         MismatchError: The prefix does not fit the backbone.
     """
-    if limit is not None and limit < 1:
-        raise DataError(f"limit must be at least 1; found {limit}")
+    check_backbone(backbone)
+    if limit is not None:
+        check_count("limit", limit, DataError)
     head = head_of(prefix)
     rows = rows_of(data)[:limit]
     backbone.check(prefix, strict=strict)

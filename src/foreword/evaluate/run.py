@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
+from foreword.arguments import check_count, expect
 from foreword.backbone import Backbone
+from foreword.backbone.given import check_backbone
 from foreword.data import Collator, Encoded, Report, Task, rows_of
 from foreword.data.chat import answers, asked
 from foreword.data.collate import padding_of
@@ -24,7 +26,7 @@ from foreword.evaluate.labels import Figure, LabelEvaluation, evaluate_labels
 from foreword.evaluate.metrics import Tokenisation
 from foreword.generate import GenerateOptions, encoder_for, generate_ids, task_of
 from foreword.predict import BATCH
-from foreword.prefix import Prefix
+from foreword.prefix import Prefix, check_prefix
 from foreword.train.objective import score
 
 FIGURES: tuple[Figure, ...] = (
@@ -159,6 +161,7 @@ def evaluate(
     See `evaluate_text` and `evaluate_labels`, which this calls, for what the arguments mean. Of the
     options a head uses `batch_size` alone, and its templates are its own.
     """
+    check_prefix(prefix)
     if prefix.head is None:
         return evaluate_text(
             backbone,
@@ -172,6 +175,8 @@ def evaluate(
         )
     if task is not None:
         raise DataError("a prefix with a head is evaluated under its own templates; leave task out")
+    if options is not None:
+        expect("options", options, GenerateOptions, "GenerateOptions", DataError)
     size = BATCH if options is None else options.batch_size
     return evaluate_labels(
         backbone, prefix, data, base=base, limit=limit, batch_size=size, strict=strict
@@ -208,15 +213,19 @@ def evaluate_text(
         DataError: Rows or columns are wrong.
         MismatchError: The prefix does not fit the backbone.
     """
+    check_backbone(backbone)
+    check_prefix(prefix)
     rows = rows_of(data)
-    if limit is not None and limit < 1:
-        raise DataError(f"limit must be at least 1; found {limit}")
+    if limit is not None:
+        check_count("limit", limit, DataError)
     backbone.check(prefix, strict=strict)
-    task = task or task_of(prefix)
+    task = task_of(prefix) if task is None else task
+    expect("task", task, Task, "a Task of templates", DataError)
     task.check(rows)
     if task.chat:
         rows = [_to_last_answer(row) for row in rows]
-    options = options or GenerateOptions()
+    options = GenerateOptions() if options is None else options
+    expect("options", options, GenerateOptions, "GenerateOptions", DataError)
     grouped = _grouped(backbone, prefix, rows, task, limit)
     outputs, ours, report, targets = _measure(backbone, prefix, prefix, task, grouped, options)
     base_outputs: list[str] = []
@@ -340,7 +349,7 @@ def scored(
     backbone: Backbone, prefix: Prefix | None, rows: Sequence[Encoded], size: int
 ) -> tuple[float, float, int]:
     """NLL per target token, token accuracy (0 to 100) and number of target tokens."""
-    collate = Collator(padding_of(backbone.tokenizer))
+    collate = Collator(padding_of(backbone.tokenizer, backbone.vocabulary))
     ordered = sorted(rows, key=lambda row: row.size)
     nll, hits, targets = 0.0, 0, 0
     with backbone.attached(prefix):

@@ -9,15 +9,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from foreword.arguments import path_of
 from foreword.backbone import Backbone
-from foreword.errors import FormatError, PrefixError
+from foreword.backbone.given import check_backbone
+from foreword.errors import FormatError, PrefixError, StoreError
 from foreword.files import write_folder
 from foreword.peft import config as config_file
 from foreword.peft import tensors as tensor_file
 from foreword.peft.cached import check_reached
 from foreword.peft.config import PeftConfig
 from foreword.peft.refusals import check_expressible
-from foreword.prefix import Prefix
+from foreword.prefix import Prefix, check_prefix
 
 REPLACEABLE = {config_file.NAME, tensor_file.NAME, tensor_file.PICKLE, "README.md"}
 """What a folder may hold that an export replaces: what PEFT itself puts there."""
@@ -63,6 +65,9 @@ def export_peft(
     Examples:
         >>> foreword.export_peft(prefix, backbone, "my-adapter")  # doctest: +SKIP
     """
+    check_prefix(prefix)
+    check_backbone(backbone)
+    place = path_of("folder", folder, StoreError)
     broken = prefix.first_not_finite()
     if broken is not None:
         raise PrefixError(f"{broken} holds NaN or infinity; such a prefix is not exported")
@@ -79,7 +84,7 @@ def export_peft(
         config_file.NAME: config.encode(),
         tensor_file.NAME: _encoded(embeddings_PW, config, prefix),
     }
-    made = write_folder(Path(folder), files, replaceable=REPLACEABLE if overwrite else set())
+    made = write_folder(place, files, replaceable=REPLACEABLE if overwrite else set())
     if prefix.meta.bos == "prefix":
         warnings.warn(
             "this prefix carries the BOS, which PEFT's files cannot say: tokenize inputs with "

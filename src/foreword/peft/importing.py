@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from foreword.arguments import path_of
 from foreword.backbone import Backbone
+from foreword.backbone.given import check_backbone
 from foreword.errors import FormatError, MismatchError, UnsupportedModel
 from foreword.files import reason
 from foreword.peft import config as config_file
@@ -25,7 +27,7 @@ def read_config(folder: str | os.PathLike[str]) -> PeftConfig:
     Raises:
         FormatError: The folder is no PEFT checkpoint of prefix tuning for a language model.
     """
-    path = Path(folder) / config_file.NAME
+    path = path_of("folder", folder, FormatError) / config_file.NAME
     content = _read(path, config_file.MAX_SIZE)
     try:
         return config_file.decode(content)
@@ -59,6 +61,7 @@ def import_peft(folder: str | os.PathLike[str], backbone: Backbone) -> Prefix:
     Examples:
         >>> prefix = foreword.import_peft("my-adapter", backbone)  # doctest: +SKIP
     """
+    check_backbone(backbone)
     config = read_config(folder)
     backbone.needs(config.kind_of_backbone, what=f"a PEFT checkpoint of task_type {config.task}")
     path = Path(folder) / tensor_file.NAME

@@ -9,14 +9,17 @@ Shapes: B rows, T tokens; the two labels are start and end.
 from __future__ import annotations
 
 import math
+import numbers
 import re
 import string
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from foreword.arguments import check_count, check_text
 from foreword.data.strict_json import loaded
 from foreword.data.template import Task
 from foreword.data.words import between_spaces
@@ -150,18 +153,30 @@ def _answers(row: Row) -> list[tuple[str, int]]:
     if isinstance(given, dict):
         texts, starts = given.get("text"), given.get("answer_start")
     texts = [texts] if isinstance(texts, str) else texts
-    starts = [starts] if isinstance(starts, int) else starts
+    starts = [starts] if isinstance(starts, numbers.Real) else starts
     if not isinstance(texts, list | tuple) or not isinstance(starts, list | tuple) or not texts:
         raise DataError(
             "answering needs answers: their texts, and answer_start, where in the context each begins"
         )
-    pairs = list(zip(texts, starts, strict=False))
-    for text, start in pairs:
-        if not text or row["context"][start : start + len(text)] != text:
-            raise DataError(
-                f"its answer {text!r} does not stand at character {start} of its context"
-            )
-    return pairs
+    if len(texts) != len(starts):
+        raise DataError(
+            f"its answers have {len(texts)} texts and {len(starts)} starts (answer_start); each text "
+            "needs the one place where it begins"
+        )
+    return [_placed(text, start, row["context"]) for text, start in zip(texts, starts, strict=True)]
+
+
+def _placed(text: Any, start: Any, context: str) -> tuple[str, int]:
+    """An answer's text and first character, once it is seen to stand there.
+
+    Raises:
+        DataError: It does not, or one of both is nothing of the kind.
+    """
+    check_text("its answer", text, DataError)
+    check_count("where its answer begins (answer_start)", start, DataError, least=0)
+    if not text or context[start : start + len(text)] != text:
+        raise DataError(f"its answer {text!r} does not stand at character {start} of its context")
+    return text, int(start)
 
 
 def _tokens_of(reading: Reading, start: int, end: int) -> list[int]:

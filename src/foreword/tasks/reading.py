@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from foreword.backbone import Backbone
+from foreword.backbone.tokens import check_known, tokenized
 from foreword.errors import DataError
 from foreword.prefix import Bos
 
@@ -42,6 +43,7 @@ class Reader:
             policy says that inputs have one.
         bos: BOS policy of the prefix.
         limit: Most tokens of a reading.
+        vocabulary: Tokens that the backbone has embeddings for; None: not looked at.
 
     Raises:
         DataError: The tokenizer cannot say where its tokens stand.
@@ -51,6 +53,7 @@ class Reader:
     marks: bool
     bos: Bos
     limit: int
+    vocabulary: int | None = None
 
     def __post_init__(self) -> None:
         if not self.tokenizer.is_fast:
@@ -66,6 +69,7 @@ class Reader:
             DataError: It has no tokens.
         """
         whole = self._tokens(text)
+        check_known(whole["input_ids"], self.vocabulary, self.tokenizer)
         found = whole
         if len(whole["input_ids"]) > self._room:
             found = self._tokens(text, truncation=True, max_length=self._room)
@@ -99,6 +103,7 @@ class Reader:
         )
         made = []
         for number, ids in enumerate(found["input_ids"]):
+            check_known(ids, self.vocabulary, self.tokenizer)
             second = [sequence == 1 for sequence in found.sequence_ids(number)]
             spans = _spans(found["offset_mapping"][number])
             shown = [span if own else None for span, own in zip(spans, second, strict=True)]
@@ -115,7 +120,8 @@ class Reader:
         return self.limit - len(self._front)
 
     def _tokens(self, *texts: str, **options: Any) -> Any:
-        return self.tokenizer(
+        return tokenized(
+            self.tokenizer,
             *texts,
             add_special_tokens=self.marks,
             return_offsets_mapping=True,
@@ -132,7 +138,8 @@ def reader_for(backbone: Backbone, bos: Bos, limit: int) -> Reader:
     """
     if backbone.tokenizer is None:
         raise DataError("this backbone has no tokenizer, so texts cannot be encoded")
-    return Reader(backbone.tokenizer, backbone.kind != "decoder", bos, limit)
+    marks = backbone.kind != "decoder"
+    return Reader(backbone.tokenizer, marks, bos, limit, backbone.vocabulary)
 
 
 def _spans(offsets: list[Span]) -> list[Span | None]:

@@ -33,7 +33,9 @@ def demonstration_tokens(
     task.check(rows)
     carries = backbone.bos == "input"
     bos: Bos = "prefix" if carries else backbone.bos
-    encoder = Encoder(backbone.tokenizer, task, bos=bos, limit=backbone.context)
+    encoder = Encoder(
+        backbone.tokenizer, task, bos=bos, limit=backbone.context, vocabulary=backbone.vocabulary
+    )
     ids = [int(backbone.tokenizer.bos_token_id)] if carries else []
     begun, shortest = len(ids), 0
     for index in _drawn(len(rows), seed):

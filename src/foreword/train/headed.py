@@ -76,7 +76,7 @@ def with_head(
 @torch.no_grad()
 def scale_of(backbone: Backbone, start: Prefix, rows: Sequence[Encoded]) -> float:
     """Size of a natural step of a head's weight: all D of them together move a logit by about 1."""
-    batch = Collator(padding_of(backbone.tokenizer))(rows[:SEEN])
+    batch = Collator(padding_of(backbone.tokenizer, backbone.vocabulary))(rows[:SEEN])
     inputs = {name: batch[name].to(backbone.device) for name in ("input_ids", "attention_mask")}
     with backbone.attached(start):
         hidden_BTD = KINDS[backbone.kind].hidden(backbone.model, inputs)

@@ -16,7 +16,9 @@ import torch
 from transformers import TrainerCallback, set_seed
 
 from foreword import format as prefix_file
+from foreword.arguments import expect, path_of
 from foreword.backbone import Backbone
+from foreword.backbone.given import check_backbone
 from foreword.backbone.kinds.base import IGNORED
 from foreword.data import Collator, Encoded, Report, rows_of
 from foreword.data.collate import padding_of
@@ -113,6 +115,14 @@ def train(
         >>> settings = TrainSettings(prompt="{mr} ->", target=" {ref}")
         >>> result = train(backbone, "foreword/e2e:train", settings)  # doctest: +SKIP
     """
+    check_backbone(backbone)
+    expect("settings", settings, TrainSettings, "TrainSettings", TrainingError)
+    if store is not None:
+        expect("store", store, PrefixStore, "a PrefixStore", TrainingError)
+    folder = None if folder is None else path_of("folder", folder, TrainingError)
+    logs = path_of("logs", logs, TrainingError)
+    for callback in callbacks:
+        expect("a callback", callback, TrainerCallback, "a TrainerCallback", TrainingError)
     if settings.early_stop is not None and evaluation is None:
         raise TrainingError("early_stop needs evaluation data (--eval)")
     ranks = Ranks(backbone.device)
@@ -122,6 +132,7 @@ def train(
         set_seed(settings.seed)
         rows = rows_of(data)
         settings = for_task(backbone, settings, rows)
+        _room(backbone, settings, settings.length or 1)
         first = with_head(backbone, start(backbone, settings, rows, store), settings, rows)
         settings = _resolved(settings, first)
         train_rows, report = encode(backbone, rows, settings, first)
@@ -151,7 +162,7 @@ def train(
             place,
             train_rows,
             eval_rows,
-            Collator(padding_of(backbone.tokenizer)),
+            Collator(padding_of(backbone.tokenizer, backbone.vocabulary)),
             [*callbacks, *said],
             backbone.device,
             ranks,
@@ -179,18 +190,28 @@ def encode(
         DataError: There are no rows, or one cannot be used.
     """
     rows = rows_of(data)
-    room = Room(backbone.context - prefix.length, settings.max_length)
-    if room.limit < 2:
-        raise DataError(
-            f"a prefix of {prefix.length} leaves {room.limit} of the backbone's {backbone.context} "
-            "tokens for text; use a shorter one"
-        )
+    room = _room(backbone, settings, prefix.length)
     templates, head = settings.templates, prefix.head
     if head is not None:
         reader = reader_for(backbone, prefix.meta.bos, room.limit)
         seen = LABELLINGS[head.task].labelled(reader, templates, head.labels, rows)
         return seen.encoded, seen.report
     return encoder_of(backbone, templates, prefix.meta.bos, room).rows(rows)
+
+
+def _room(backbone: Backbone, settings: TrainSettings, length: int) -> Room:
+    """Room for text beside a prefix of a length.
+
+    Raises:
+        DataError: There is none.
+    """
+    room = Room(backbone.context - length, settings.max_length)
+    if room.limit < 2:
+        raise DataError(
+            f"a prefix of {length} leaves {room.limit} of the backbone's {backbone.context} tokens for "
+            "text; use a shorter one"
+        )
+    return room
 
 
 def _targets(

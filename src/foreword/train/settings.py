@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from foreword.arguments import check_count, check_fields
 from foreword.data import Task
 from foreword.errors import TrainingError
 from foreword.head import POOLINGS, Pooling
@@ -30,6 +31,15 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "windows": WINDOWS,
 }
 """What the words among the settings may be. The command line checks them too, Python does not."""
+
+_COUNTS = (
+    *("length", "mlp_width", "steps", "early_stop", "max_length"),
+    *("batch_size", "accumulate", "checkpoint_every"),
+)
+"""Settings that count something, from 1."""
+
+MOST_SEED = 2**32 - 1
+"""Largest seed that NumPy's generator takes, which transformers seeds too."""
 
 LENGTH = 16
 """Prefix length where neither the settings nor the prefix to start from say one."""
@@ -152,15 +162,15 @@ class TrainSettings:
     directory, or to TENSORBOARD_LOGGING_DIR; wandb to the project foreword, or to WANDB_PROJECT."""
 
     def __post_init__(self) -> None:
+        check_fields(self, TrainingError)
         _ = self.templates
-        for name in ("batch_size", "accumulate", "checkpoint_every"):
-            self._at_least(name, 1)
         for name, choices in _CHOICES.items():
             self._one_of(name, choices)
-        self._at_least("frozen", 0)
-        for name in ("length", "mlp_width", "steps", "early_stop", "max_length"):
+        check_count("frozen", self.frozen, TrainingError, least=0)
+        check_count("seed", self.seed, TrainingError, least=0, most=MOST_SEED)
+        for name in _COUNTS:
             if getattr(self, name) is not None:
-                self._at_least(name, 1)
+                check_count(name, getattr(self, name), TrainingError)
         for name in ("lr", "epochs"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise TrainingError(f"{name} must be above 0; found {getattr(self, name)}")
@@ -190,10 +200,6 @@ class TrainSettings:
         found = getattr(self, name)
         if found is not None and found not in choices:
             raise TrainingError(f"{name} must be one of {', '.join(choices)}; found {found!r}")
-
-    def _at_least(self, name: str, least: int) -> None:
-        if getattr(self, name) < least:
-            raise TrainingError(f"{name} must be at least {least}; found {getattr(self, name)}")
 
     @property
     def starts_from_prefix(self) -> bool:

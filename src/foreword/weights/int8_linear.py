@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foreword.fallbacks import note_fallback
 from foreword.weights.stored import is_quantised
 
 FEW = 8
@@ -79,14 +80,24 @@ def save_memory(model: nn.Module) -> None:
     Only the class of the layers changes, to a subclass: names, weights and saved files do not.
     """
     for module in model.modules():
-        if type(module) is nn.Linear and _one_scale_per_row(module.weight):
-            module.__class__ = Int8Linear
+        if type(module) is not nn.Linear or not is_quantised(module.weight):
+            continue
+        if not _one_scale_per_row(module.weight):
+            note_fallback(
+                "layers of 8 bits that keep little in training",
+                f"{type(module.weight).__name__} is not rounded by rows alone, so torchao's own run",
+            )
+            continue
+        module.__class__ = Int8Linear
+        if module.in_features % BLOCK or module.out_features % BLOCK:
+            note_fallback(
+                "products of few rows with 8-bit weights as they are",
+                f"a layer's sizes are no multiples of {BLOCK}, so its weights are widened",
+            )
 
 
 def _one_scale_per_row(weight_OI: Tensor) -> bool:
     """Whether the weight is rounded to 8 bits by rows, and its input is not rounded."""
-    if not is_quantised(weight_OI):
-        return False
     from torchao.quantization import Int8Tensor
 
     return (

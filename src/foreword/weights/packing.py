@@ -20,6 +20,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from foreword.errors import first_line
+from foreword.fallbacks import note_fallback
+
+PACKED = "packed weights"
+"""What `note_fallback` calls them."""
+
 ALIKE = 2**-6
 """Largest difference, relative to the largest output, between a packed layer and the layer."""
 
@@ -52,7 +58,8 @@ def packed(model: nn.Module, run: Callable[[], Tensor] | None = None) -> Iterato
             if run is not None and layers:
                 before = run()
                 _pack(_readers(layers, run), done)
-                if not _gives(run, before):
+                if (why := _why_not(run, before)) is not None:
+                    note_fallback("layers that read the same as one product", why)
                     _restore(done)
             if not done:
                 _pack([[layer] for layer in layers], done)
@@ -63,14 +70,25 @@ def packed(model: nn.Module, run: Callable[[], Tensor] | None = None) -> Iterato
 
 def _can_be_packed(layer: nn.Linear) -> bool:
     weight = layer.weight
-    return (
-        hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-        and weight.device.type == "cpu"
+    is_meant = (
+        weight.device.type == "cpu"
         and weight.dtype == torch.bfloat16
         and type(weight.data) is torch.Tensor
         and "forward" not in layer.__dict__
-        and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     )
+    return is_meant and _are_operators_there()
+
+
+def _are_operators_there() -> bool:
+    """Whether this torch has the operators, and this processor what they compute with."""
+    why = None
+    if not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+        why = f"torch {torch.__version__} has no operators for them, so layers run as they are"
+    elif not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        why = "this processor has no bfloat16 products, so layers run as they are"
+    if why is not None:
+        note_fallback(PACKED, why)
+    return why is None
 
 
 def _readers(layers: Sequence[nn.Linear], run: Callable[[], Tensor]) -> list[list[nn.Linear]]:
@@ -155,6 +173,10 @@ def _pack(groups: Sequence[Sequence[nn.Linear]], done: list[_Product]) -> None:
     for layers in groups:
         product = _Product(layers)
         if not product.is_right():
+            note_fallback(
+                PACKED,
+                "a packed layer gave other numbers than the layer, so the rest run as they are",
+            )
             return
         done.append(product)
         product.take_over()
@@ -165,11 +187,15 @@ def _restore(done: list[_Product]) -> None:
         done.pop().hand_back()
 
 
-def _gives(run: Callable[[], Tensor], expected: Tensor) -> bool:
+def _why_not(run: Callable[[], Tensor], expected: Tensor) -> str | None:
+    """Why the model cannot run as it is now, or None if it gives what is expected."""
     try:
-        return _alike(run(), expected, WHOLE)
-    except Exception:  # the model does with the outputs what it cannot do with parts of a tensor
-        return False
+        found = run()
+    except Exception as error:  # it does with the outputs what it cannot do with parts of a tensor
+        return f"the model cannot run so ({first_line(error)}), so each layer is packed alone"
+    if _alike(found, expected, WHOLE):
+        return None
+    return "the model gave other numbers, so each layer is packed alone"
 
 
 def _alike(found: Tensor, expected: Tensor, allowed: float) -> bool:
