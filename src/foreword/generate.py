@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -223,9 +225,7 @@ def generate_ids(
     texts: list[list[str]] = [[] for _ in prompts]
     continues = backbone.kind == "decoder"  # an encoder-decoder's output begins anew
     pad_batch = left_padded if continues else right_padded
-    drawn_on = [backbone.device] if backbone.device.type == "cuda" else []
-    with torch.random.fork_rng(drawn_on), backbone.attached(prefix):
-        torch.manual_seed(options.seed)
+    with _drawing(options, backbone.device), backbone.attached(prefix):
         for batch in _batches(prompts, options.batch_size):
             inputs = pad_batch([prompts[index] for index in batch], pad)
             moved = {name: tensor.to(backbone.device) for name, tensor in inputs.items()}
@@ -238,6 +238,21 @@ def generate_ids(
             for place, ids in enumerate(out[:, given:].tolist()):
                 texts[batch[place // options.num_return_sequences]].append(written.text(ids))
     return texts
+
+
+_DRAWS = threading.Lock()
+"""Held while tokens are drawn: transformers draws them with torch's generator, one for all threads."""
+
+
+@contextmanager
+def _drawing(options: GenerateOptions, device: torch.device) -> Iterator[None]:
+    """Draw a block's tokens from the seed; threads that draw wait for each other."""
+    if not options.do_sample:
+        yield
+        return
+    with _DRAWS, torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(options.seed)
+        yield
 
 
 def _tokens(written: Written) -> dict[str, Any]:

@@ -130,6 +130,21 @@ def test_generation_in_threads(tiny: foreword.Backbone) -> None:
     assert found == [[texts] * 5 for texts in expected]
 
 
+def test_sampling_in_threads_follows_each_seed(tiny: foreword.Backbone) -> None:
+    """Torch's generator is one for all threads: draws of one once moved those of the others."""
+    every = [
+        foreword.GenerateOptions(max_new_tokens=6, do_sample=True, seed=seed) for seed in range(3)
+    ]
+
+    def work(options: foreword.GenerateOptions) -> Callable[[], list[list[list[str]]]]:
+        return lambda: [foreword.generate(tiny, ["a", "b"], options=options) for _ in range(4)]
+
+    expected = [foreword.generate(tiny, ["a", "b"], options=options) for options in every]
+    assert len({str(texts) for texts in expected}) == 3
+    found = together([work(options) for options in every])
+    assert found == [[texts] * 4 for texts in expected]
+
+
 def test_a_text_is_written_under_the_prefix_that_it_began_with(
     backbone: foreword.Backbone, prefixes: list[Prefix]
 ) -> None:
