@@ -143,6 +143,7 @@ def test_a_null_is_a_field_that_is_not_there(client: TestClient, place: str) -> 
     assert text(asked(client, place, nulls)) == text(asked(client, place, {}))
     nulls = {"stream": True, "stream_options": {"include_usage": None, "include_obfuscation": None}}
     assert text(asked(client, place, nulls)) == text(asked(client, place, {}))
+    assert text(asked(client, place, {"logit_bias": {"5": None}})) == text(asked(client, place, {}))
     answer = client.post(PATHS[place], json={"model": None})
     assert answer.json()["error"]["code"] == "missing_required_parameter"
 

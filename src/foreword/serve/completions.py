@@ -237,7 +237,7 @@ class Completions:
             top_k=max(0, body.top_k or 0),
             seed=body.seed,
             stop=body.stops,
-            logit_bias=body.logit_bias or {},
+            logit_bias=body.biases,
             presence_penalty=body.presence_penalty,
             frequency_penalty=body.frequency_penalty,
             ignore_eos=body.ignore_eos,

@@ -31,6 +31,11 @@ def _spelled(text: str) -> str:
     return text
 
 
+def _checked(value: Any) -> Any:
+    """The same of what is not known to be a text yet."""
+    return _spelled(value) if isinstance(value, str) else value
+
+
 def _whole(value: Any) -> Any:
     """The number as a whole one, if it is: JSON's 3.0 is as whole as its 3."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -45,12 +50,12 @@ def _truth(value: Any) -> Any:
 
 Text = Annotated[str, AfterValidator(_spelled)]
 Whole = Annotated[int, BeforeValidator(_whole)]
-Mark = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_spelled)]
+Mark = Annotated[str, Field(min_length=1, max_length=1024), BeforeValidator(_checked)]
 Stop = Annotated[list[Mark], Field(max_length=4)]
 No = Annotated[Literal[False], BeforeValidator(_truth)]
 Nothing = Annotated[list[Any], Field(max_length=0)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
-Biases = Annotated[dict[Annotated[int, Field(strict=False)], Bias], Field(max_length=1024)]
+Biases = Annotated[dict[Annotated[int, Field(strict=False)], Bias | None], Field(max_length=1024)]
 
 
 def _without_nulls(value: Any) -> Any:
@@ -123,6 +128,12 @@ class Sampled(Unused):
     ignore_eos: bool = False
     stream: bool = False
     stream_options: StreamOptions | None = None
+
+    @property
+    def biases(self) -> dict[int, float]:
+        """What is added to the logits of tokens."""
+        given = self.logit_bias or {}
+        return {token: bias for token, bias in given.items() if bias is not None}
 
     @property
     def stops(self) -> tuple[str, ...]:
