@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 import foreword
-from foreword.errors import ForewordError
+from foreword.errors import BypassError, ForewordError
 from foreword.prefix import Prefix
 from tests.conftest import tiny_model
 from tests.oracle.checks import checkpoint_activations
@@ -191,5 +191,16 @@ def test_layers_without_the_prefix_may_be_left_out() -> None:
     with backbone.attached(first):
         wanted = model.generate(ROW, **options)
         assert torch.equal(model.generate(ROW, assistant_early_exit=2, **options), wanted)
-    assert isinstance(model, nn.Module)
     assert model.config.num_hidden_layers == 3
+
+
+def test_continuous_batching_is_refused_as_the_guide_says() -> None:
+    """A ValueError of transformers came instead, with no word of the prefix."""
+    model = tiny_model()
+    foreword.attach(model, foreword.Backbone(model).capture([5, 6, 7]))
+    with pytest.raises(BypassError, match=r"generate_batch.*foreword.Engine"):
+        continuous(model)
+    with pytest.raises(BypassError, match="generate_batch"):
+        model.init_continuous_batching()
+    foreword.detach(model)
+    assert "init_continuous_batching" not in model.__dict__

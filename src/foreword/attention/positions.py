@@ -27,10 +27,16 @@ def text_positions(
         past: Tokens in the cache.
         device: Where to make the positions.
     """
-    if mask_BT is not None and mask_BT.dim() == 2 and mask_BT.shape[1] == past + queries:
+    if _covers(mask_BT, past + queries):
+        assert mask_BT is not None
         counted_BT = mask_BT.to(device).long().cumsum(-1) - 1
         return counted_BT.clamp(min=0)[:, -queries:]
     return torch.arange(past, past + queries, device=device).expand(batch, -1)
+
+
+def _covers(mask_BT: Any, tokens: int) -> bool:
+    """Whether a mask is a 2-D one over so many tokens: not one made ready, for each layer type."""
+    return isinstance(mask_BT, Tensor) and mask_BT.dim() == 2 and mask_BT.shape[1] == tokens
 
 
 def text_slots(mask_BT: Tensor | None, positions_BQ: Tensor, past: int) -> Tensor:
@@ -45,8 +51,9 @@ def text_slots(mask_BT: Tensor | None, positions_BQ: Tensor, past: int) -> Tenso
         past: Tokens in the cache.
     """
     queries = positions_BQ.shape[-1]
-    if mask_BT is None or mask_BT.dim() != 2 or mask_BT.shape[1] != past + queries:
+    if not _covers(mask_BT, past + queries):
         return positions_BQ
+    assert mask_BT is not None
     mask_BT = mask_BT.to(positions_BQ.device)
     first_B1 = (mask_BT != 0).int().argmax(dim=-1, keepdim=True)
     slot_T = torch.arange(past + queries, device=positions_BQ.device)
