@@ -98,7 +98,7 @@ class Attachment(Bindings):
         own: dict[str, Any] = {"_borrowers": 0, "_is_left": False}
         if inner is not None:
             own |= {"_own": Scope(inner.fixed, inner.source), "_is_held": True}
-        copied.__dict__.update(copy.deepcopy({**self.__dict__, **own}, memo))
+        copied.__setstate__(copy.deepcopy({**self.__dict__, **own}, memo))
         return copied
 
     # -- putting in and taking out ---------------------------------------------------------------

@@ -14,7 +14,7 @@ from foreword.backbone.measured import attaching, detaching, measure
 from foreword.backbone.probe import family_of
 from foreword.prefix import Prefix, prefixes_of
 from foreword.weights.fingerprint import weights_fingerprint
-from foreword.weights.own import check_model, unwrapped
+from foreword.weights.own import unwrapped
 
 
 def attach(
@@ -46,7 +46,6 @@ def attach(
         >>> model.generate(**inputs)  # doctest: +SKIP
     """
     given: nn.Module = model.model if isinstance(model, Backbone) else model
-    check_model(given)
     every = prefixes_of(prefix)
     with attaching(given) as attachment:
         for one in every:
@@ -83,6 +82,5 @@ def detach(model: PreTrainedModel | Backbone) -> nn.Module:
             is open.
     """
     given: nn.Module = model.model if isinstance(model, Backbone) else model
-    check_model(given)
     detaching(unwrapped(given))
     return given

@@ -34,7 +34,7 @@ from foreword.prefix import (
     prefixes_of,
 )
 from foreword.weights.fingerprint import adds_bos, tokenizer_digest, weights_fingerprint
-from foreword.weights.own import check_model, own_modules, unwrapped
+from foreword.weights.own import own_modules, unwrapped
 from foreword.weights.placement import input_device
 from foreword.weights.quantise import quantization_of
 from foreword.weights.stored import resident_bytes
@@ -67,7 +67,6 @@ class Backbone:
         name: str = "",
         revision: str | None = None,
     ) -> None:
-        check_model(model)
         check_text("name", name, BackboneError)
         self.model = model = unwrapped(model)
         self.tokenizer = tokenizer

@@ -26,7 +26,7 @@ from foreword.prefix import Prefix, Site, check_prefix, rms
 from foreword.train.parameterization import DirectParameterization, Parameterization
 from foreword.train.trainer import detached
 from foreword.train.watch import Watch
-from foreword.weights.own import TRAINED, check_model
+from foreword.weights.own import TRAINED
 from foreword.weights.placement import input_device
 
 _names = itertools.count()
@@ -157,7 +157,6 @@ def attach_trainable(
         >>> foreword.save_prefix(trained.prefix(), "mine.safetensors")  # doctest: +SKIP
     """
     given = model.model if isinstance(model, Backbone) else model
-    check_model(given)
     if not isinstance(start, Parameterization):
         check_prefix(start, "start")
     with attaching(given) as attachment:

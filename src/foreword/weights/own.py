@@ -16,28 +16,13 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from foreword.arguments import shown
-from foreword.errors import BackboneError, UnsupportedModel
+from foreword.errors import UnsupportedModel
 
 TRAINED = "foreword_prefix"
 """The model's child that holds a prefix in training."""
 _COMPILED = "_orig_mod"
 """Name under which the module that `torch.compile` gives keeps the model."""
 _FROZEN = ("base_layer", "original_module")
-
-
-def check_model(given: object) -> None:
-    """Check that what stands for a model can be one of transformers, whatever it is wrapped in.
-
-    Raises:
-        BackboneError: It is not a module, or says nothing about itself.
-    """
-    if isinstance(given, nn.Module) and hasattr(given, "config"):
-        return
-    named = type(given).__name__ if isinstance(given, nn.Module) else shown(given)
-    raise BackboneError(
-        f"model must be a model of transformers; found {named}; load one with from_pretrained"
-    )
 
 
 def unwrapped(model: Any) -> Any:
