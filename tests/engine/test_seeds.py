@@ -1,4 +1,4 @@
-"""A seeded request draws beside others as it does alone, in bfloat16 too: its logits are the same bits."""
+"""A seeded request draws beside others as alone, in bfloat16 too: its logits are the same bits."""
 
 from __future__ import annotations
 
