@@ -40,7 +40,11 @@ class Sampling:
     """Draw from so many likeliest tokens; 0 for all."""
 
     seed: int | None = None
-    """Seed of the drawing. With one, the same request draws alike whatever runs beside it."""
+    """Seed of the drawing. With one, the same request draws alike whatever runs beside it.
+
+    In float32 up to ties. In bfloat16 on a CPU to the bit, but under a prefix that rows share (above
+    128 tokens), beside such a one in one chunk of prompts, and where a chunk has more than 512 columns:
+    there kernels are chosen by what all rows need, and round otherwise. On a GPU it is not promised."""
 
     stop: tuple[str, ...] = ()
     """Texts that end the output; they are left out of it."""

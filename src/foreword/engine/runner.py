@@ -43,6 +43,11 @@ PROBE = (5, 7, 11, 13, 17)
 PROVEN = 4
 """Rows of the proof."""
 
+TWO = 2
+"""Tokens of a pass at least. A CPU's product with a single row sums in another order than those with
+more, whose rows are all alike, so in bfloat16 a request alone would round otherwise than beside others
+(benchmarks/LOG.md)."""
+
 ROOMS = (32, 64)
 """Rooms of its slots: rows on two shelves are proven as well."""
 
@@ -305,10 +310,12 @@ class Runner:
                 positions += range(row.position + offset, row.position + offset + len(row.tokens))
         ids = [token for row in flat for token in row.tokens]
         wanted = [last for row in flat for last in _wanted(row, len(row.tokens))]
-        padding = _even(first) - first
+        padding = max(_even(first), TWO) - first
         ids += [0] * padding
         positions += [0] * padding
         wanted += [False] * padding
+        if sum(wanted) < TWO:  # the last one is padding
+            wanted[-1] = True
         ids_1T = torch.tensor([ids], device=self.device)
         return self._logits(
             flat,
@@ -405,7 +412,8 @@ class Runner:
                 use_cache=True,
             ).logits
         logits_NV = logits[0] if narrowed else logits[wanted]
-        return list(logits_NV.float().split([row.wanted for row in rows]))
+        sizes = [row.wanted for row in rows]
+        return list(logits_NV[: sum(sizes)].float().split(sizes))
 
     def _by_kind(self, full: Tensor, windowed: Tensor | None) -> Any:
         """The mask, or one for each kind of layer where the model has several."""
