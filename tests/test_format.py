@@ -742,3 +742,24 @@ def test_a_process_that_dies_while_saving_leaves_the_old_prefix(tmp_path: Path) 
     assert prefix_file.load(place).digest == GOLDEN_DIGEST
     prefix_file.save(noise(), place)
     assert prefix_file.load(place).digest == noise().digest
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
+    """Its first bytes were read as a size: "its header claims 2336349533906826614 bytes"."""
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n")
+    with pytest.raises(
+        CorruptFile, match="a.safetensors: it is a pointer of Git LFS.*git lfs pull"
+    ):
+        prefix_file.load(path)
+
+
+def test_one_table_says_what_each_version_is_for() -> None:
+    """Each kind of prefix has one version, and no version two meanings."""
+    kinds = [
+        (version.has_head, softmax)
+        for version in prefix_file._TABLE
+        for softmax in version.softmaxes
+    ]
+    assert len(set(kinds)) == len(kinds) == 4
+    assert prefix_file.VERSIONS == ("1", "2", "3")

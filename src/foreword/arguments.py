@@ -7,8 +7,7 @@ import numbers
 import os
 import reprlib
 import types
-from collections.abc import Hashable, Mapping
-from functools import cache
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -94,48 +93,54 @@ def check_fields(given: Any, refusal: Refusal) -> None:
     can be written as JSON. What the words among the fields may be is the class's own affair.
     """
     cls: Any = type(given)
-    for name, (kind, optional) in _hints(cls).items():
+    if cls not in _HINTS:
+        _HINTS[cls] = _hints(cls)
+    for name, (kind, words, optional) in _HINTS[cls].items():
         value = getattr(given, name)
         if optional and value is None:
             continue
-        plain = _plain(name, value, kind, refusal)
+        plain = _plain(name, value, kind, words, refusal)
         if plain is not value:
             object.__setattr__(given, name, plain)
 
 
-@cache
-def _hints(kind: Hashable) -> dict[str, tuple[Any, bool]]:
-    """By field of a dataclass its type, None aside, and whether it may be None."""
-    cls: Any = kind
+_Hint = tuple[Any, tuple[Any, ...], bool]
+"""A field's type without its arguments and None, those arguments, and whether it may be None."""
+
+_HINTS: dict[type, dict[str, _Hint]] = {}
+"""By dataclass, those of its fields. A plain dict: torch.compile looks through functools.cache."""
+
+
+def _hints(cls: Any) -> dict[str, _Hint]:
     hints = get_type_hints(cls)
     found = {}
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
         parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
         own = [part for part in parts if part is not type(None)]
-        found[field.name] = (own[0] if len(own) == 1 else object, len(own) < len(parts))
+        kind = own[0] if len(own) == 1 else object
+        found[field.name] = (get_origin(kind) or kind, get_args(kind), len(own) < len(parts))
     return found
 
 
-def _plain(name: str, value: Any, kind: Any, refusal: Refusal) -> Any:
+def _plain(name: str, value: Any, kind: Any, words: tuple[Any, ...], refusal: Refusal) -> Any:
     """A field's value in Python's own type."""
-    origin = get_origin(kind) or kind
+    if kind in (int, float):
+        return _number(name, value, kind, refusal)
     if kind is bool:
         if type(value).__name__ == "bool_":  # NumPy's
             return bool(value)
         expect(name, value, bool, "True or False", refusal)
-    elif kind in (int, float):
-        return _number(name, value, kind, refusal)
     elif kind is str:
         check_text(name, value, refusal)
-    elif origin is Literal:
-        expect(name, value, str, f"one of {', '.join(map(str, get_args(kind)))}", refusal)
-    elif origin is Mapping:
+    elif kind is Literal:
+        expect(name, value, str, f"one of {', '.join(map(str, words))}", refusal)
+    elif kind is Mapping:
         expect(name, value, Mapping, "a mapping", refusal)
-    elif origin is tuple:
+    elif kind is tuple:
         expect(name, value, tuple | list, "a tuple", refusal)
         return value if isinstance(value, tuple) else tuple(value)
-    elif isinstance(kind, type):
+    else:
         expect(name, value, kind, f"a {kind.__name__}", refusal)
     return value
 

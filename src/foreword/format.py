@@ -33,6 +33,7 @@ from foreword.files import reason, write_whole
 from foreword.head import Head, check_head
 from foreword.header import parsed, raw_header, spelled
 from foreword.prefix import (
+    SOFTMAX,
     Prefix,
     PrefixMeta,
     Site,
@@ -44,8 +45,31 @@ from foreword.prefix import (
 T = TypeVar("T")
 
 FORMAT = "foreword-prefix"
-VERSIONS = ("1", "2", "3")
+
+
+class _Version(NamedTuple):
+    """What a version of the format says of a prefix, beyond what all of them do.
+
+    Attributes:
+        name: The version.
+        softmaxes: Softmaxes of the prefixes that it is for.
+        says_softmax: Whether it spells that out; else it is the only one.
+        has_head: Whether they carry a head.
+    """
+
+    name: str
+    softmaxes: tuple[str, ...]
+    says_softmax: bool
+    has_head: bool
+
+
+_TABLE = (
+    _Version("1", ("joint",), says_softmax=False, has_head=False),
+    _Version("2", ("own",), says_softmax=True, has_head=False),
+    _Version("3", SOFTMAX, says_softmax=True, has_head=True),
+)
 """Versions that are read; a prefix is written as the first that can say it."""
+VERSIONS = tuple(version.name for version in _TABLE)
 SUFFIX = ".safetensors"
 
 MAX_COUNT = 2**31
@@ -118,9 +142,11 @@ def encode(prefix: Prefix) -> bytes:
 
 def _version(prefix: Prefix) -> str:
     """The first version of the format that can say what the prefix is."""
-    if prefix.head is not None:
-        return "3"
-    return "1" if prefix.meta.softmax == "joint" else "2"
+    with_head = prefix.head is not None
+    able = (
+        v.name for v in _TABLE if v.has_head == with_head and prefix.meta.softmax in v.softmaxes
+    )
+    return next(able)
 
 
 def load(path: str | os.PathLike[str]) -> Prefix:
@@ -272,7 +298,7 @@ def _approved(file: BinaryIO, size: int) -> _Outline:
     header = parsed("header", raw)
     version, described, digest = _metadata(header)
     _check_spelling(header, raw)
-    outline = _described(version, described, digest)
+    outline = _described(_TABLE[VERSIONS.index(version)], described, digest)
     _check_tensors(header, outline, size - 8 - len(raw))
     return outline
 
@@ -330,9 +356,9 @@ def _short(value: Any) -> str:
     return _REPR.repr(value)
 
 
-def _described(version: str, described: Mapping[str, Any], digest: str) -> _Outline:
+def _described(version: _Version, described: Mapping[str, Any], digest: str) -> _Outline:
     """What the description says, each part checked."""
-    own = {"head"} if version == "3" else set()
+    own = {"head"} if version.has_head else set()
     _check_fields("its description", described, {"sites", "length", "dtype", "meta"} | own)
     listed = described["sites"]
     if not isinstance(listed, list) or not listed:
@@ -348,7 +374,7 @@ def _described(version: str, described: Mapping[str, Any], digest: str) -> _Outl
         raise FormatError(
             f"its dtype is {_short(described['dtype'])}; expected one of {sorted(_NAMES)}"
         )
-    head = _head(described["head"]) if version == "3" else None
+    head = _head(described["head"]) if version.has_head else None
     return _Outline(sites, length, dtype, _meta(version, described["meta"]), head, digest)
 
 
@@ -401,13 +427,13 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 1 <= value < MAX_COUNT
 
 
-def _meta(version: str, entry: Any) -> PrefixMeta:
+def _meta(version: _Version, entry: Any) -> PrefixMeta:
     fields = {field.name for field in dataclasses.fields(PrefixMeta)}
     texts = {"backbone", "family", "fingerprint", "tokenizer", "positions", "windows", "bos"}
-    if version == "1":
-        fields -= {"softmax"}
-    else:
+    if version.says_softmax:
         texts |= {"softmax"}
+    else:
+        fields -= {"softmax"}
     _check_fields("its meta", entry, fields)
     for name in sorted(texts):
         if not isinstance(entry[name], str):
@@ -423,8 +449,12 @@ def _meta(version: str, entry: Any) -> PrefixMeta:
         raise CorruptFile(
             f"meta field 'parents' must be a list of digests; found {_short(parents)}"
         )
-    if version == "2" and entry["softmax"] == "joint":
-        raise CorruptFile("meta field 'softmax' is 'joint'; such a prefix is a file of version 1")
+    softmax = entry.get("softmax")
+    if softmax in SOFTMAX and softmax not in version.softmaxes:
+        other = next(v.name for v in _TABLE if softmax in v.softmaxes)
+        raise CorruptFile(
+            f"meta field 'softmax' is {softmax!r}; such a prefix is a file of version {other}"
+        )
     try:
         return PrefixMeta(**{**entry, "parents": tuple(parents)})
     except PrefixError as error:

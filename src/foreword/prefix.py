@@ -144,7 +144,7 @@ class PrefixMeta:
     def as_json(self) -> dict[str, Any]:
         """The fields as JSON values.
 
-        A joint softmax is left out: version 1 of the format knew no other, and its digests stay.
+        A joint softmax is left out: digests are older than any other, and stay what they were.
         """
         fields = dataclasses.asdict(self)
         if self.softmax == "joint":
@@ -211,8 +211,8 @@ class Prefix:
         for tensor in (*self.keys, *self.values):
             _check_tensor("a key or value", tensor)
         labels = [site.label for site in self.sites]
-        twice = next((label for label in labels if labels.count(label) > 1), None)
-        if twice is not None:
+        if len(set(labels)) < len(labels):
+            twice = next(label for label in labels if labels.count(label) > 1)
             raise PrefixError(f"the prefix names a site twice: {twice}; give each once")
 
     def _check(self, what: str, tensor: Tensor, heads_dim: tuple[int, int]) -> None:
@@ -267,7 +267,8 @@ class Prefix:
     def describe(self) -> dict[str, Any]:
         """Everything but the tensors' contents, as JSON values.
 
-        Without a head there is no word of one, as versions 1 and 2 of the format knew none.
+        Without a head there is no word of one, and of a joint softmax none either, so that digests stay
+        what they were before there were any.
         """
         described: dict[str, Any] = {
             "sites": [dataclasses.asdict(site) for site in self.sites],

@@ -13,7 +13,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from foreword.data import read_rows
+from foreword.data import read_rows, rows_of
 from foreword.errors import DataError
 
 ROWS = [
@@ -162,3 +162,27 @@ def test_an_unknown_name_without_a_network_is_one_clear_error(
         read_rows("nobody/nothing")
     assert "foreword/e2e:train" in str(e.value)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".json", ".parquet"])
+def test_a_pointer_of_git_lfs_is_no_data(suffix: str, tmp_path: Path) -> None:
+    """As CSV it was two rows, of a column called "version https://git-lfs.github.com/spec/v1"."""
+    path = tmp_path / f"rows{suffix}"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n")
+    with pytest.raises(DataError, match=f"rows{suffix}: it is a pointer of Git LFS"):
+        read_rows(str(path))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_json_that_nests_without_end_is_refused(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"rows{suffix}"
+    path.write_text("[" * 100_000)
+    with pytest.raises(DataError, match=f"rows{suffix}.*JSON: maximum recursion"):
+        read_rows(str(path))
+
+
+def test_rows_that_are_none_are_refused_with_their_number() -> None:
+    with pytest.raises(DataError, match="row 2 must be an object with columns; found 5"):
+        rows_of([{"a": 1}, 5])  # type: ignore[list-item]
+    with pytest.raises(DataError, match="the data must be rows, or where to read them; found None"):
+        rows_of(None)  # type: ignore[arg-type]

@@ -42,6 +42,7 @@ def test_the_figures_come_back_and_anything_else_is_refused(found) -> None:
         ({"prefix": {**printed["prefix"], "nll": float("nan")}}, "prefix.nll is not a finite"),
         ({"prefix": {**printed["prefix"], "bleu": True}}, "prefix.bleu is not a finite"),
         ({"base": {**printed["base"], "chrf": "9"}}, "base.chrf is not a finite"),
+        ({"prefix": {**printed["prefix"], "nll": 10**400}}, "prefix.nll is not a finite"),
         ({"base": {}}, "base.nll is not a finite"),
         ({"inputs": 0}, "'inputs' is not a whole number"),
         ({"rows": 2.0}, "'rows' is not a whole number"),

@@ -250,6 +250,18 @@ def test_resuming_under_other_settings_is_refused_by_name(
         foreword.train(tiny, rows, changed(**fields), folder=tmp_path, resume=True)
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"[1]", b"{}", b"\xff", b"[" * 100_000, b'{"settings": 5}']
+)
+def test_a_run_file_that_describes_no_run_is_named(
+    content: bytes, tiny: foreword.Backbone, rows: Rows, tmp_path: Path
+) -> None:
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(TrainingError, match=r"run.json.*start anew without --resume"):
+        foreword.train(tiny, rows, changed(steps=1), folder=tmp_path, resume=True)
+    assert (tmp_path / "run.json").read_bytes() == content
+
+
 def test_resuming_on_other_rows_or_another_backbone_is_refused(
     tiny: foreword.Backbone, rows: Rows, tmp_path: Path
 ) -> None:

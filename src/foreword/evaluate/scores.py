@@ -95,9 +95,13 @@ def _figures(what: str, found: Any, shown: tuple[Figure, ...]) -> dict[str, floa
 
 def _number(what: str, found: Any) -> float:
     plain = isinstance(found, int | float) and not isinstance(found, bool)
-    if not plain or not math.isfinite(found):
+    try:
+        number = float(found) if plain else math.nan
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
         raise DataError(f"the metrics' {what} is not a finite number")
-    return float(found)
+    return number
 
 
 def _count(what: str, found: Any) -> int:

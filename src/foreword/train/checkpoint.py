@@ -51,7 +51,7 @@ def is_whole(checkpoint: Path) -> bool:
             with (checkpoint / name).open("rb") as opened:
                 if hashlib.file_digest(opened, "sha256").hexdigest() != expected:
                     return False
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
     return bool(digests)
 

@@ -139,7 +139,7 @@ def discard(folder: Path) -> None:
 def _read(file: Path) -> dict[str, Any]:
     try:
         earlier = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TrainingError(f"cannot read {file}: {error}; start anew without --resume") from error
     if not isinstance(earlier, dict) or not isinstance(earlier.get("settings"), dict):
         raise TrainingError(f"{file} does not describe a run; start anew without --resume")
