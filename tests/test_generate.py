@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import decoders
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import foreword
 from foreword.attention.attachment import attachment_of
@@ -16,7 +17,7 @@ from foreword.errors import DataError, MismatchError
 from foreword.generate import GenerateOptions, as_row, generate, generate_ids, task_of
 from foreword.prefix import Prefix
 from foreword.tasks import LABELLINGS
-from tests.conftest import tiny_model
+from tests.conftest import byte_tokenizer, tiny_model
 
 TEXT = "Restaurants are described here in one sentence each."
 INPUTS = [
@@ -345,3 +346,30 @@ def test_a_row_without_text_is_refused_with_its_number(tiny: foreword.Backbone) 
     for value, why in ((None, "there is no value"), (b"x", "found bytes"), (["x"], "found a list")):
         with pytest.raises(DataError, match=f"^input 2: column 'mr': {why}"):
             generate(tiny, [{"mr": "a"}, {"mr": value}], task=task)
+
+
+def test_a_model_in_training_mode_answers_as_in_evaluation() -> None:
+    """One that was made from a config drops out: another text at every call, and no word of it."""
+    config = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "vocab_size": 258}
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(**config, embd_pdrop=0.5, attn_pdrop=0.5, resid_pdrop=0.5))
+    backbone = foreword.Backbone(model.eval(), byte_tokenizer(), name="gpt2")
+    prefix, row = backbone.capture([5, 6, 7]), {"input": "a", "output": "b"}
+    options = foreword.GenerateOptions(max_new_tokens=6)
+
+    def every() -> list[Any]:
+        figures = foreword.evaluate(
+            backbone, [row], prefix, task=foreword.Task("{input}", "{output}")
+        )
+        return [
+            foreword.generate(backbone, ["a"], prefix, options),
+            foreword.features(backbone, ["a text"], prefix).tolist(),
+            figures.prefix.nll,
+        ]
+
+    expected = every()
+    model.train()
+    model.transformer.h[1].eval()
+    assert every() == expected
+    assert model.training
+    assert not model.transformer.h[1].training

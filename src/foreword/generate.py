@@ -225,7 +225,7 @@ def generate_ids(
     texts: list[list[str]] = [[] for _ in prompts]
     continues = backbone.kind == "decoder"  # an encoder-decoder's output begins anew
     pad_batch = left_padded if continues else right_padded
-    with _drawing(options, backbone.device), backbone.attached(prefix):
+    with _drawing(options, backbone.device), backbone.inferring(prefix):
         for batch in _batches(prompts, options.batch_size):
             inputs = pad_batch([prompts[index] for index in batch], pad)
             moved = {name: tensor.to(backbone.device) for name, tensor in inputs.items()}

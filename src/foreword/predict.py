@@ -199,7 +199,7 @@ def _each(
     kind, pad = KINDS[backbone.kind], padding_of(backbone.tokenizer, backbone.vocabulary)
     order = sorted(range(len(readings)), key=lambda index: len(readings[index].ids))
     found: dict[int, Tensor] = {}
-    with backbone.attached(prefix):
+    with backbone.inferring(prefix):
         for first in range(0, len(order), batch_size):
             batch = order[first : first + batch_size]
             padded = right_padded([readings[index].ids for index in batch], pad)

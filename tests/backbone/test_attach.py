@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gc
 import warnings
 import weakref
@@ -578,3 +579,17 @@ def test_the_same_weights_in_another_dtype_are_the_same_weights(tiny: foreword.B
     changed = tiny_model()
     changed.model.layers[1].mlp.up_proj.weight.data[0, 0] += 1
     assert foreword.Backbone(changed).fingerprint != tiny.fingerprint
+
+
+def test_a_number_that_float16_does_not_hold_is_refused(tiny: foreword.Backbone) -> None:
+    """It became infinity, and every logit NaN, without a word."""
+    prefix = tiny.capture([5, 6, 7])
+    values = (prefix.values[0].clone().fill_(1e5), *prefix.values[1:])
+    huge = dataclasses.replace(prefix, values=values)
+    half = foreword.Backbone(copy.deepcopy(tiny.model).half())
+    for use in (half.check, lambda p: foreword.attach(half, p)):
+        with pytest.raises(MismatchError, match="up to 1e\\+05, and float16"):
+            use(huge)
+    model = foreword.attach(tiny.model, huge).half()
+    with pytest.raises(MismatchError, match="float16"), torch.no_grad():
+        model(ids(6)[0][None])

@@ -196,3 +196,28 @@ def test_what_ends_a_line_for_some_clients_is_escaped() -> None:
     event = answers.as_event({"text": text}).decode()
     assert event.splitlines() == [event.rstrip("\n"), ""]
     assert json.loads(event.removeprefix("data: ")) == {"text": text}
+
+
+def test_pages_of_other_hosts_call_where_they_may(
+    backbone: foreword.Backbone, engine: Engine, residency: Residency
+) -> None:
+    """A browser asks beforehand, without a key; that was answered 401, so no page could call."""
+    page = "https://chat.example"
+    options = ServeOptions(api_key="key", origins=(page,))
+    client = TestClient(create_app(backbone, engine, residency, options))
+    asked = {
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization",
+    }
+    before = client.options("/v1/completions", headers={"origin": page, **asked})
+    assert before.status_code == 200
+    assert before.headers["access-control-allow-origin"] == page
+    answer = client.post(
+        "/v1/completions", json=ASKED, headers={"origin": page, "authorization": "Bearer key"}
+    )
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-origin"] == page
+    other = client.options("/v1/completions", headers={"origin": "https://other.example", **asked})
+    assert "access-control-allow-origin" not in other.headers
+    refused = client.post("/v1/completions", json=ASKED, headers={"origin": page})
+    assert refused.status_code == 401

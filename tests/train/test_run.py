@@ -20,7 +20,7 @@ from foreword.train.objective import score
 from foreword.train.parameterization import DirectParameterization
 from foreword.train.run import encode
 from foreword.train.settings import NEUTRAL_TEXT
-from tests.conftest import byte_tokenizer, tiny_model
+from tests.conftest import MEMORY, byte_tokenizer, tiny_model
 
 SETTINGS = foreword.TrainSettings(
     prompt="{mr} ->", target=" {ref}", length=6, steps=12, batch_size=4, checkpoint_every=4
@@ -479,3 +479,33 @@ def test_the_recipe_is_in_the_prefix(tiny: foreword.Backbone, rows: Rows) -> Non
     assert prefix.meta.recipe == {"method": "prefix", **changed(steps=1, task="causal").as_json()}
     assert prefix.meta.backbone == "tiny"
     assert json.loads(json.dumps(prefix.meta.as_json()))["positions"] == "free"
+
+
+def test_checkpointing_leaves_no_hook(tiny: foreword.Backbone) -> None:
+    """Each run left one on the embeddings, after which plain passes built graphs."""
+    table = tiny.model.get_input_embeddings()
+    mine = table.register_forward_hook(lambda *_: None)
+    before = dict(table._forward_hooks)
+    settings = foreword.TrainSettings(
+        prompt="{mr} ->", target=" {ref}", length=3, steps=1, gradient_checkpointing=True
+    )
+    foreword.train(tiny, MEMORY, settings)
+    assert dict(table._forward_hooks) == before
+    assert not tiny.model(torch.tensor([[5, 6]])).logits.requires_grad
+    mine.remove()
+
+
+@pytest.mark.parametrize("init", ["noise", "zeros"])
+def test_torchs_default_dtype_is_not_the_prefixs(tiny: foreword.Backbone, init: str) -> None:
+    settings = foreword.TrainSettings(
+        prompt="{mr} ->", target=" {ref}", length=3, steps=1, init=init, parameterization="direct"
+    )
+    expected = foreword.train(tiny, MEMORY, settings).prefix
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = foreword.train(tiny, MEMORY, settings).prefix
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32
+    for ours, theirs in zip(found.tensors, expected.tensors, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

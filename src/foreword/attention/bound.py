@@ -52,7 +52,13 @@ class SiteTensors:
         # A tensor made in inference mode must not meet a pass with gradients later.
         tag = (name, call.dtype, call.device, torch.is_inference_mode_enabled())
         if tag not in self._cast:
-            self._cast[tag] = prefix.to(call).contiguous()
+            made = prefix.to(call).contiguous()
+            if call.dtype == torch.float16 and not bool(made.isfinite().all()):
+                raise MismatchError(
+                    f"the prefix has numbers up to {float(prefix.abs().max()):.3g}, and float16, which "
+                    "the model computes in, ends at 65504; use bfloat16 or float32"
+                )
+            self._cast[tag] = made
         return self._cast[tag]
 
 

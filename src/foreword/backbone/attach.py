@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from foreword.attention.bound import bound_to
 from foreword.backbone.backbone import Backbone
-from foreword.backbone.fit import check_geometry, check_weights
+from foreword.backbone.fit import check_geometry, check_range, check_weights
 from foreword.backbone.measured import attaching, detaching, measure
 from foreword.backbone.probe import family_of
 from foreword.prefix import Prefix, prefixes_of
@@ -63,6 +63,7 @@ def check_fit(model: PreTrainedModel | Backbone, prefix: Prefix, *, strict: bool
         return
     inner = unwrapped(model)
     check_geometry(prefix, measure(inner).sites, family_of(inner))
+    check_range(prefix, inner.dtype, family_of(inner))
     if prefix.meta.fingerprint:
         whole = len(prefix.sites) == len(measure(inner).sites)
         check_weights(prefix, weights_fingerprint(inner), family_of(inner), strict, whole=whole)

@@ -16,7 +16,7 @@ from foreword.attention.attachment import Attachment
 from foreword.attention.bound import bound_to
 from foreword.attention.signature import parameters_of
 from foreword.backbone.context import context_of, looked_up
-from foreword.backbone.fit import check_geometry, check_weights
+from foreword.backbone.fit import check_geometry, check_range, check_weights
 from foreword.backbone.kinds import KindName, with_article
 from foreword.backbone.measured import attached, measure
 from foreword.backbone.probe import evaluating, family_of
@@ -373,9 +373,16 @@ class Backbone:
                 for one in prefixes_of(prefix):
                     if one is not None:
                         check_geometry(one, self.sites, self.name or self.family)
+                        check_range(one, self.dtype, self.name or self.family)
                 bound = bound_to(prefix, self.sites)
             with attachment.using(bound):
                 yield attachment
+
+    @contextmanager
+    def inferring(self, prefix: Prefix | None) -> Iterator[Attachment]:
+        """As `attached`, with every module in evaluation mode: a model made from a config trains."""
+        with evaluating(self.model), self.attached(prefix) as attachment:
+            yield attachment
 
     def check(self, prefix: Prefix, *, strict: bool = False, warn: bool = True) -> None:
         """Check whether the prefix fits this backbone and its tokenizer.
@@ -394,6 +401,7 @@ class Backbone:
         """
         check_prefix(prefix)
         check_geometry(prefix, self.sites, self.name or self.family)
+        check_range(prefix, self.dtype, self.name or self.family)
         if prefix.head is not None and prefix.head.width != self.width:
             raise MismatchError(
                 f"the prefix's head is for hidden states of {prefix.head.width}; those of "

@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
+import torch
+
 from foreword.errors import MismatchError
 from foreword.prefix import Prefix, Site
 
@@ -35,6 +37,23 @@ def check_geometry(prefix: Prefix, sites: Sequence[Site], backbone: str) -> None
                 f"value dimension, window) = {own.geometry}; {backbone!r} has {site.geometry}. "
                 f"The prefix was made on {prefix.meta.backbone!r} ({prefix.meta.family})"
             )
+
+
+def check_range(prefix: Prefix, dtype: torch.dtype, backbone: str) -> None:
+    """Check that the dtype that a model computes in holds every number of a prefix.
+
+    Raises:
+        MismatchError: It would make infinity of one, and the model's output would be no number.
+    """
+    if dtype != torch.float16 or prefix.dtype == dtype:
+        return
+    largest = max(float(tensor.abs().max()) for tensor in (*prefix.keys, *prefix.values))
+    most = torch.finfo(dtype).max
+    if largest > most:
+        raise MismatchError(
+            f"the prefix has numbers up to {largest:.3g}, and float16, which {backbone!r} computes in, "
+            f"ends at {most:.0f}; load the backbone in bfloat16 or float32"
+        )
 
 
 def check_weights(

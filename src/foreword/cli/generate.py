@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -21,6 +22,10 @@ class GenerateArguments:
 
     prefix: Annotated[bool, Parameter(negative="--no-prefix")] = True
     """Use the prefix; --no-prefix shows what the frozen model says to the same prompt."""
+
+    as_json: Annotated[bool, Parameter(name="--json")] = False
+    """Print a JSON object for each input, on a line of its own: {"input": ..., "outputs": [...]}. A text
+    may have several lines, so plain output does not line up with its inputs."""
 
     strict: bool = False
     """Refuse a backbone with other weights than the prefix was made on, instead of warning."""
@@ -61,6 +66,9 @@ def generate(
     )
     if not arguments.prefix:
         note("the frozen model, without the prefix:")
-    for answers in texts:
+    for one, answers in zip(given, texts, strict=True):
+        if arguments.as_json:
+            say(json.dumps({"input": one, "outputs": answers}, ensure_ascii=False, default=str))
+            continue
         for answer in answers:
             say(answer)

@@ -37,6 +37,9 @@ class ServeArguments:
     api_key: Annotated[str | None, Parameter(env_var="FOREWORD_API_KEY")] = None
     """Key that requests must bring, as OpenAI's clients send it."""
 
+    allow_origin: tuple[str, ...] = ()
+    """Page of another host that a browser may call from, such as https://chat.example; repeatable."""
+
     rows: int = 32
     """Requests that run at once; others wait."""
 
@@ -114,6 +117,7 @@ def serve(
             seconds=arguments.timeout,
             body_bytes=arguments.max_body,
             upload_bytes=arguments.max_upload,
+            origins=arguments.allow_origin,
         ),
     )
     count = sum(1 for _ in residency.store)

@@ -78,7 +78,7 @@ class Engine:
         backbone.needs("decoder", what="serving in mixed batches")
         example = backbone.capture(PROBE)
         with ExitStack() as stack:  # which undoes what was done, if one of these fails
-            attachment = stack.enter_context(backbone.attached(None))
+            attachment = stack.enter_context(backbone.inferring(None))
             _ = backbone.fingerprint, backbone.context  # before the weights are packed
             stack.enter_context(packed(backbone.model, partial(_logits, backbone, attachment)))
             self.runner = Runner(

@@ -83,7 +83,7 @@ def attention_to(
     task = task_of(prefix)
     ids = encoder_for(backbone, prefix, task).prompt(as_row(given, task), 1)
     input_ids = torch.tensor([ids], device=backbone.device)
-    with torch.no_grad(), backbone.attached(prefix):
+    with torch.no_grad(), backbone.inferring(prefix):
         output = backbone.model(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),

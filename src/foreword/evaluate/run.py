@@ -352,7 +352,7 @@ def scored(
     collate = Collator(padding_of(backbone.tokenizer, backbone.vocabulary))
     ordered = sorted(rows, key=lambda row: row.size)
     nll, hits, targets = 0.0, 0, 0
-    with backbone.attached(prefix):
+    with backbone.inferring(prefix):
         for first in range(0, len(ordered), size):
             batch = collate(ordered[first : first + size])
             ids, mask, labels = (batch[name].to(backbone.device) for name in _BATCH)

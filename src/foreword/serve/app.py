@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
@@ -66,6 +67,7 @@ class ServeOptions:
         seconds: Time that one request may take, and its body to come.
         body_bytes: Largest body of a request.
         upload_bytes: Largest file that is uploaded, and all that are under way at once together.
+        origins: Pages of other hosts that a browser may call from, such as ``https://chat.example``.
     """
 
     api_key: str | None = None
@@ -74,6 +76,7 @@ class ServeOptions:
     seconds: float = 600.0
     body_bytes: int = 4 * 2**20
     upload_bytes: int = 2**30
+    origins: tuple[str, ...] = ()
 
 
 def create_app(
@@ -122,6 +125,14 @@ def create_app(
         seconds=options.seconds,
     )
     app.add_middleware(Journal)
+    if options.origins:  # before a key is asked for: a browser's question beforehand carries none
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=options.origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id"],
+        )
     _completion_routes(app, service)
     add_model_routes(app, Catalogue(backbone, residency.store), crews)
     add_prefix_routes(app, Intake(backbone, residency), crews)

@@ -6,6 +6,7 @@ Shapes: H key/value heads, P prefix length, D key dimension, E value dimension.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -94,6 +95,9 @@ def _from_text(backbone: Backbone, settings: TrainSettings) -> Prefix:
     return backbone.capture(ids, _capture_policy(backbone, settings))
 
 
+Shape = tuple[int, int, int]
+
+
 def _from_vocabulary(backbone: Backbone, settings: TrainSettings) -> Prefix:
     size = int(backbone.model.get_input_embeddings().weight.shape[0])
     ids = torch.randint(size, (settings.length or LENGTH,), generator=_generator(settings))
@@ -102,19 +106,21 @@ def _from_vocabulary(backbone: Backbone, settings: TrainSettings) -> Prefix:
 
 def _from_noise(backbone: Backbone, settings: TrainSettings) -> Prefix:
     generator = _generator(settings)
-    return _filled(
-        backbone, settings, lambda *shape: torch.randn(*shape, generator=generator) * NOISE
-    )
+
+    def noise(shape: Shape) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float32) * NOISE
+
+    return _filled(backbone, settings, noise)
 
 
 def _from_zeros(backbone: Backbone, settings: TrainSettings) -> Prefix:
-    return _filled(backbone, settings, torch.zeros)
+    return _filled(backbone, settings, partial(torch.zeros, dtype=torch.float32))
 
 
-def _filled(backbone: Backbone, settings: TrainSettings, make: Callable[..., Tensor]) -> Prefix:
+def _filled(backbone: Backbone, settings: TrainSettings, make: Callable[[Shape], Tensor]) -> Prefix:
     length = settings.length or LENGTH
-    keys = tuple(make(site.kv_heads, length, site.key_dim) for site in backbone.sites)
-    values = tuple(make(site.kv_heads, length, site.value_dim) for site in backbone.sites)
+    keys = tuple(make((site.kv_heads, length, site.key_dim)) for site in backbone.sites)
+    values = tuple(make((site.kv_heads, length, site.value_dim)) for site in backbone.sites)
     meta = backbone.meta(positions=settings.positions or backbone.positions)
     return Prefix(backbone.sites, keys, values, meta)
 

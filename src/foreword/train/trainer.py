@@ -53,6 +53,10 @@ class NotFinite(TrainingError):
     """The loss became NaN or infinite."""
 
 
+_HOOKS = ("_require_grads_hooks", "_require_grads_hook")
+"""Where a model keeps the hooks that make its embeddings' output need a gradient."""
+
+
 class PrefixModule(nn.Module):
     """What the Trainer trains: a parameterisation, and by its side the backbone that it prefixes.
 
@@ -74,6 +78,7 @@ class PrefixModule(nn.Module):
         self._beside = (backbone, attachment)
         self.seen_rows = 0
         self.seen_tokens = 0
+        self._hooks: dict[str, Any] = {}
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
@@ -91,6 +96,7 @@ class PrefixModule(nn.Module):
     def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         """Checkpoint the backbone's layers; their dropout stays off, as in evaluation mode."""
         model = self._beside[0].model
+        self._hooks = {name: model.__dict__.get(name) for name in _HOOKS}
         enable = getattr(model, "activation_checkpointing_enable", None)
         (enable or model.gradient_checkpointing_enable)(*args, **kwargs)
         for layer in model.modules():
@@ -104,7 +110,18 @@ class PrefixModule(nn.Module):
         model = self._beside[0].model
         disable = getattr(model, "activation_checkpointing_disable", None)
         (disable or model.gradient_checkpointing_disable)()
+        self._remove_hooks(model)
         model.eval()
+
+    def _remove_hooks(self, model: Any) -> None:
+        """Take off what made embeddings need gradients, which transformers leaves on, and no more."""
+        now = model.__dict__.get("_require_grads_hooks")
+        if now and now is not self._hooks.get("_require_grads_hooks"):
+            model.disable_input_require_grads()
+        for name in _HOOKS:
+            model.__dict__.pop(name, None)
+            if self._hooks.get(name) is not None:
+                model.__dict__[name] = self._hooks[name]
 
 
 class PrefixTrainer(Trainer):  # type: ignore[misc]
