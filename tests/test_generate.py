@@ -359,7 +359,7 @@ def test_a_model_in_training_mode_answers_as_in_evaluation() -> None:
 
     def every() -> list[Any]:
         figures = foreword.evaluate(
-            backbone, [row], prefix, task=foreword.Task("{input}", "{output}")
+            backbone, prefix, [row], task=foreword.Task("{input}", "{output}"), options=options
         )
         return [
             foreword.generate(backbone, ["a"], prefix, options),

@@ -184,5 +184,5 @@ def test_json_that_nests_without_end_is_refused(suffix: str, tmp_path: Path) -> 
 def test_rows_that_are_none_are_refused_with_their_number() -> None:
     with pytest.raises(DataError, match="row 2 is an int, expected a mapping"):
         rows_of([{"a": 1}, 5])  # type: ignore[list-item]
-    with pytest.raises(DataError, match="the data must be rows, or where to read them; found None"):
+    with pytest.raises(DataError, match="found a NoneType, expected rows"):
         rows_of(None)  # type: ignore[arg-type]
