@@ -16,6 +16,7 @@ The tree, which is also what a caller can catch::
     ├── CacheError             a key-value cache belongs to another prefix
     ├── BackboneError          a backbone cannot be found or loaded
     ├── DataError              rows, columns, templates or lengths are wrong
+    │   └── TooLong            a request comes to more tokens than there is room for
     ├── TrainingError          training cannot start, resume or go on
     ├── StoreError             a name is not allowed; the disk refused
     │   ├── NameTaken          there is a prefix of this name already
@@ -81,6 +82,10 @@ class BackboneError(ForewordError):
 
 class DataError(ForewordError):
     """The data, a column, a template or a length is wrong."""
+
+
+class TooLong(DataError):
+    """A request comes to more tokens than the context or the engine has room for."""
 
 
 class TrainingError(ForewordError):

@@ -183,3 +183,24 @@ def test_code_is_openai_s_word(
         # LiteLLM tells it by this sentence (exception_mapping_utils.py).
         told = answer.json()["error"]["message"].lower()
         assert "this model's maximum context length is 256 tokens" in told
+
+
+def test_what_the_engine_has_no_memory_for_has_the_word_that_clients_know(tmp_path: Path) -> None:
+    """It had none; and a request that says no max_tokens was refused where the context is larger."""
+    backbone = foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
+    with Engine(backbone, Limits(rows=2, cache_tokens=100)) as engine:
+        client = TestClient(create_app(backbone, engine, Residency(PrefixStore(tmp_path))))
+        asked = {"model": "tiny", "prompt": "a" * 80, "ignore_eos": True}
+        wide = client.post("/v1/completions", json={**asked, "max_tokens": 90})
+        assert wide.status_code == 400
+        assert wide.json()["error"]["code"] == "context_length_exceeded"
+        left = client.post(
+            "/v1/chat/completions",
+            json={
+                "model": "tiny",
+                "messages": [{"role": "user", "content": "a"}],
+                "ignore_eos": True,
+            },
+        )
+        assert left.status_code == 200
+        assert left.json()["usage"]["total_tokens"] == 100

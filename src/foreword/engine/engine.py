@@ -28,7 +28,7 @@ from foreword.engine.runner import PROBE, Row, Runner
 from foreword.engine.sampler import chosen, likeliest, logprobs_of
 from foreword.engine.scheduler import Limits, Scheduler
 from foreword.engine.threads import give_up_pool
-from foreword.errors import DataError, ServeError, first_line
+from foreword.errors import DataError, ServeError, TooLong, first_line
 from foreword.generate import PLAIN, refuse_head, task_of
 from foreword.prefix import Prefix
 from foreword.weights.packing import packed
@@ -147,7 +147,8 @@ class Engine:
         Raises:
             EngineClosed: The engine takes no more requests.
             MismatchError: Its prefix does not fit the backbone.
-            DataError: There is no room for it, or a token is not in the vocabulary.
+            TooLong: There is no room for it.
+            DataError: A token is not in the vocabulary.
         """
         if not self._accepts:
             raise self._closed
@@ -158,7 +159,7 @@ class Engine:
         most = size + min(self.room(size, prefix), request.sampling.max_tokens)
         most += self.runner.columns_of(prefix)
         if most > self.limits.cache_tokens:
-            raise DataError(
+            raise TooLong(
                 f"prefix, prompt and output may come to {most} tokens; the engine has room for "
                 f"{self.limits.cache_tokens}"
             )
@@ -232,16 +233,20 @@ class Engine:
         """Tokens that the context leaves after a prompt of `size` tokens behind a prefix.
 
         Raises:
-            DataError: None.
+            TooLong: None.
         """
         length = prefix.length if prefix is not None else 0
         room = self.backbone.context - length - size
         if room < 1:
-            raise DataError(
+            raise TooLong(
                 f"the prompt has {size} tokens and the prefix {length}; the backbone's context of "
                 f"{self.backbone.context} leaves no room to go on. Shorten the prompt"
             )
         return room
+
+    def left(self, size: int, prefix: Prefix | None) -> int:
+        """Tokens that the engine's memory leaves after a prompt of `size` tokens behind a prefix."""
+        return self.limits.cache_tokens - size - self.runner.columns_of(prefix)
 
     # -- in the engine's thread ------------------------------------------------------------------
 

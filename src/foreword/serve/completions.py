@@ -19,16 +19,19 @@ from foreword.engine import Engine, Event, Request, Sampling, Weighted
 from foreword.engine.engine import completion
 from foreword.engine.request import Completion
 from foreword.engine.residency import Residency
-from foreword.errors import DataError, ForewordError
+from foreword.errors import ForewordError, TooLong
 from foreword.generate import PLAIN, encoder_for, task_of
 from foreword.prefix import Prefix
 from foreword.serve.crews import Crews
-from foreword.serve.failures import Failure, no_model
+from foreword.serve.failures import TOO_LONG, Failure, no_model
 from foreword.serve.journal import Line
 from foreword.serve.metrics import Metrics
 from foreword.serve.schemas import ChatRequest, CompletionRequest, Sampled
 
 Body = CompletionRequest | ChatRequest
+
+OPEN = 2**31 - 1
+"""Most tokens of a choice whose request says none."""
 
 CHAT = Task(None, None)
 """Conversations in the backbone's own chat template."""
@@ -145,7 +148,10 @@ class Completions:
         ends = self._ends(body)
         requests = []
         for place, ids in enumerate(self._prompts(body, prefix)):
-            most = max(1, min(sampling.max_tokens, self._room(ids, prefix, field)))
+            room = self._room(ids, prefix, field)
+            if sampling.max_tokens == OPEN:  # then it ends where the engine's memory does, too
+                room = min(room, self.engine.left(len(ids), prefix))
+            most = max(1, min(sampling.max_tokens, room))
             for copy in range(body.n):
                 seed = None if body.seed is None else body.seed + copy
                 limited = replace(sampling, seed=seed, max_tokens=most)
@@ -193,9 +199,9 @@ class Completions:
     def _room(self, ids: Sequence[int], prefix: Prefix | None, field: str) -> int:
         try:
             room = self.engine.room(len(ids), prefix)
-        except DataError as error:  # clients know the code, LiteLLM the sentence
+        except TooLong as error:  # clients know the code, LiteLLM the sentence
             most = f"This model's maximum context length is {self.backbone.context} tokens"
-            raise Failure(400, f"{error}. {most}", field, code="context_length_exceeded") from error
+            raise Failure(400, f"{error}. {most}", field, code=TOO_LONG) from error
         return room if self.most_tokens is None else min(room, self.most_tokens)
 
     def _prompt(self, prompt: str | list[int], prefix: Prefix | None) -> list[int]:
@@ -231,7 +237,7 @@ class Completions:
 
     def _sampling(self, body: Sampled, max_tokens: int | None) -> Sampling:
         return Sampling(
-            max_tokens=max(1, 2**31 - 1 if max_tokens is None else max_tokens),
+            max_tokens=max(1, OPEN if max_tokens is None else max_tokens),
             temperature=1.0 if body.temperature is None else body.temperature,
             top_p=1.0 if body.top_p is None else body.top_p,
             top_k=max(0, body.top_k or 0),

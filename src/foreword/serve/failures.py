@@ -22,6 +22,7 @@ from foreword.errors import (
     NameUnknown,
     ServeError,
     StoreError,
+    TooLong,
     first_line,
 )
 from foreword.serve.schemas import ErrorBody
@@ -79,6 +80,9 @@ CODES = {
     504: "timeout",
 }
 """OpenAI's words, by which clients tell errors apart, where a status says what is wrong."""
+
+TOO_LONG = "context_length_exceeded"
+"""OpenAI's word for what has no room, by which clients turn to a larger model."""
 
 MISFITS = {
     "missing": "missing_required_parameter",
@@ -146,7 +150,10 @@ def status_of(error: ForewordError) -> int:
 
 def as_failure(error: Failure | ForewordError) -> Failure:
     """An error as what the request is answered with."""
-    return error if isinstance(error, Failure) else Failure(status_of(error), str(error))
+    if isinstance(error, Failure):
+        return error
+    code = TOO_LONG if isinstance(error, TooLong) else None
+    return Failure(status_of(error), str(error), code=code)
 
 
 def install(app: FastAPI) -> None:
