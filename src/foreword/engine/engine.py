@@ -23,7 +23,7 @@ from foreword.attention.attachment import Attachment
 from foreword.backbone import Backbone
 from foreword.data.written import Written, written_for
 from foreword.engine.job import Job, Sink
-from foreword.engine.request import Completion, Event, FinishReason, Request
+from foreword.engine.request import Completion, Event, FinishReason, Request, completion
 from foreword.engine.runner import PROBE, Row, Runner
 from foreword.engine.sampler import chosen, likeliest, logprobs_of
 from foreword.engine.scheduler import Limits, Scheduler
@@ -484,21 +484,3 @@ class Engine:
             job.sink(Event(job.request.name, text=rest, finish=reason, error=error))
         except Exception:  # who asked is gone, and the engine goes on
             log.exception("the end of %s could not be told", job.request.name)
-
-
-def completion(request: Request, events: Sequence[Event]) -> Completion:
-    """A request's events put together."""
-    last = events[-1]
-    assert last.finish is not None
-    return Completion(
-        request=request.name,
-        tokens=tuple(token for event in events for token in event.tokens),
-        text="".join(event.text for event in events),
-        finish=last.finish,
-        prompt_tokens=len(request.prompt),
-        logprobs=tuple(one for event in events for one in event.logprobs),
-        prompt_logprobs=next(
-            (e.prompt_logprobs for e in events if e.prompt_logprobs is not None), None
-        ),
-        error=last.error,
-    )

@@ -186,3 +186,21 @@ class Completion:
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
     error: str = ""
+
+
+def completion(request: Request, events: Sequence[Event]) -> Completion:
+    """A request's events put together."""
+    last = events[-1]
+    assert last.finish is not None
+    return Completion(
+        request=request.name,
+        tokens=tuple(token for event in events for token in event.tokens),
+        text="".join(event.text for event in events),
+        finish=last.finish,
+        prompt_tokens=len(request.prompt),
+        logprobs=tuple(one for event in events for one in event.logprobs),
+        prompt_logprobs=next(
+            (e.prompt_logprobs for e in events if e.prompt_logprobs is not None), None
+        ),
+        error=last.error,
+    )

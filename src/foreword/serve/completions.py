@@ -16,8 +16,7 @@ from foreword.data.chat import rendered
 from foreword.data.template import as_row
 from foreword.data.written import end_of_turn, stop_of_turn
 from foreword.engine import Engine, Event, Request, Sampling, Weighted
-from foreword.engine.engine import completion
-from foreword.engine.request import Completion
+from foreword.engine.request import Completion, completion
 from foreword.engine.residency import Residency
 from foreword.errors import ForewordError, TooLong
 from foreword.generate import PLAIN, encoder_for, task_of
