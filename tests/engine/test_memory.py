@@ -16,7 +16,7 @@ import torch
 import foreword
 from foreword.engine import Completion, Engine, EngineClosed, Event, Limits, Request
 from foreword.engine import engine as module
-from foreword.engine.engine import completion
+from foreword.engine.request import completion
 from foreword.engine.runner import Row, Runner
 from foreword.engine.sampler import Draw
 from foreword.engine.shelf import Widths
