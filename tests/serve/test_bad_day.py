@@ -56,10 +56,8 @@ def test_a_lost_engine_is_told_by_every_route(
     assert client.get("/health").status_code == 200
     assert client.post("/v1/completions", json=ASKED).status_code == 500
     health = client.get("/health")
-    assert (health.status_code, health.json()) == (
-        503,
-        {"status": "the engine stopped: division by zero"},
-    )
+    assert health.status_code == 503
+    assert health.json()["error"]["message"] == "the engine stopped: division by zero"
     assert client.get("/ready").status_code == 503
     later = client.post("/v1/completions", json=ASKED)
     assert later.status_code == 503

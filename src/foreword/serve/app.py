@@ -153,12 +153,12 @@ def create_app(
 
 def _add_health_routes(app: FastAPI, engine: Engine) -> None:
     @app.head("/health", include_in_schema=False)
-    @app.get("/health", responses={503: {"description": "The engine is lost"}})
-    async def health() -> JSONResponse:
+    @app.get("/health", responses=told(503))
+    async def health() -> dict[str, str]:
         """Whether the process lives, and its engine."""
         if engine.failure:
-            return JSONResponse({"status": engine.failure}, 503)
-        return JSONResponse({"status": "ok"})
+            raise Failure(503, engine.failure)
+        return {"status": "ok"}
 
     @app.head("/ready", include_in_schema=False)
     @app.get("/ready", responses={503: {"description": failures.MEANING[503]}})
