@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import mmap
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from foreword.engine.cache import BOUND, LEAST, NoMemory, SlotCache
+from foreword.engine.growing import Growing
 from foreword.engine.shelf import Shelf, Slot, Widths
 
 LAYERS = 2
@@ -19,15 +25,14 @@ def cache(limit: int = 2**17) -> SlotCache:
 
 
 def fill(slot: Slot, number: float) -> None:
-    for pair in slot.shelf.pairs.values():
-        for tensor in pair:
+    for layer in slot.shelf.pairs:
+        for tensor in slot.shelf.pair(layer):
             tensor[slot.index] = number
 
 
 def held(slot: Slot) -> set[float]:
-    return {
-        float(x) for pair in slot.shelf.pairs.values() for t in pair for x in t[slot.index].unique()
-    }
+    tensors = itertools.chain.from_iterable(map(slot.shelf.pair, slot.shelf.pairs))
+    return {float(number) for tensor in tensors for number in tensor[slot.index].unique()}
 
 
 def test_one_long_request_leaves_the_room_of_the_others_as_it_is() -> None:
@@ -67,7 +72,38 @@ def test_memory_is_given_back() -> None:
     assert one.tokens == 16 * LEAST
     for slot in slots[24:]:
         one.give_back(slot)
+    assert one.tokens == 2 * LEAST
+    assert one.rest()
     assert (one.tokens, one.shelves) == (0, [])
+
+
+def test_what_was_ended_keeps_nothing_from_what_comes() -> None:
+    one = cache(limit=4 * LEAST)
+    for slot in [one.take(LEAST) for _ in range(4)]:
+        one.give_back(slot)
+    assert one.tokens == 2 * LEAST
+    assert next(one.rooms(40, 4 * LEAST)) == LEAST
+    one.take(3 * LEAST)
+    assert one.tokens == 3 * LEAST
+    one.take(LEAST)
+    assert one.tokens == 4 * LEAST
+
+
+def test_where_memory_ends_what_nothing_is_on_is_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one = cache()
+    one.give_back(one.take(LEAST))
+    made, kept = Growing._made, one.shelves[0]
+
+    def limited(self: Growing, size: int) -> tuple[torch.Tensor, mmap.mmap | None]:
+        if kept.size:
+            raise MemoryError
+        return made(self, size)
+
+    monkeypatch.setattr(Growing, "_made", limited)
+    assert one.take(256).room == 256
+    assert [shelf.room for shelf in one.shelves] == [256]
 
 
 def test_no_spare_slot_goes_beyond_the_limit() -> None:
@@ -92,6 +128,19 @@ def test_rooms_are_no_more_than_half_as_large_again(tokens: int) -> None:
     assert list(cache(limit=tokens).rooms(tokens, tokens)) == [tokens] * 3
 
 
+def test_a_request_has_room_for_all_that_it_may_come_to_where_that_is_near() -> None:
+    """As long as there is plenty."""
+    one = cache()
+    first = [next(one.rooms(60, most)) for most in (80, 129, 192, 256, 257)]
+    assert first == [128, 192, 192, 256, 128]
+    assert next(cache(limit=8 * 192 - 1).rooms(60, 192)) == 128
+    one.take(192)
+    one.take(256)
+    assert next(one.rooms(60, 80)) == 256
+    assert next(one.rooms(60, 10_000)) == 256
+    assert next(one.rooms(250, 260)) == 384
+
+
 def test_a_room_that_others_have_is_taken() -> None:
     one = cache()
     one.take(256)
@@ -104,24 +153,26 @@ def test_a_room_that_others_have_is_taken() -> None:
 def test_a_shelf_that_cannot_grow_is_as_it_was(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
+    """Where growing copies, as on GPUs."""
+    monkeypatch.setattr("sys.platform", "other")
     one = cache()
     slots = [one.take(LEAST) for _ in range(4)]
     for number, slot in enumerate(slots):
         fill(slot, number)
-    empty, made = Widths.empty, []
+    made, asked = Growing._made, []
 
-    def failing(self: Widths, *sizes: int) -> tuple[torch.Tensor, torch.Tensor]:
-        made.append(sizes)
-        if len(made) == LAYERS:  # one layer has grown by then
+    def failing(self: Growing, size: int) -> tuple[torch.Tensor, mmap.mmap | None]:
+        asked.append(size)
+        if len(asked) == 2 * LAYERS:  # one layer has grown by then, and another's keys
             raise error
-        return empty(self, *sizes)
+        return made(self, size)
 
-    monkeypatch.setattr(Widths, "empty", failing)
+    monkeypatch.setattr(Growing, "_made", failing)
     with pytest.raises(NoMemory, match="no memory for the keys and values of 128 tokens"):
         one.take(LEAST)
     assert one.tokens == 4 * LEAST
     assert [held(slot) for slot in slots] == [{n} for n in range(4)]
-    made.clear()
+    asked.clear()
     with pytest.raises(NoMemory):
         one.take(192)
     assert [shelf.room for shelf in one.shelves] == [LEAST]
@@ -129,6 +180,53 @@ def test_a_shelf_that_cannot_grow_is_as_it_was(
     slots.append(one.take(LEAST))
     fill(slots[4], 4)
     assert [held(slot) for slot in slots] == [{n} for n in range(5)]
+
+
+@pytest.mark.parametrize("platform", [sys.platform, "other"])
+def test_a_shelf_keeps_what_it_holds_as_it_grows_and_shrinks(
+    monkeypatch: pytest.MonkeyPatch, platform: str
+) -> None:
+    monkeypatch.setattr("sys.platform", platform)
+    one = cache()
+    slots = [one.take(LEAST) for _ in range(3)]
+    for number, slot in enumerate(slots):
+        fill(slot, number)
+    slots[0].shelf.resize(64)
+    slots += [one.take(LEAST) for _ in range(2)]
+    assert [held(slot) for slot in slots] == [{0}, {1}, {2}, {0}, {0}]
+    fill(slots.pop(), 5)
+    fill(slots.pop(), 4)
+    for _ in range(2):
+        one.give_back(slots[0].shelf.slots[-1])
+    slots[0].shelf.resize(3)
+    slots[0].shelf.resize(70)
+    slots += [one.take(LEAST) for _ in range(2)]
+    assert [held(slot) for slot in slots[:3]] == [{0}, {1}, {2}]
+    assert [tuple(t.shape[:3]) for t in slots[0].shelf.pair(1)] == [(70, 1, LEAST)] * 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are Linux'")
+def test_on_a_cpu_growing_copies_nothing_and_shrinking_gives_pages_back() -> None:
+    growing = Growing((2**18,), torch.float32, torch.device("cpu"), most=64)  # 1 MiB each
+    growing.resize(2, 0)
+    growing.tensor.fill_(7)
+    where = growing.tensor.data_ptr()
+    growing.resize(48, 2)
+    assert growing.tensor.data_ptr() == where
+    assert growing.tensor.sum(1).tolist() == [7 * 2**18] * 2 + [0] * 46
+    growing.tensor.fill_(7)
+    before = resident()
+    growing.resize(2, 2)
+    assert before - resident() > 40 * 2**20
+    growing.resize(3, 2)
+    assert growing.tensor.sum(1).tolist() == [7 * 2**18] * 2 + [0]
+    growing.resize(65, 3)
+    assert growing.tensor.sum(1).tolist() == [7 * 2**18] * 2 + [0] * 63
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
 def test_tensors_are_made_for_layers_that_are_known_late() -> None:

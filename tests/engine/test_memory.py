@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 import subprocess
 import sys
 import threading
@@ -16,10 +17,10 @@ import torch
 import foreword
 from foreword.engine import Completion, Engine, EngineClosed, Event, Limits, Request
 from foreword.engine import engine as module
+from foreword.engine.growing import Growing
 from foreword.engine.request import completion
 from foreword.engine.runner import Row, Runner
 from foreword.engine.sampler import Draw
-from foreword.engine.shelf import Widths
 from tests.conftest import byte_tokenizer, tiny_model
 from tests.engine.test_engine import SMALL, ask, check
 
@@ -33,14 +34,14 @@ def backbone() -> foreword.Backbone:
 
 def beyond(room: int, monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
     """Have no memory for larger rooms."""
-    empty = Widths.empty
+    made = Growing._made
 
-    def limited(self: Widths, slots: int, asked: int) -> tuple[torch.Tensor, torch.Tensor]:
-        if asked > room:
+    def limited(self: Growing, size: int) -> tuple[torch.Tensor, mmap.mmap | None]:
+        if self.tensor.shape[2] > room:
             raise error(FULL)
-        return empty(self, slots, asked)
+        return made(self, size)
 
-    monkeypatch.setattr(Widths, "empty", limited)
+    monkeypatch.setattr(Growing, "_made", limited)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, torch.OutOfMemoryError, OSError])
@@ -297,8 +298,13 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and limi
 def test_under_a_limit_of_the_address_space_the_engine_goes_on() -> None:
     """A request whose keys and values take 192 MiB, where there are 128 more."""
     told = run("""
+import time
+from foreword.engine import inbox
+inbox.PATIENCE = 0
 with Engine(backbone, Limits(rows=4)) as engine:
     engine.generate([ask([3] * 300, max_tokens=2), ask([4], max_tokens=2)])
+    while engine.runner.cache.bytes:
+        time.sleep(0.01)
     most = memory(0) + 2**27
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     large, *others = engine.generate([

@@ -211,7 +211,7 @@ def _in_segments(
     padding = query.shape[2] - sum(len(out) for out in outs)
     if padding:
         outs.append(outs[0].new_zeros(padding, *outs[0].shape[1:]))
-    return torch.cat(outs)[None]
+    return (torch.cat(outs) if len(outs) > 1 else outs[0])[None]
 
 
 def _with_prefix(call: _Call, name: str, base: str) -> tuple[Tensor, Tensor | None]:

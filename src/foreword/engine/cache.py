@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
+from foreword.engine.growing import NONE_LEFT
 from foreword.engine.shelf import Shelf, Slot, Widths
 from foreword.engine.steps import Step, rounded
 from foreword.errors import ServeError, first_line
@@ -30,14 +31,14 @@ LEAST = 128
 JOINED = 2
 """How many times its own a room may be that a request shares with others, to be computed with them."""
 
+PLENTY = 8
+"""A request has room for all that it may come to while so small a part of the limit is in use."""
+
 BOUND = 2**14
 """Columns of one shelf at most, unless a single slot has more: as much is copied when it grows."""
 
 SHRINK = 4
 """A shelf is halved when it is so many times what is in use."""
-
-NONE_LEFT = (RuntimeError, MemoryError, OSError)
-"""What torch's allocators raise (torch.OutOfMemoryError among them), Python's, and the system."""
 
 
 class NoMemory(ServeError):
@@ -112,12 +113,17 @@ class SlotCache(Cache):  # type: ignore[misc]
     def rooms(self, tokens: int, most: int) -> Iterator[int]:
         """Rooms for so many tokens, the best first.
 
-        One that others have, so that attention is computed with theirs; that of the tokens' class;
-        and, where memory is short, what the request will need at most, or needs now.
+        For the most that the request will need, if that is near and there is plenty; the largest that
+        others have, so that attention is computed with theirs; that of its class; and, where memory is
+        short, what it will need at most, or needs now.
         """
         own = self._class_of(tokens)
-        used = sorted({shelf.room for shelf in self.shelves})
-        yield from (room for room in used if tokens <= room <= JOINED * own)
+        used = sorted({shelf.room for shelf in self.shelves if shelf.slots}, reverse=True)
+        joined = [room for room in used if tokens <= room <= JOINED * own]
+        end = self._class_of(most)
+        if end <= JOINED * own and self._in_use + end <= self.limit // PLENTY:
+            yield max([end, *joined])
+        yield from joined
         yield own
         yield min(own, most)
         yield min(rounded(tokens), most)
@@ -139,10 +145,12 @@ class SlotCache(Cache):  # type: ignore[misc]
         for shelf in fitting:
             if len(shelf.slots) < shelf.size:
                 return shelf.add()
-        shelf = next((s for s in fitting if (s.size + 1) * room <= BOUND), Shelf(room, self.widths))
+        shelf = next((s for s in fitting if (s.size + 1) * room <= BOUND), self._shelf(room))
         try:
             self._make_room(shelf)
         except NONE_LEFT as error:
+            if self.rest():
+                return self.take(room)
             size = room * sum(widths.bytes for widths in self.widths.values())
             raise NoMemory(
                 f"no memory for the keys and values of {room} tokens ({size / 2**20:.0f} MiB): "
@@ -151,6 +159,9 @@ class SlotCache(Cache):  # type: ignore[misc]
         if shelf not in self.shelves:
             self.shelves.append(shelf)
         return shelf.add()
+
+    def _shelf(self, room: int) -> Shelf:
+        return Shelf(room, self.widths, max(1, min(BOUND, self.limit) // room))
 
     def _make_room(self, shelf: Shelf) -> None:
         """Give a shelf another slot, and as many again if memory is not short."""
@@ -162,16 +173,27 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def _trim(self) -> None:
         """Give back the spare slots of all shelves."""
+        self.rest()
         for shelf in self.shelves:
             if shelf.size > len(shelf.slots):
                 shelf.resize(len(shelf.slots))
 
+    def rest(self) -> bool:
+        """Give back shelves that nothing is on; whether there were any.
+
+        They stay until then: mapping memory for each request that comes to an idle engine would take it
+        a tenth of the time to its first token.
+        """
+        empty = [shelf for shelf in self.shelves if not shelf.slots]
+        for shelf in empty:
+            self.shelves.remove(shelf)
+            shelf.resize(0)
+        return bool(empty)
+
     def give_back(self, slot: Slot) -> None:
-        """Free a slot, and the memory of a shelf that is mostly empty."""
+        """Free a slot, and most of a shelf that is mostly empty."""
         shelf = slot.shelf
         shelf.remove(slot)
-        if not shelf.slots:
-            self.shelves.remove(shelf)
         with suppress(*NONE_LEFT):  # the old tensors are as good, only larger
             if self.tokens > self.limit:
                 self._trim()
@@ -202,6 +224,10 @@ class SlotCache(Cache):  # type: ignore[misc]
         """Write the first tokens of a slot, in a cache that was run before."""
         for tensor, states in zip(slot.shelf.pair(layer), (key_HPD, value_HPE), strict=True):
             tensor[slot.index, :, : states.shape[1]] = states
+
+    @property
+    def _in_use(self) -> int:
+        return sum(len(shelf.slots) * shelf.room for shelf in self.shelves)
 
     @property
     def tokens(self) -> int:

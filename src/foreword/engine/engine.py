@@ -22,10 +22,11 @@ from torch import Tensor
 from foreword.attention.attachment import Attachment
 from foreword.backbone import Backbone
 from foreword.data.written import Written, written_for
+from foreword.engine.inbox import Inbox
 from foreword.engine.job import Job, Sink
 from foreword.engine.request import Completion, Event, FinishReason, Request, completion
 from foreword.engine.runner import PROBE, Row, Runner
-from foreword.engine.sampler import chosen, likeliest, logprobs_of
+from foreword.engine.sampler import Stack, chosen, likeliest, logprobs_of
 from foreword.engine.scheduler import Limits, Scheduler
 from foreword.engine.threads import give_up_pool
 from foreword.errors import DataError, ServeError, TooLong, first_line
@@ -85,6 +86,7 @@ class Engine:
                 backbone, attachment, self.limits.cache_tokens, example, self.limits.copied
             )
             self._stack = stack.pop_all()
+        self._logits = Stack()
         self.scheduler: Scheduler[Job] = Scheduler(
             self.runner.cache,
             self.limits,
@@ -93,7 +95,7 @@ class Engine:
         self.steps = 0
         self.failure = ""
         self._when_lost: list[Callable[[], None]] = []
-        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._inbox = Inbox(self._rest)
         self._accepts, self._stopping = True, False
         self._door = threading.Lock()  # what is accepted is in the inbox before the order to stop
         give_up_pool()
@@ -266,8 +268,8 @@ class Engine:
         """
         with self._door:
             self._accepts, self.failure = False, failure
-        while not self._inbox.empty():
-            self._inbox.get()()
+        while self._inbox.do_next(wait=False):
+            pass
         for job in self.scheduler.find(lambda _: True):
             self._finish(job, "error", failure)
         for call in self._when_lost:
@@ -276,17 +278,13 @@ class Engine:
     def _listen(self) -> bool:
         """Do what other threads asked for, waiting while there is nothing else; whether to go on."""
         while not (self.scheduler.is_idle and self._stopping):
-            if self.scheduler.is_idle and self._inbox.empty():
-                self._rest()
-            try:
-                self._inbox.get(block=self.scheduler.is_idle)()
-            except queue.Empty:
+            if not self._inbox.do_next(wait=self.scheduler.is_idle):
                 return True
         return False
 
     def _rest(self) -> None:
-        """Keep nothing that only steps need."""
-        give_up_pool()
+        """Keep no memory that only steps need."""
+        self.runner.cache.rest()
         if self.backbone.device.type == "cuda":  # whose allocator keeps what is freed
             torch.cuda.empty_cache()
 
@@ -413,7 +411,7 @@ class Engine:
         if not ready:
             return
         try:
-            logits_BV = torch.stack([logits_V for _, logits_V in ready])
+            logits_BV = self._logits.of([logits_V for _, logits_V in ready])
             draws = [job.drawing(logits_BV.device) for job, _ in ready]
             changed_BV, best = likeliest(logits_BV, draws)
             are_numbers = logits_BV.amax(dim=-1).isfinite().tolist()

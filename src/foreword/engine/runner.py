@@ -159,6 +159,7 @@ class Runner:
         finally:
             for slot in slots:
                 self.cache.give_back(slot)
+            self.cache.rest()
 
     def _prove(self, slots: Sequence[Slot]) -> None:
         """Check that rows of different length give the logits that each gives alone.
@@ -174,7 +175,7 @@ class Runner:
         for row, logits_V in zip(rows, found, strict=True):
             ids = torch.tensor([[*row.tokens, PROBE[0]]], device=self.device)
             with self.attachment.using(None):
-                alone_V = self.model(input_ids=ids, use_cache=False).logits[0, -1].float()
+                alone_V = self.model(input_ids=ids, use_cache=False).logits[0, -1]
             moved = _distance(logits_V, alone_V)
             if not moved <= self._allowed:
                 raise self._unsupported(
@@ -258,7 +259,7 @@ class Runner:
         return Front(prefix.length, prefix.length if prefix.meta.positions == "offset" else 0)
 
     def run(self, rows: Sequence[Row]) -> list[Tensor]:
-        """Logits float32 (wanted, V) of each row, of its last new tokens.
+        """Logits (wanted, V) of each row, of its last new tokens, in the model's dtype.
 
         Rows with one new token are computed together, and those with more: in one pass where the
         model can run flattened tokens, else in two.
@@ -398,7 +399,7 @@ class Runner:
         mask: Any,
         segments: Sequence[Segment],
     ) -> list[Tensor]:
-        """Logits float32 (wanted, V) of each row, after one pass over token ids (B, Q) or (1, T)."""
+        """Logits (wanted, V) of each row, after one pass over token ids (B, Q) or (1, T)."""
         bound = NONE if segments else self.bank.bound([row.front.shared for row in rows])
         with (
             self.attachment.using(bound, segments),
@@ -413,7 +414,7 @@ class Runner:
             ).logits
         logits_NV = logits[0] if narrowed else logits[wanted]
         sizes = [row.wanted for row in rows]
-        return list(logits_NV[: sum(sizes)].float().split(sizes))
+        return list(logits_NV[: sum(sizes)].split(sizes))
 
     def _by_kind(self, full: Tensor, windowed: Tensor | None) -> Any:
         """The mask, or one for each kind of layer where the model has several."""
@@ -438,5 +439,6 @@ def _even(size: int) -> int:
 
 def _distance(found_V: Tensor, expected_V: Tensor) -> float:
     """The largest difference, relative to the largest logit."""
+    found_V, expected_V = found_V.float(), expected_V.float()
     largest = max(1.0, float(expected_V.abs().max()))
     return float((found_V - expected_V).abs().max()) / largest

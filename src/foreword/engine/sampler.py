@@ -43,6 +43,28 @@ class Draw:
         return cls(sampling, generator, Counter())
 
 
+class Stack:
+    """Logits of a step's rows as one tensor, in memory that is used again.
+
+    A new one for each step would be several megabytes that the system maps, and takes back, each time:
+    two milliseconds of a step of 36 (benchmarks/LOG.md).
+    """
+
+    def __init__(self) -> None:
+        self._held = torch.empty(0, 0)
+
+    def of(self, rows: Sequence[Tensor]) -> Tensor:
+        """Logits (V,) of each row as float32 (B, V), until the next call."""
+        first = rows[0]
+        held = self._held
+        if len(held) < len(rows) or held.shape[1:] != first.shape or held.device != first.device:
+            held = torch.empty(len(rows), *first.shape, device=first.device)
+        self._held = held
+        for to_V, logits_V in zip(held, rows, strict=False):
+            to_V.copy_(logits_V)
+        return held[: len(rows)]
+
+
 def sample(logits_BV: Tensor, draws: Sequence[Draw]) -> list[int]:
     """The next token of each row, float32 logits; counts it."""
     changed_BV, best = likeliest(logits_BV, draws)

@@ -9,13 +9,13 @@ dimension, P columns of a prefix.
 
 from __future__ import annotations
 
-import math
-import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from foreword.engine.growing import Growing
 
 
 @dataclass(frozen=True)
@@ -34,21 +34,16 @@ class Widths:
         dim, device = value_BHQE.shape[3], key_BHQD.device
         return cls(key_BHQD.shape[1], key_BHQD.shape[3], dim, key_BHQD.dtype, device)
 
-    def empty(self, slots: int, room: int) -> tuple[Tensor, Tensor]:
-        """Keys (S, H, R, D) and values (S, H, R, E); zeros, since what is not a number spreads."""
-        first = slots, self.heads, room
-        return self._zeros(*first, self.key), self._zeros(*first, self.value)
+    def growing(self, room: int, most: int) -> tuple[Growing, Growing]:
+        """Keys (S, H, R, D) and values (S, H, R, E), of no slot yet, and of hardly more than `most`.
 
-    def _zeros(self, *shape: int) -> Tensor:
-        """On a CPU in pages of its own, which the system has back as soon as the tensor is gone.
-
-        C's allocator keeps what is freed, up to 32 MiB in one piece, and with shelves that come and go
-        the process had nearly three times what was in use.
+        They are zeros, since what is not a number spreads.
         """
-        size = math.prod(shape) * self.dtype.itemsize
-        if self.device.type != "cpu" or not size:
-            return torch.zeros(*shape, dtype=self.dtype, device=self.device)
-        return torch.frombuffer(mmap.mmap(-1, size), dtype=self.dtype).view(shape)
+        on = self.dtype, self.device, most
+        return (
+            Growing((self.heads, room, self.key), *on),
+            Growing((self.heads, room, self.value), *on),
+        )
 
     @property
     def bytes(self) -> int:
@@ -76,6 +71,7 @@ class Shelf:
     Attributes:
         room: Columns of each slot, R.
         widths: By layer what is kept of a token, as far as that is known yet.
+        most: Slots that it will hardly have more of.
         size: Slots that there is memory for, S.
         slots: Those in use, by index.
         front: How many of them decode.
@@ -84,33 +80,35 @@ class Shelf:
 
     room: int
     widths: Mapping[int, Widths]
+    most: int = 1
     size: int = 0
     slots: list[Slot] = field(default_factory=list)
     front: int = 0
-    pairs: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    pairs: dict[int, tuple[Growing, Growing]] = field(default_factory=dict)
 
     def pair(self, layer: int) -> tuple[Tensor, Tensor]:
         """A layer's keys and values."""
         if layer not in self.pairs:
-            self.pairs[layer] = self.widths[layer].empty(self.size, self.room)
-        return self.pairs[layer]
+            self._resize(layer, self.size)
+        keys, values = self.pairs[layer]
+        return keys.tensor, values.tensor
 
     def resize(self, size: int) -> None:
         """Have memory for so many slots; those in use are kept.
 
-        Layer after layer, so that only one of them is there twice. Where memory ends on the way, the
+        Layer after layer, so that at most one of them is there twice. Where memory ends on the way, the
         shelf is as large as it was, or as small as it was to be.
         """
         self.size = min(size, self.size)
-        for layer, widths in self.widths.items():
-            old = self.pairs.get(layer)
-            if old is None or len(old[0]) != size:
-                made = widths.empty(size, self.room)
-                if old is not None:
-                    for new, kept in zip(made, old, strict=True):
-                        new[: len(self.slots)] = kept[: len(self.slots)]
-                self.pairs[layer] = made
+        for layer in self.widths:
+            self._resize(layer, size)
         self.size = size
+
+    def _resize(self, layer: int, size: int) -> None:
+        pair = self.pairs.get(layer) or self.widths[layer].growing(self.room, self.most)
+        for each in pair:
+            each.resize(size, len(self.slots))
+        self.pairs[layer] = pair
 
     def add(self) -> Slot:
         """A free slot, behind those in use."""
@@ -158,7 +156,7 @@ class Shelf:
         return source
 
     def _tensors(self) -> list[Tensor]:
-        return [tensor for pair in self.pairs.values() for tensor in pair]
+        return [each.tensor for pair in self.pairs.values() for each in pair]
 
     @property
     def tokens(self) -> int:
