@@ -79,7 +79,6 @@ class Attachment(Bindings):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
-        self.model = model
         self._borrowers = 0
         self._is_left = False
         self.known = Known()

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from transformers import PreTrainedModel
 
 from foreword.attention import guards
 from foreword.attention.bound import Bound
@@ -21,12 +21,12 @@ from foreword.attention.segments import Segment
 class Bindings(ABC):
     """What passes of a model attend to: what a block of their thread or task says, else the model's own.
 
-    Args:
+    Attributes:
         model: The model.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._carrier = model
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
         self._running = Running()
         self._own = Scope()
         self._is_held = False
@@ -46,7 +46,7 @@ class Bindings(ABC):
         own = scope_of(self._running.key)
         if own is not None or self._is_held:
             return own or self._own
-        guards.check_alone(self._carrier, self._running, "a forward pass")
+        guards.check_alone(self.model, self._running, "a forward pass")
         return self._own
 
     @property

@@ -146,9 +146,15 @@ class Runner:
         self.copied, self.is_flat = 0, False
         with torch.inference_mode(), self._slots() as slots:
             self._prove(slots)
-            self.is_flat = self._can_be_flat(slots, example)
+            self.is_flat = self._agree(
+                "passes over flattened tokens",
+                "rows are padded",
+                partial(self._padded_and_flat, slots, example),
+            )
             if example is not None and self.window is None:
-                self.copied = copied if self._copies(slots, example) else 0
+                copies = partial(self._copied_and_shared, slots, example)
+                what = "copies of short prefixes in their rows' slots"
+                self.copied = copied if self._agree(what, "they are shared", copies) else 0
 
     @contextmanager
     def _slots(self) -> Iterator[list[Slot]]:
@@ -182,45 +188,38 @@ class Runner:
                     f"a row's logits move by {moved:.1e} of the largest beside another row"
                 )
 
-    def _copies(self, slots: Sequence[Slot], example: Prefix) -> bool:
-        """Whether a copied prefix gives the logits that the shared one gives."""
-        try:
-            front = self._copy(slots[0], example)
-            rows = [
-                Row(slots[0], 0, PROBE, front),
-                Row(slots[1], 0, PROBE, Front(shared=example)),
-            ]
-            moved = _distance(*self._two_passes(rows))
-            if moved <= self._allowed:
-                return True
-            why = f"logits move by {moved:.1e} of the largest"
-        except Exception as error:
-            why = first_line(error)
-        note_fallback("copies of short prefixes in their rows' slots", f"{why}; they are shared")
-        return False
+    def _copied_and_shared(self, slots: Sequence[Slot], example: Prefix) -> list[list[Tensor]]:
+        """Logits of a row under a prefix that its slot holds, and of one under the shared prefix."""
+        front = self._copy(slots[0], example)
+        rows = [Row(slots[0], 0, PROBE, front), Row(slots[1], 0, PROBE, Front(shared=example))]
+        return [self._two_passes(rows)]
 
-    def _can_be_flat(self, slots: Sequence[Slot], example: Prefix | None) -> bool:
-        """Whether rows in one pass over flattened tokens give the logits that they give padded."""
+    def _padded_and_flat(self, slots: Sequence[Slot], example: Prefix | None) -> list[list[Tensor]]:
+        """Logits of rows that are padded, and of the same ones in a pass over flattened tokens."""
+        found = []
+        for self.is_flat, (one, two, three, four) in (
+            (False, slots[:PROVEN]),
+            (True, slots[PROVEN:]),
+        ):
+            shared = Front(shared=example)
+            rows = [Row(one, 0, PROBE), Row(two, 0, PROBE[2:], shared)]
+            self.run(rows)
+            more = [Row(row.slot, len(row.tokens), PROBE[:1], row.front) for row in rows]
+            late = Row(three, 0, PROBE[:2], shared)
+            logits = self.run([more[0], late, more[1], Row(four, 0, PROBE[1:])])
+            found.append([logits_1V[0] for logits_1V in logits])
+        return [list(pair) for pair in zip(*found, strict=True)]
+
+    def _agree(self, what: str, instead: str, passes: Callable[[], list[list[Tensor]]]) -> bool:
+        """Whether a faster way gives what the plain one gives, pair by pair; else that is said."""
         try:
-            found = []
-            for self.is_flat, (one, two, three, four) in (
-                (False, slots[:PROVEN]),
-                (True, slots[PROVEN:]),
-            ):
-                shared = Front(shared=example)
-                rows = [Row(one, 0, PROBE), Row(two, 0, PROBE[2:], shared)]
-                self.run(rows)
-                more = [Row(row.slot, len(row.tokens), PROBE[:1], row.front) for row in rows]
-                late = Row(three, 0, PROBE[:2], shared)
-                found.append(self.run([more[0], late, more[1], Row(four, 0, PROBE[1:])]))
-            pairs = zip(*found, strict=True)
-            moved = [_distance(one[0], two[0]) for one, two in pairs]
-            if all(one <= self._allowed for one in moved):
+            moved = [_distance(*pair) for pair in passes()]
+            if all(each <= self._allowed for each in moved):
                 return True
             why = f"logits move by {max(moved):.1e} of the largest"
         except Exception as error:
             why = first_line(error)
-        note_fallback("passes over flattened tokens", f"{why}; rows are padded")
+        note_fallback(what, f"{why}; {instead}")
         return False
 
     def _two_passes(self, rows: Sequence[Row]) -> list[Tensor]:
