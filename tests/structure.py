@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src/foreword"
 LAYERS = (
-    "errors version notices interrupt arguments fallbacks files",
+    "errors version notices interrupt progress arguments fallbacks files",
     "head",
     "prefix",
     "describe header",

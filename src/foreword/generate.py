@@ -24,6 +24,7 @@ from foreword.data.template import as_row
 from foreword.data.written import Written, written_for
 from foreword.errors import DataError, MismatchError
 from foreword.prefix import Prefix, check_prefix
+from foreword.progress import Watch, unwatched
 
 PLAIN = Task("{input}", "{output}")
 """Text as it is given."""
@@ -207,6 +208,7 @@ def generate_ids(
     prefix: Prefix | None,
     options: GenerateOptions,
     written: Written | None = None,
+    watch: Watch = unwatched,
 ) -> list[list[str]]:
     """Generate texts for prompts given as token ids; see `generate`.
 
@@ -216,6 +218,7 @@ def generate_ids(
         prefix: The prefix, or None.
         options: How to generate.
         written: How texts begin and end; by default as in the prefix's training.
+        watch: Told how far it is after each batch.
     """
     tokenizer = backbone.tokenizer
     assert tokenizer is not None
@@ -225,6 +228,8 @@ def generate_ids(
     texts: list[list[str]] = [[] for _ in prompts]
     continues = backbone.kind == "decoder"  # an encoder-decoder's output begins anew
     pad_batch = left_padded if continues else right_padded
+    done = 0
+    watch(done, len(prompts))
     with _drawing(options, backbone.device), backbone.inferring(prefix):
         for batch in _batches(prompts, options.batch_size):
             inputs = pad_batch([prompts[index] for index in batch], pad)
@@ -237,6 +242,8 @@ def generate_ids(
             out = backbone.model.generate(**moved, pad_token_id=pad, **arguments)
             for place, ids in enumerate(out[:, given:].tolist()):
                 texts[batch[place // options.num_return_sequences]].append(written.text(ids))
+            done += len(batch)
+            watch(done, len(prompts))
     return texts
 
 

@@ -22,6 +22,7 @@ from foreword.data.room import Room
 from foreword.errors import DataError
 from foreword.head import POOLINGS, Head, Pooling, pooled
 from foreword.prefix import Prefix, check_prefix
+from foreword.progress import Watch, unwatched
 from foreword.tasks import LABELLINGS, Prediction, Reader, Reading, reader_for
 
 BATCH = 32
@@ -178,9 +179,10 @@ def head_logits(
     head: Head,
     readings: Sequence[Reading],
     batch_size: int,
+    watch: Watch = unwatched,
 ) -> list[Tensor]:
     """What a head says of each reading: (L,) of one that classifies, else (T, L); on the CPU."""
-    return list(_each(backbone, prefix, readings, batch_size, head.logits))
+    return list(_each(backbone, prefix, readings, batch_size, head.logits, watch))
 
 
 @torch.no_grad()
@@ -190,6 +192,7 @@ def _each(
     readings: Sequence[Reading],
     batch_size: int,
     made: Callable[[Tensor, Tensor], Tensor],
+    watch: Watch = unwatched,
 ) -> list[Tensor]:
     """What is made of each reading's hidden states, in order; those of like length run together.
 
@@ -199,6 +202,7 @@ def _each(
     kind, pad = KINDS[backbone.kind], padding_of(backbone.tokenizer, backbone.vocabulary)
     order = sorted(range(len(readings)), key=lambda index: len(readings[index].ids))
     found: dict[int, Tensor] = {}
+    watch(0, len(order))
     with backbone.inferring(prefix):
         for first in range(0, len(order), batch_size):
             batch = order[first : first + batch_size]
@@ -207,4 +211,5 @@ def _each(
             out = made(kind.hidden(backbone.model, inputs), inputs["attention_mask"]).cpu()
             for index, own in zip(batch, out, strict=True):
                 found[index] = own[: len(readings[index].ids)] if own.ndim == 2 else own
+            watch(len(found), len(order))
     return [found[index] for index in range(len(readings))]

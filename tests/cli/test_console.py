@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 import foreword
+from foreword.cli import console, progress
 from foreword.cli.console import err, out, say, table, visible
 from foreword.cli.main import main
 from foreword.errors import DataError
@@ -91,3 +93,31 @@ def test_a_character_that_the_output_cannot_hold_is_named(monkeypatch: pytest.Mo
     monkeypatch.setattr("sys.stdout", stream)
     with pytest.raises(DataError, match=r"standard output is ascii, .*set PYTHONIOENCODING"):
         say("café")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_each_part_of_an_evaluation_is_shown(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    shown = io.StringIO()
+    console_ = Console(file=shown, force_terminal=terminal, width=100)
+    monkeypatch.setattr(progress, "err", console_)
+    monkeypatch.setattr(console, "err", console_)
+    seconds = iter([0.0, 0.0, 5.0, 12.0, 30.0, 40.0, 44.0])
+    if not terminal:
+        monkeypatch.setattr("foreword.cli.progress.time.monotonic", lambda: next(seconds))
+    with progress.parts() as tell:
+        for done in (0, 8, 16, 64):
+            tell("scoring", done, 64)
+        for done in (0, 9):
+            tell("generating", done, 9)
+    lines = shown.getvalue()
+    if terminal:
+        assert "scoring 64/64" in lines
+        assert "generating 9/9" in lines
+    else:
+        assert lines.splitlines() == [
+            "scoring: 16/64, 36 s left",
+            "scoring: 64 in 30 s",
+            "generating: 9 in 4 s",
+        ]

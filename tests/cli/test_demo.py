@@ -7,9 +7,53 @@ import re
 from pathlib import Path
 
 import pytest
+from transformers import TrainerControl, TrainerState
 
+from foreword.cli import demo as module
 from foreword.cli.main import main
 from foreword.store import PrefixStore
+
+
+def fast(step: float, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Have the first steps take so many seconds each; what was trained to find that out."""
+    asked: list[object] = []
+
+    def trained(_: object, data: str, settings: object, *, callbacks: list[module.Pace]) -> None:
+        asked.append((data, settings))
+        control, now = TrainerControl(), iter([0.0, 2 * step])
+        monkeypatch.setattr("foreword.cli.demo.time.perf_counter", lambda: next(now))
+        for number in range(1, 4):
+            state = TrainerState(global_step=number, max_steps=120)
+            callbacks[0].on_step_end(None, state, control)
+        assert control.should_training_stop
+
+    monkeypatch.setattr(module, "train", trained)
+    return asked
+
+
+def test_a_fast_machine_runs_the_whole_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = fast(1.5, monkeypatch)
+    assert module._scale(None, module.DemoArguments()) == module.Scale()  # type: ignore[arg-type]
+    assert asked == [("foreword/e2e:train", module.SETTINGS)]
+
+
+def test_a_slow_machine_runs_a_short_one_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fast(3.3, monkeypatch)
+    assert module._scale(None, module.DemoArguments()) == module.SHORT  # type: ignore[arg-type]
+    said = capfd.readouterr().out
+    assert "A step takes 3.3 s here, so the whole demo would take about 11 minutes" in said
+    assert "40 steps, 32 inputs, the NLL of one reference each" in said
+    assert "foreword demo --full" in said
+
+
+def test_who_says_how_much_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "train", None)
+    whole = module._scale(None, module.DemoArguments(full=True))  # type: ignore[arg-type]
+    less = module._scale(None, module.DemoArguments(steps=5, inputs=2))  # type: ignore[arg-type]
+    assert whole == module.Scale()
+    assert (less.settings.steps, less.inputs, less.scored_references) == (5, 2, None)
 
 
 @pytest.mark.backbone

@@ -187,6 +187,39 @@ def test_a_limit_keeps_the_first_inputs_with_all_their_references(
             evaluate(tiny, prefix, shared, limit=limit)
 
 
+def test_of_each_input_so_many_references_are_scored_and_all_are_compared_with(
+    tiny: foreword.Backbone, prefix: Prefix, shared: list[dict[str, str]]
+) -> None:
+    whole = evaluate(tiny, prefix, shared, options=OPTIONS)
+    found = evaluate(tiny, prefix, shared, options=OPTIONS, scored_references=1)
+    assert (found.inputs, found.rows) == (4, 4)
+    for own, used, all_of_it in (
+        (found.prefix, prefix, whole.prefix),
+        (found.base, None, whole.base),
+    ):
+        assert own is not None
+        assert own.nll == pytest.approx(plain(tiny, used, [*shared[:2], *shared[3:5]])[0], rel=1e-6)
+        for name in ("bleu", "chrf", "rouge_l", "exact_match"):
+            assert getattr(own, name) == getattr(all_of_it, name)
+    assert found.references == whole.references
+    with pytest.raises(DataError, match="scored_references must be at least 1; found 0"):
+        evaluate(tiny, prefix, shared, scored_references=0)
+
+
+def test_who_asks_is_told_how_far_it_is(
+    tiny: foreword.Backbone, prefix: Prefix, shared: list[dict[str, str]]
+) -> None:
+    told: list[tuple[str, int, int]] = []
+    options = replace(OPTIONS, batch_size=3)
+    evaluate(tiny, prefix, shared, options=options, progress=lambda *each: told.append(each))
+    assert told == [
+        (f"{who}, {what}", done, total)
+        for who in ("with the prefix", "frozen model")
+        for what, total in (("scoring", 7), ("generating", 4))
+        for done in (*range(0, total, 3), total)
+    ]
+
+
 def test_the_batch_size_changes_nothing(
     tiny: foreword.Backbone, prefix: Prefix, shared: list[dict[str, str]]
 ) -> None:

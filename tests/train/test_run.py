@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -495,11 +496,22 @@ def test_checkpointing_leaves_no_hook(tiny: foreword.Backbone) -> None:
     mine.remove()
 
 
-@pytest.mark.parametrize("init", ["noise", "zeros"])
-def test_torchs_default_dtype_is_not_the_prefixs(tiny: foreword.Backbone, init: str) -> None:
-    settings = foreword.TrainSettings(
-        prompt="{mr} ->", target=" {ref}", length=3, steps=1, init=init, parameterization="direct"
-    )
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"init": "noise"},
+        {"init": "zeros"},
+        {"parameterization": "mlp"},
+        {"parameterization": "gated"},
+        {"dropout": 0.5},
+        {"prompt": "{mr}", "target": "{ref}", "task": "classify"},
+    ],
+)
+def test_torchs_default_dtype_is_not_the_prefixs(
+    tiny: foreword.Backbone, options: dict[str, Any]
+) -> None:
+    recipe = {"prompt": "{mr} ->", "target": " {ref}", "length": 3, "steps": 1, **options}
+    settings = foreword.TrainSettings(**recipe)
     expected = foreword.train(tiny, MEMORY, settings).prefix
     torch.set_default_dtype(torch.float64)
     try:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from foreword.cli.console import note, out, say, table, working
 from foreword.cli.options import BackboneOptions, StoreOptions
+from foreword.cli.progress import parts
 from foreword.evaluate import Evaluation, LabelEvaluation, Metrics
 from foreword.evaluate import evaluate as run_evaluation
 from foreword.generate import GenerateOptions
@@ -29,6 +30,9 @@ class EvaluateArguments:
 
     limit: int | None = None
     """Only the first so many distinct inputs."""
+
+    scored_references: int | None = None
+    """References of each input whose NLL is taken, the first ones; all by default."""
 
     strict: bool = False
     """Refuse a backbone with other weights than the prefix was made on, instead of warning."""
@@ -59,7 +63,7 @@ def evaluate(
     prefix = store.open().load(name)
     with working("loading the backbone"):
         loaded = backbone.load(prefix)
-    with working("evaluating"):
+    with parts() as progress:
         found = run_evaluation(
             loaded,
             prefix,
@@ -68,6 +72,8 @@ def evaluate(
             base=arguments.base,
             limit=arguments.limit,
             strict=arguments.strict,
+            scored_references=arguments.scored_references,
+            progress=progress,
         )
     if arguments.as_json:
         say(json.dumps(found.as_json(), ensure_ascii=False, indent=1))
@@ -78,8 +84,14 @@ def evaluate(
             note(said)
         return
     out.print(figures(name, found))
-    note(f"{found.inputs} inputs, {found.rows} references, {found.targets} target tokens; "
-         f"{found.truncation}")  # fmt: skip
+    note(f"{counted(found)}, {found.targets} target tokens; {found.truncation}")
+
+
+def counted(found: Evaluation) -> str:
+    """How many inputs and references an evaluation has, and of how many the NLL was taken."""
+    total = sum(map(len, found.references))
+    of = "" if found.rows == total else f" (NLL of {found.rows})"
+    return f"{found.inputs} inputs, {total} references{of}"
 
 
 def figures(name: str, found: Evaluation) -> Table:

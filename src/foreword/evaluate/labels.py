@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from foreword.predict import (
     templates_of,
 )
 from foreword.prefix import Prefix
+from foreword.progress import Progress, Watch, unseen, unwatched
 from foreword.tasks import LABELLINGS, Labelled, Prediction
 from foreword.train.objective import head_scores
 
@@ -106,6 +108,7 @@ def evaluate_labels(
     limit: int | None = None,
     batch_size: int = BATCH,
     strict: bool = False,
+    progress: Progress = unseen,
 ) -> LabelEvaluation:
     """Label a task's rows and compare with what they say.
 
@@ -117,6 +120,7 @@ def evaluate_labels(
         limit: Only the first so many rows.
         batch_size: Rows in one batch.
         strict: Refuse a backbone with other weights than the prefix was made on.
+        progress: Told how far it is.
 
     Raises:
         DataError: Rows or columns are wrong, or a label is unknown to the head.
@@ -129,8 +133,13 @@ def evaluate_labels(
     rows = rows_of(data)[:limit]
     backbone.check(prefix, strict=strict)
     seen = labelled(backbone, prefix, rows)
-    predictions, ours = measured_labels(backbone, prefix, head, seen, batch_size)
-    theirs = measured_labels(backbone, None, head, seen, batch_size)[1] if base else None
+    given = head, seen, batch_size
+    watch = partial(progress, "with the prefix")
+    predictions, ours = measured_labels(backbone, prefix, *given, watch)
+    theirs = None
+    if base:
+        watch = partial(progress, "without the prefix")
+        theirs = measured_labels(backbone, None, *given, watch)[1]
     return LabelEvaluation(
         task=head.task,
         prefix=ours,
@@ -159,12 +168,17 @@ def labelled(backbone: Backbone, prefix: Prefix, rows: Sequence[Mapping[str, Any
 
 
 def measured_labels(
-    backbone: Backbone, prefix: Prefix | None, head: Head, data: Labelled, batch_size: int = BATCH
+    backbone: Backbone,
+    prefix: Prefix | None,
+    head: Head,
+    data: Labelled,
+    batch_size: int = BATCH,
+    watch: Watch = unwatched,
 ) -> tuple[list[Prediction], dict[str, float]]:
     """What a head says of rows, and its figures; without a prefix, of the backbone as it is."""
     began = time.perf_counter()
     flat = [one for own in data.readings for one in own]
-    logits = head_logits(backbone, prefix, head, flat, batch_size)
+    logits = head_logits(backbone, prefix, head, flat, batch_size, watch)
     nll = _nll(head, logits, [one for own in data.targets for one in own])
     predictions = predictions_of(head, data.templates, data.rows, data.readings, logits)
     figures = LABELLINGS[head.task].measured(predictions, data.gold, head.labels)

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -27,6 +28,7 @@ from foreword.evaluate.metrics import Tokenisation
 from foreword.generate import GenerateOptions, encoder_for, generate_ids, task_of
 from foreword.predict import BATCH
 from foreword.prefix import Prefix, check_prefix
+from foreword.progress import Progress, Watch, unseen, unwatched
 from foreword.train.objective import score
 
 FIGURES: tuple[Figure, ...] = (
@@ -133,7 +135,7 @@ class _Set:
     """Rows grouped by input.
 
     Attributes:
-        rows: All rows.
+        rows: Those whose NLL is taken.
         firsts: Per input the first row that has it.
         references: Per input its targets, as a model would write them.
         kept: Special tokens that belong to targets.
@@ -155,11 +157,13 @@ def evaluate(
     limit: int | None = None,
     task: Task | None = None,
     strict: bool = False,
+    scored_references: int | None = None,
+    progress: Progress = unseen,
 ) -> Evaluation | LabelEvaluation:
     """Score a prefix on a task's rows: one with a head by its labels, any other by its text.
 
     See `evaluate_text` and `evaluate_labels`, which this calls, for what the arguments mean. Of the
-    options a head uses `batch_size` alone, and its templates are its own.
+    options a head uses `batch_size` alone, its templates are its own, and its rows have one label each.
     """
     check_prefix(prefix)
     if prefix.head is None:
@@ -172,6 +176,8 @@ def evaluate(
             limit=limit,
             task=task,
             strict=strict,
+            scored_references=scored_references,
+            progress=progress,
         )
     if task is not None:
         raise DataError("a prefix with a head is evaluated under its own templates; leave task out")
@@ -179,7 +185,14 @@ def evaluate(
         expect("options", options, GenerateOptions, "GenerateOptions", DataError)
     size = BATCH if options is None else options.batch_size
     return evaluate_labels(
-        backbone, prefix, data, base=base, limit=limit, batch_size=size, strict=strict
+        backbone,
+        prefix,
+        data,
+        base=base,
+        limit=limit,
+        batch_size=size,
+        strict=strict,
+        progress=progress,
     )
 
 
@@ -193,6 +206,8 @@ def evaluate_text(
     limit: int | None = None,
     task: Task | None = None,
     strict: bool = False,
+    scored_references: int | None = None,
+    progress: Progress = unseen,
 ) -> Evaluation:
     """Score and generate on a task's rows.
 
@@ -208,6 +223,9 @@ def evaluate_text(
         limit: Only the first so many distinct inputs.
         task: Templates, if not the prefix's own.
         strict: Refuse a backbone with other weights than the prefix was made on.
+        scored_references: References of each input whose NLL is taken, the first ones; all by default.
+            The figures of outputs have all references.
+        progress: Told how far it is.
 
     Raises:
         DataError: Rows or columns are wrong.
@@ -218,6 +236,8 @@ def evaluate_text(
     rows = rows_of(data)
     if limit is not None:
         check_count("limit", limit, DataError)
+    if scored_references is not None:
+        check_count("scored_references", scored_references, DataError)
     backbone.check(prefix, strict=strict)
     task = task_of(prefix) if task is None else task
     expect("task", task, Task, "a Task of templates", DataError)
@@ -226,12 +246,13 @@ def evaluate_text(
         rows = [_to_last_answer(row) for row in rows]
     options = GenerateOptions() if options is None else options
     expect("options", options, GenerateOptions, "GenerateOptions", DataError)
-    grouped = _grouped(backbone, prefix, rows, task, limit)
-    outputs, ours, report, targets = _measure(backbone, prefix, prefix, task, grouped, options)
+    grouped = _grouped(backbone, prefix, rows, task, limit, scored_references)
+    inputs = backbone, prefix, task, grouped, options
+    outputs, ours, report, targets = _measure(prefix, *inputs, progress)
     base_outputs: list[str] = []
     theirs = None
     if base:
-        base_outputs, theirs, _, _ = _measure(backbone, None, prefix, task, grouped, options)
+        base_outputs, theirs, _, _ = _measure(None, *inputs, progress)
     return Evaluation(
         prefix=ours,
         base=theirs,
@@ -275,7 +296,8 @@ def _grouped(
     prefix: Prefix,
     rows: Sequence[Mapping[str, Any]],
     task: Task,
-    limit: int | None,
+    limit: int | None = None,
+    scored: int | None = None,
 ) -> _Set:
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -284,7 +306,7 @@ def _grouped(
     targets = [[_target(row, task) for row in group] for group in kept]
     written = written_for(backbone, prefix, task).keeping(chain.from_iterable(targets))
     return _Set(
-        rows=[row for group in kept for row in group],
+        rows=[row for group in kept for row in group[:scored]],
         firsts=[group[0] for group in kept],
         references=[[written.reference(target) for target in group] for group in targets],
         kept=written.kept,
@@ -309,28 +331,34 @@ def measured(
         rows: Rows; those with the same prompt are references of one input.
         options: How to generate.
     """
-    grouped = _grouped(backbone, like, rows, task, None)
-    return _measure(backbone, prefix, like, task, grouped, options)[1]
+    grouped = _grouped(backbone, like, rows, task)
+    return _measure(prefix, backbone, like, task, grouped, options)[1]
 
 
 def _measure(
-    backbone: Backbone,
     prefix: Prefix | None,
+    backbone: Backbone,
     like: Prefix,
     task: Task,
     grouped: _Set,
     options: GenerateOptions,
+    progress: Progress = unseen,
 ) -> tuple[list[str], Metrics, Report, int]:
     began = time.perf_counter()
     encoder = encoder_for(backbone, prefix, task, like)
     encoded, report = encoder.rows(grouped.rows)
-    nll, accuracy, targets = scored(backbone, prefix, encoded, options.batch_size)
+    who = "frozen model" if prefix is None else "with the prefix"
+    scoring, generating = (
+        partial(progress, f"{who}, {what}") for what in ("scoring", "generating")
+    )
+    nll, accuracy, targets = scored(backbone, prefix, encoded, options.batch_size, scoring)
     sizes = {id(row): one.answer for row, one in zip(grouped.rows, encoded, strict=True)}
     prompts = [
         encoder.prompt(row, options.max_new_tokens, sizes[id(row)]) for row in grouped.firsts
     ]
     written = replace(written_for(backbone, prefix, task, like), kept=grouped.kept)
-    texts = [each[0] for each in generate_ids(backbone, prompts, prefix, options, written)]
+    made = generate_ids(backbone, prompts, prefix, options, written, generating)
+    texts = [each[0] for each in made]
     figures = Metrics(
         nll=nll,
         perplexity=math.exp(min(nll, 700.0)),
@@ -346,12 +374,17 @@ def _measure(
 
 @torch.no_grad()
 def scored(
-    backbone: Backbone, prefix: Prefix | None, rows: Sequence[Encoded], size: int
+    backbone: Backbone,
+    prefix: Prefix | None,
+    rows: Sequence[Encoded],
+    size: int,
+    watch: Watch = unwatched,
 ) -> tuple[float, float, int]:
     """NLL per target token, token accuracy (0 to 100) and number of target tokens."""
     collate = Collator(padding_of(backbone.tokenizer, backbone.vocabulary))
     ordered = sorted(rows, key=lambda row: row.size)
     nll, hits, targets = 0.0, 0, 0
+    watch(0, len(ordered))
     with backbone.inferring(prefix):
         for first in range(0, len(ordered), size):
             batch = collate(ordered[first : first + size])
@@ -360,4 +393,5 @@ def scored(
             nll += float(scores.nll_N.double().sum())
             hits += int(scores.hit_N.sum())
             targets += len(scores.nll_N)
+            watch(min(first + size, len(ordered)), len(ordered))
     return nll / targets, 100 * hits / targets, targets

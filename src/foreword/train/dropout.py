@@ -37,6 +37,6 @@ class PrefixDropout(nn.Module):
         mixed = hashlib.sha256(f"{self.seed} {int(self.passes)}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(mixed[:4], "little"))
         self.passes += 1
-        drawn = torch.rand(length, generator=generator) >= self.rate
+        drawn = torch.rand(length, generator=generator, dtype=torch.float32) >= self.rate
         drawn[: self.frozen] = True
         return [bool(seen) for seen in drawn]

@@ -38,7 +38,8 @@ class GatedParameterization(Parameterization):
             )
         self.inner = inner
         self.gates = nn.ParameterList(
-            nn.Parameter(torch.zeros(site.kv_heads)) for site in inner.origin.sites
+            nn.Parameter(torch.zeros(site.kv_heads, dtype=torch.float32))
+            for site in inner.origin.sites
         )
 
     def materialise(self) -> Prefix:

@@ -69,7 +69,8 @@ def with_head(
     same = has is not None and (has.task, has.pooling) == (task, settings.pooling)
     if has is not None and same and set(labels) <= set(has.labels):
         return start
-    zeros = torch.zeros(len(labels), backbone.width), torch.zeros(len(labels))
+    shapes = (len(labels), backbone.width), (len(labels),)
+    zeros = [torch.zeros(shape, dtype=torch.float32) for shape in shapes]
     return start.with_head(Head(task, labels, settings.pooling, *zeros))
 
 

@@ -53,14 +53,16 @@ class MLPParameterization(Parameterization):
         self.shapes = [(int(tensor.shape[0]), int(tensor.shape[2])) for tensor in tensors]
         outputs = sum(heads * dim for heads, dim in self.shapes)
         generator = torch.Generator().manual_seed(seed)
-        normal = torch.randn(width, width, generator=generator) * math.sqrt(width)
-        tokens = torch.randn(start.length - frozen, width, generator=generator)
+        normal = torch.randn(width, width, generator=generator, dtype=torch.float32) * math.sqrt(
+            width
+        )
+        tokens = torch.randn(start.length - frozen, width, generator=generator, dtype=torch.float32)
         self.width = width
         self.embeddings = nn.Parameter(tokens)
         self.inner = nn.Parameter(normal)
-        self.inner_bias = nn.Parameter(torch.zeros(width))
-        self.outer = nn.Parameter(torch.zeros(outputs, width))
-        self.outer_bias = nn.Parameter(torch.zeros(outputs))
+        self.inner_bias = nn.Parameter(torch.zeros(width, dtype=torch.float32))
+        self.outer = nn.Parameter(torch.zeros(outputs, width, dtype=torch.float32))
+        self.outer_bias = nn.Parameter(torch.zeros(outputs, dtype=torch.float32))
 
     def materialise(self) -> Prefix:
         """Per site key (H, P, D) and value (H, P, E), computed once; the rest as at the start."""
