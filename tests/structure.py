@@ -13,10 +13,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src/foreword"
 LAYERS = (
-    "errors version notices interrupt arguments fallbacks files",
+    "errors version lazy notices interrupt arguments options fallbacks files",
+    "description header outline",
     "head",
     "prefix",
-    "describe header",
+    "describe",
     "format",
     "store",
     "weights",

@@ -17,14 +17,14 @@ from foreword.backbone.backbone import Backbone
 from foreword.backbone.complete import check_complete
 from foreword.backbone.folder import check_folder, fault_of_tokenizer
 from foreword.backbone.kinds import kind_of
-from foreword.errors import BackboneError, ForewordError, first_line
+from foreword.errors import BackboneError, ForewordError, Notice, first_line
 from foreword.weights import embedded
 from foreword.weights.dtype import DTYPES, fast_dtype
 from foreword.weights.int8_linear import save_memory
 from foreword.weights.quantise import INSTALL, rounding
 
 
-class UnverifiedFamily(UserWarning):
+class UnverifiedFamily(Notice):
     """A backbone's family is not one that the tests verify."""
 
 

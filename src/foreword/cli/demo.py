@@ -6,21 +6,22 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cyclopts import Parameter
 
-from foreword.backbone import Backbone, describe_dtype
 from foreword.cli.console import note, out, say, table, working
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.cli.train import TrainArguments, train_in_store
-from foreword.data import read_rows
-from foreword.describe import formula
-from foreword.evaluate import Evaluation, evaluate_text
-from foreword.evaluate.e2e import slot_report
-from foreword.evaluate.picture import loss_curve
-from foreword.generate import GenerateOptions
-from foreword.train import TrainResult, TrainSettings
+from foreword.data.sources import read_rows
+from foreword.options import GenerateOptions
+from foreword.train.settings import TrainSettings
 from foreword.weights import embedded
+
+if TYPE_CHECKING:
+    from foreword.backbone import Backbone
+    from foreword.evaluate import Evaluation
+    from foreword.train import TrainResult
 
 NAME = "e2e-demo"
 DESCRIPTION = (
@@ -56,6 +57,10 @@ def demo(
 ) -> None:
     """Train a prefix of 16 on real restaurant data, then show what it does."""
     began = time.perf_counter()
+    from foreword.backbone import describe_dtype
+    from foreword.evaluate import evaluate_text
+    from foreword.evaluate.picture import loss_curve
+
     with working(f"loading {backbone.backbone or embedded.NAME}"):
         loaded = backbone.load()
     if loaded.name == embedded.NAME:
@@ -104,6 +109,8 @@ def _show(
         say(f"\nInput           {found.prompts[index]}")
         say(f"Frozen model    {_one_line(found.base_outputs[index])}")
         say(f"With prefix     {found.outputs[index]}")
+    from foreword.describe import formula
+
     base = found.base
     assert base is not None
     made = table(f"\n{found.inputs} unseen inputs, {found.rows} references", "", "frozen", "prefix")
@@ -132,6 +139,8 @@ def _show(
 
 def _slots(found: Evaluation, outputs: list[str]) -> tuple[float, float]:
     """Restaurant named and slot recall, both in percent."""
+    from foreword.evaluate.e2e import slot_report
+
     report = slot_report([prompt.removesuffix(" ->") for prompt in found.prompts], outputs)
     return report.named, report.recall
 

@@ -60,6 +60,14 @@ def rows_of(data: Data) -> list[Mapping[str, Any]]:
     return rows
 
 
+def is_named(source: str) -> bool:
+    """Whether a source is the name of a set of the datasets library, and no file nor shipped set."""
+    path = Path(source)
+    is_path = path.suffix.lower() in _READERS or os.path.exists(path)
+    is_name = _HUB_NAME.fullmatch(source.partition(":")[0]) is not None
+    return is_name and not is_path and source not in SHIPPED
+
+
 def _open(source: str) -> Iterator[Row]:
     if source in SHIPPED:
         shipped = resources.files("foreword.data") / "e2e" / SHIPPED[source]
