@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src/foreword"
 LAYERS = (
-    "errors version lazy notices interrupt arguments options fallbacks files",
+    "errors version lazy notices interrupt arguments options fallbacks files reach",
     "description header outline",
     "head",
     "prefix",
