@@ -212,6 +212,6 @@ def _is_unfinished(store: PrefixStore, name: str) -> bool:
     if name not in store:
         return False
     try:
-        return store.outline(name).meta.training.get("stopped") is not None
+        return store.load(name).meta.training.get("stopped") is not None
     except FormatError:
         return False
