@@ -16,6 +16,7 @@ from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.errors import FormatError, NameTaken, StoreError
 from foreword.interrupt import undisturbed
 from foreword.store import PrefixStore, taken
+from foreword.train.named import check_start
 from foreword.train.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def train(
     """
     place = store.open()
     refuse_taken(place, arguments)
+    check_start(settings, place)
     rows, evaluation = _checked_rows(data, settings, arguments)
     with working("loading the backbone"):
         loaded = backbone.load()
