@@ -39,7 +39,7 @@ import foreword
 from foreword.backbone import Backbone
 from foreword.data import Encoded
 from foreword.evaluate.run import measured, scored
-from foreword.generate import GenerateOptions
+from foreword.options import GenerateOptions
 from foreword.train import TrainSettings
 from foreword.train.initialisation import start
 from foreword.train.run import encode

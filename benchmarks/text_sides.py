@@ -16,7 +16,7 @@ from quality import encoded, prefix
 
 from foreword.backbone import Backbone
 from foreword.evaluate.run import measured
-from foreword.generate import GenerateOptions
+from foreword.options import GenerateOptions
 from foreword.train import TrainSettings
 from foreword.train.initialisation import start
 

@@ -13,10 +13,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src/foreword"
 LAYERS = (
-    "errors version notices interrupt progress arguments fallbacks files",
+    "errors version lazy notices interrupt progress arguments options fallbacks files reach",
+    "description header outline",
     "head",
     "prefix",
-    "describe header",
+    "describe",
     "format",
     "store",
     "weights",

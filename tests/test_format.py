@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 
 from foreword import format as prefix_file
+from foreword import outline
 from foreword.errors import (
     CorruptFile,
     FormatError,
@@ -757,9 +758,7 @@ def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
 def test_one_table_says_what_each_version_is_for() -> None:
     """Each kind of prefix has one version, and no version two meanings."""
     kinds = [
-        (version.has_head, softmax)
-        for version in prefix_file._TABLE
-        for softmax in version.softmaxes
+        (version.has_head, softmax) for version in outline.TABLE for softmax in version.softmaxes
     ]
     assert len(set(kinds)) == len(kinds) == 4
     assert prefix_file.VERSIONS == ("1", "2", "3")

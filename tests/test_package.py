@@ -6,12 +6,17 @@ import ast
 import subprocess
 import sys
 import zipfile
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import foreword
 from tests import structure
+
+foreword_data = import_module("foreword.data")
+foreword_train = import_module("foreword.train")
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src/foreword"
@@ -87,18 +92,56 @@ def test_modules_import_each_other_without_cycles() -> None:
         visit(name, ())
 
 
+def offered(path: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """What a lazy package imports for checkers alone, and what it offers: by name where it is."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    assert ast.unparse(block.test) == "TYPE_CHECKING"
+    seen: dict[str, str] = {}
+    for node in block.body:
+        assert isinstance(node, ast.ImportFrom)
+        for alias in node.names:
+            other = f":{alias.name}" if alias.asname else ""
+            seen[alias.asname or alias.name] = f"{node.module}{other}"
+    calls = [
+        n.value for n in tree.body if isinstance(n, ast.Expr) and isinstance(n.value, ast.Call)
+    ]
+    (given,) = [call.args[1] for call in calls if ast.unparse(call.func) == "offer"]
+    return seen, ast.literal_eval(given)
+
+
+@pytest.mark.parametrize("package", [foreword, foreword_data, foreword_train])
+def test_a_lazy_package_offers_what_checkers_see(package: ModuleType) -> None:
+    seen, homes = offered(Path(package.__file__ or ""))
+    assert homes == seen
+    assert set(package.__all__) - {"__version__"} == set(homes)
+    assert set(package.__all__) <= set(dir(package))
+    for name, home in homes.items():
+        module, _, own = home.partition(":")
+        assert getattr(package, name) is getattr(import_module(module), own or name)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = package.nothing
+
+
 def test_the_public_map_is_sorted_and_true() -> None:
     assert list(foreword.__all__) == sorted(foreword.__all__)
     tree = ast.parse((SOURCE / "__init__.py").read_text())
-    imported = {
-        alias.asname or alias.name
-        for node in tree.body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
-    assert imported == set(foreword.__all__)
     assert not [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
     assert all(getattr(foreword, name).__doc__ for name in foreword.__all__ if name[0] != "_")
+    given: dict[str, object] = {}
+    exec("from foreword import *", given)
+    assert set(foreword.__all__) <= set(given)
+
+
+@pytest.mark.parametrize("name", ["train", "generate", "predict", "evaluate"])
+def test_a_module_never_hides_what_has_its_name(name: str) -> None:
+    """`foreword.train` is a function, whatever was imported first, and a package to import from."""
+    code = (
+        f"import foreword.{name}, foreword, types; from foreword import {name} as own; "
+        f"assert isinstance(own, types.FunctionType), own; assert foreword.{name} is own; "
+        f"from foreword.{name} import {name} as again; assert again is own"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_no_file_is_too_long() -> None:

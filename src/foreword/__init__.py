@@ -4,31 +4,36 @@ A prefix is a short run of learned keys and values that a frozen transformer att
 input, in every layer.
 """
 
-import foreword.notices  # noqa: F401  (before what it quiets is imported)
+from typing import TYPE_CHECKING
 
-# isort: split
-from foreword.backbone import Backbone, OtherWeights, attach, detach, load
-from foreword.data import Task, read_rows
-from foreword.errors import ForewordError
-from foreword.evaluate import Evaluation, LabelEvaluation, evaluate
-from foreword.format import load as load_prefix
-from foreword.format import save as save_prefix
-from foreword.generate import GenerateOptions, generate
-from foreword.head import Head
-from foreword.hub import pull, push
-from foreword.peft import NotInPeft, export_peft, import_peft
-from foreword.predict import features, predict
-from foreword.prefix import Prefix, PrefixMeta, Site
-from foreword.store import PrefixStore
-from foreword.train import (
-    Trainable,
-    TrainingStopped,
-    TrainResult,
-    TrainSettings,
-    attach_trainable,
-    train,
-)
+import foreword.notices  # noqa: F401  (before what it quiets is imported)
+from foreword.lazy import offer
 from foreword.version import __version__
+
+if TYPE_CHECKING:
+    from foreword.backbone import Backbone, OtherWeights, attach, detach, load
+    from foreword.data import Task, read_rows
+    from foreword.description import PrefixMeta, Site
+    from foreword.errors import ForewordError
+    from foreword.evaluate import Evaluation, LabelEvaluation, evaluate
+    from foreword.format import load as load_prefix
+    from foreword.format import save as save_prefix
+    from foreword.generate import generate
+    from foreword.head import Head
+    from foreword.hub import pull, push
+    from foreword.options import GenerateOptions
+    from foreword.peft import NotInPeft, export_peft, import_peft
+    from foreword.predict import features, predict
+    from foreword.prefix import Prefix
+    from foreword.store import PrefixStore
+    from foreword.train import (
+        Trainable,
+        TrainingStopped,
+        TrainResult,
+        TrainSettings,
+        attach_trainable,
+        train,
+    )
 
 __all__ = [
     "Backbone",
@@ -66,3 +71,42 @@ __all__ = [
     "save_prefix",
     "train",
 ]
+
+offer(
+    __name__,
+    {
+        "Backbone": "foreword.backbone",
+        "Evaluation": "foreword.evaluate",
+        "ForewordError": "foreword.errors",
+        "GenerateOptions": "foreword.options",
+        "Head": "foreword.head",
+        "LabelEvaluation": "foreword.evaluate",
+        "NotInPeft": "foreword.peft",
+        "OtherWeights": "foreword.backbone",
+        "Prefix": "foreword.prefix",
+        "PrefixMeta": "foreword.description",
+        "PrefixStore": "foreword.store",
+        "Site": "foreword.description",
+        "Task": "foreword.data",
+        "TrainResult": "foreword.train",
+        "TrainSettings": "foreword.train",
+        "Trainable": "foreword.train",
+        "TrainingStopped": "foreword.train",
+        "attach": "foreword.backbone",
+        "attach_trainable": "foreword.train",
+        "detach": "foreword.backbone",
+        "evaluate": "foreword.evaluate",
+        "export_peft": "foreword.peft",
+        "features": "foreword.predict",
+        "generate": "foreword.generate",
+        "import_peft": "foreword.peft",
+        "load": "foreword.backbone",
+        "load_prefix": "foreword.format:load",
+        "predict": "foreword.predict",
+        "pull": "foreword.hub",
+        "push": "foreword.hub",
+        "read_rows": "foreword.data",
+        "save_prefix": "foreword.format:save",
+        "train": "foreword.train",
+    },
+)

@@ -112,6 +112,10 @@ class HubError(ForewordError):
     """The Hub cannot be reached, refused, or holds something else."""
 
 
+class Notice(UserWarning):
+    """A warning that a command prints once, however often it is given."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what an error says; the name of its kind, if it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

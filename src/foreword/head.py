@@ -7,29 +7,37 @@ Shapes: B rows, T tokens, D hidden size, L labels.
 
 from __future__ import annotations
 
-import reprlib
-import unicodedata
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from foreword.arguments import check_fields
+from foreword.description import (
+    HEAD_TASKS,
+    MAX_LABEL,
+    POOLINGS,
+    SPAN,
+    HeadTask,
+    Pooling,
+    check_head,
+    is_label,
+)
 from foreword.errors import PrefixError
 
-HeadTask = Literal["classify", "tag", "answer"]
-Pooling = Literal["mean", "first", "last"]
-
-HEAD_TASKS: tuple[HeadTask, ...] = get_args(HeadTask)
-POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
-MAX_LABEL = 256
-"""Longest label, in characters."""
-_NO_TEXT = frozenset({"Cc", "Cs", "Co", "Zl", "Zp"})
-_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Embeddings, overrides and isolates of direction, which can make text read as another."""
-SPAN = ("start", "end")
-"""Labels of a head that answers: where an answer starts, and where it ends."""
+__all__ = [
+    "HEAD_TASKS",
+    "MAX_LABEL",
+    "POOLINGS",
+    "SPAN",
+    "Head",
+    "HeadTask",
+    "Pooling",
+    "check_head",
+    "is_label",
+    "pooled",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,45 +119,6 @@ class Head:
             hidden = hidden_BTD.float()
         weight, bias = (tensor.to(hidden.device).float() for tensor in self.tensors)
         return hidden @ weight.T + bias
-
-
-def check_head(task: str, labels: tuple[str, ...], pooling: str | None) -> None:
-    """Check that a head's task, labels and pooling go together.
-
-    Raises:
-        PrefixError: They do not.
-    """
-    if task not in HEAD_TASKS:
-        raise PrefixError(
-            f"a head's task is one of {', '.join(HEAD_TASKS)}; found {reprlib.repr(task)}"
-        )
-    if task == "answer" and labels != SPAN:
-        raise PrefixError(
-            f"a head that answers has the labels {SPAN}; found {reprlib.repr(labels)}"
-        )
-    for label in labels:
-        if not is_label(label):
-            raise PrefixError(
-                f"a label is 1 to {MAX_LABEL} printable characters; found {reprlib.repr(label)}"
-            )
-    if len(labels) < 2 or len(set(labels)) != len(labels):
-        raise PrefixError(f"a head needs at least two labels, all different; found {len(labels)}")
-    expected = POOLINGS if task == "classify" else (None,)
-    if pooling not in expected:
-        raise PrefixError(
-            f"a head for {task!r} has a pooling among {expected}; found {reprlib.repr(pooling)}"
-        )
-
-
-def is_label(text: object) -> bool:
-    """Whether something can be the name of a class, in training as in a file.
-
-    Names of all scripts can, with their joiners and spaces of every width. Control characters,
-    surrogates, private characters, line breaks and what turns the direction of other text cannot.
-    """
-    if not (isinstance(text, str) and 0 < len(text) <= MAX_LABEL):
-        return False
-    return not any(unicodedata.category(c) in _NO_TEXT or c in _TURNING for c in text)
 
 
 def pooled(hidden_BTD: Tensor, mask_BT: Tensor, pooling: Pooling) -> Tensor:

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
+from foreword.description import MAX_DEPTH, nesting
 from foreword.errors import CorruptFile, TruncatedFile
 from foreword.files import NOT_FETCHED, POINTER, is_pointer
-from foreword.prefix import MAX_DEPTH, nesting
 
 MAX_HEADER = 16 * 2**20
 """Largest header that is read, in bytes."""

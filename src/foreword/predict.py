@@ -21,11 +21,10 @@ from foreword.data.inputs import Inputs, inputs_of, of_each, texts_of
 from foreword.data.room import Room
 from foreword.errors import DataError
 from foreword.head import POOLINGS, Head, Pooling, pooled
+from foreword.options import BATCH
 from foreword.prefix import Prefix, check_prefix
 from foreword.progress import Watch, unwatched
 from foreword.tasks import LABELLINGS, Prediction, Reader, Reading, reader_for
-
-BATCH = 32
 
 
 def predict(

@@ -7,149 +7,58 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
-import json
-import reprlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from foreword.arguments import check_fields, check_text, expect
+from foreword.arguments import check_fields, expect
+from foreword.description import (
+    BOS,
+    MAX_DEPTH,
+    POSITIONS,
+    SOFTMAX,
+    WINDOWS,
+    Bos,
+    Positions,
+    PrefixMeta,
+    Site,
+    Softmax,
+    WindowPolicy,
+    canonical_json,
+    nesting,
+    plain_json,
+)
 from foreword.errors import PrefixError
 from foreword.head import Head
 
-Positions = Literal["free", "offset"]
-WindowPolicy = Literal["visible", "windowed"]
-Bos = Literal["prefix", "input", "none"]
-Softmax = Literal["joint", "own"]
+__all__ = [
+    "BOS",
+    "DTYPES",
+    "MAX_DEPTH",
+    "POSITIONS",
+    "SOFTMAX",
+    "WINDOWS",
+    "Bos",
+    "Positions",
+    "Prefix",
+    "PrefixMeta",
+    "Site",
+    "Softmax",
+    "WindowPolicy",
+    "canonical_json",
+    "check_prefix",
+    "nesting",
+    "plain_json",
+    "prefixes_of",
+    "rms",
+    "tensor_bytes",
+]
 
-POSITIONS: tuple[Positions, ...] = ("free", "offset")
-WINDOWS: tuple[WindowPolicy, ...] = ("visible", "windowed")
-BOS: tuple[Bos, ...] = ("prefix", "input", "none")
-SOFTMAX: tuple[Softmax, ...] = ("joint", "own")
-_POLICIES: dict[str, tuple[str, ...]] = {
-    "positions": POSITIONS,
-    "windows": WINDOWS,
-    "bos": BOS,
-    "softmax": SOFTMAX,
-}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-MAX_DEPTH = 64
-"""How deep lists and objects may nest in a recipe or in what training measured."""
-
-
-@dataclass(frozen=True)
-class Site:
-    """One attention call of a backbone, as the probe measured it.
-
-    Attributes:
-        name: The module's name in the model, such as ``model.layers.0.self_attn``.
-        stack: Which part of the model it belongs to: ``decoder``, ``encoder`` or ``cross``.
-        layer: Running number within its stack, from 0, in call order.
-        kv_heads: Number of key/value heads in the call.
-        key_dim: Dimension of one key.
-        value_dim: Dimension of one value.
-        window: Tokens that a query sees, itself included, or None without a limit.
-
-    Raises:
-        PrefixError: A field is of another type.
-    """
-
-    name: str
-    stack: str
-    layer: int
-    kv_heads: int
-    key_dim: int
-    value_dim: int
-    window: int | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self, PrefixError)
-
-    @property
-    def label(self) -> str:
-        """The site's name in files: ``decoder.0``."""
-        return f"{self.stack}.{self.layer}"
-
-    @property
-    def geometry(self) -> tuple[str, int, int, int, int, int | None]:
-        """What two backbones must share for a prefix to fit both; names of modules may differ."""
-        return (
-            self.stack,
-            self.layer,
-            self.kv_heads,
-            self.key_dim,
-            self.value_dim,
-            self.window,
-        )
-
-
-@dataclass(frozen=True)
-class PrefixMeta:
-    """What a prefix needs to know about itself to be used as it was trained.
-
-    Attributes:
-        backbone: Name or path that the backbone was loaded by.
-        family: The backbone's model type, such as ``llama``.
-        revision: Hub revision of the backbone, if known.
-        fingerprint: Digest of a sample of the backbone's weights.
-        tokenizer: Digest of the tokenizer's behaviour, or empty without one.
-        positions: ``free``: the prefix takes no positions and text starts at 0;
-            ``offset``: the prefix lies at 0..P-1 and text starts at P.
-        windows: ``visible``: a sliding window never drops the prefix; ``windowed``: it does, as it
-            would drop text.
-        bos: ``prefix``: the prefix carries the BOS and inputs add none; ``input``: inputs add their
-            own; ``none``: this tokenizer adds none.
-        softmax: ``joint``: queries share one softmax between prefix and text; ``own``: the prefix has
-            a softmax of its own, and what it gives is added to the text's (Zhang et al., 2023).
-        recipe: How the prefix was made and how its inputs are built (templates, initialisation,
-            settings): JSON values, kept as a copy in JSON's own types.
-        training: What training measured, JSON values, with the digest of the data under ``data``.
-        parents: Content digests of prefixes that this one was made from.
-
-    Raises:
-        PrefixError: A field is of another type, or a policy is unknown.
-    """
-
-    backbone: str = ""
-    family: str = ""
-    revision: str | None = None
-    fingerprint: str = ""
-    tokenizer: str = ""
-    positions: Positions = "free"
-    windows: WindowPolicy = "visible"
-    bos: Bos = "none"
-    softmax: Softmax = "joint"
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-    training: Mapping[str, Any] = field(default_factory=dict)
-    parents: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        check_fields(self, PrefixError)
-        for parent in self.parents:
-            check_text("a digest among parents", parent, PrefixError)
-        for name, allowed in _POLICIES.items():
-            found = getattr(self, name)
-            if found not in allowed:
-                raise PrefixError(
-                    f"{name} policy {reprlib.repr(found)} is unknown; use one of {allowed}"
-                )
-        for name in ("recipe", "training"):
-            object.__setattr__(self, name, plain_json(getattr(self, name)))
-
-    def as_json(self) -> dict[str, Any]:
-        """The fields as JSON values.
-
-        A joint softmax is left out: digests are older than any other, and stay what they were.
-        """
-        fields = dataclasses.asdict(self)
-        if self.softmax == "joint":
-            del fields["softmax"]
-        return fields
 
 
 @dataclass(frozen=True, eq=False)
@@ -389,43 +298,6 @@ def _check_tensor(what: str, given: object) -> None:
     assert isinstance(given, Tensor)
     if given.layout is not torch.strided:
         raise PrefixError(f"{what} must be a dense tensor; found one of {given.layout}")
-
-
-def canonical_json(value: Any) -> bytes:
-    """JSON with sorted keys and no spaces: equal values give equal bytes.
-
-    Raises:
-        PrefixError: A value is not JSON, NaN and infinity included.
-    """
-    try:
-        text = json.dumps(
-            value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-        )
-        return text.encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise PrefixError(f"the prefix's meta must hold JSON values only: {error}") from error
-
-
-def plain_json(value: Any) -> Any:
-    """A copy in JSON's own types (tuples become lists), so that a round trip changes nothing.
-
-    Raises:
-        PrefixError: The value is not JSON, or nests deeper than `MAX_DEPTH`.
-    """
-    plain = json.loads(canonical_json(value))
-    if nesting(plain) > MAX_DEPTH:
-        raise PrefixError(f"the prefix's meta nests deeper than {MAX_DEPTH} levels")
-    return plain
-
-
-def nesting(value: Any) -> int:
-    """How many levels of lists and objects a JSON value has; found without recursion."""
-    depth, level = 0, [value]
-    while level := [item for item in level if isinstance(item, list | dict)]:
-        depth += 1
-        inside = (item.values() if isinstance(item, dict) else item for item in level)
-        level = list(itertools.chain.from_iterable(inside))
-    return depth
 
 
 def rms(tensor: Tensor) -> float:

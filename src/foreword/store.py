@@ -7,15 +7,17 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import platformdirs
 
-from foreword import format as prefix_file
 from foreword.arguments import path_of
 from foreword.errors import NameTaken, NameUnknown, StoreError
 from foreword.files import reason, remove_leftovers, written_whole
-from foreword.prefix import Prefix
+from foreword.outline import SUFFIX, Outline, outline_of
+
+if TYPE_CHECKING:
+    from foreword.prefix import Prefix
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -59,7 +61,7 @@ class PrefixStore:
                 f"{name!r} is not a name for a prefix; expected 1 to 128 letters, digits, '.', '_' "
                 "and '-', starting with a letter or digit"
             )
-        return self.folder / f"{name}{prefix_file.SUFFIX}"
+        return self.folder / f"{name}{SUFFIX}"
 
     def __contains__(self, name: str) -> bool:
         return os.path.isfile(self.path(name))
@@ -76,7 +78,7 @@ class PrefixStore:
             return
         except (OSError, ValueError) as error:
             raise StoreError(f"cannot read the folder {self.folder}: {reason(error)}") from error
-        stems = {f.stem for f in files if f.suffix == prefix_file.SUFFIX and os.path.isfile(f)}
+        stems = {f.stem for f in files if f.suffix == SUFFIX and os.path.isfile(f)}
         yield from sorted(filter(_NAME.fullmatch, stems))
 
     def stamp(self, name: str) -> Stamp:
@@ -101,6 +103,8 @@ class PrefixStore:
         path = self.path(name)
         if not overwrite and os.path.lexists(path):  # spares the work; the file system decides
             raise NameTaken(taken(name, self.folder))
+        from foreword import format as prefix_file
+
         try:
             prefix_file.save(prefix, path, overwrite=overwrite)
         except NameTaken:
@@ -131,7 +135,7 @@ class PrefixStore:
             StoreError: The folder cannot be read.
         """
         try:
-            remove_leftovers(self.folder, prefix_file.SUFFIX)
+            remove_leftovers(self.folder, SUFFIX)
         except FileNotFoundError:
             return
         except (OSError, ValueError) as error:
@@ -144,10 +148,19 @@ class PrefixStore:
             NameUnknown: There is none.
             FormatError: Its file is damaged.
         """
-        path = self.path(name)
-        if not os.path.isfile(path):
-            raise NameUnknown(self._unknown(name))
+        path = self._known(name)
+        from foreword import format as prefix_file
+
         return prefix_file.load(path)
+
+    def outline(self, name: str) -> Outline:
+        """What the file of the prefix called `name` says of itself; its tensors are not read.
+
+        Raises:
+            NameUnknown: There is none.
+            FormatError: Its header is damaged, or the file is not as long as it says.
+        """
+        return outline_of(self._known(name))
 
     def remove(self, name: str) -> None:
         """Delete the prefix called `name`.
@@ -163,6 +176,12 @@ class PrefixStore:
             raise NameUnknown(self._unknown(name)) from None
         except (OSError, ValueError) as error:
             raise StoreError(f"cannot delete {path}: {reason(error)}") from error
+
+    def _known(self, name: str) -> Path:
+        path = self.path(name)
+        if not os.path.isfile(path):
+            raise NameUnknown(self._unknown(name))
+        return path
 
     def _unknown(self, name: str) -> str:
         names = list(self)

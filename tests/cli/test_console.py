@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,8 @@ def test_text_is_written_as_it_is(capfd: pytest.CaptureFixture[str]) -> None:
 def test_generated_text_is_printed_as_it_is(
     place: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("foreword.cli.generate.generate_texts", lambda *_, **__: [[ODD]])
+    module = import_module("foreword.generate")
+    monkeypatch.setattr(module, "generate", lambda *_, **__: [[ODD]])
     assert main(["generate", "writes", "x"]) == 0
     assert capfd.readouterr().out == ODD + "\n"
 

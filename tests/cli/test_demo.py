@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import TrainerControl, TrainerState
 
 from foreword.cli import demo as module
 from foreword.cli.main import main
+from foreword.cli.pace import Pace
 from foreword.store import PrefixStore
 
 
@@ -18,16 +20,16 @@ def fast(step: float, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Have the first steps take so many seconds each; what was trained to find that out."""
     asked: list[object] = []
 
-    def trained(_: object, data: str, settings: object, *, callbacks: list[module.Pace]) -> None:
+    def trained(_: object, data: str, settings: object, *, callbacks: list[Pace]) -> None:
         asked.append((data, settings))
         control, now = TrainerControl(), iter([0.0, 2 * step])
-        monkeypatch.setattr("foreword.cli.demo.time.perf_counter", lambda: next(now))
+        monkeypatch.setattr("foreword.cli.pace.time.perf_counter", lambda: next(now))
         for number in range(1, 4):
             state = TrainerState(global_step=number, max_steps=120)
             callbacks[0].on_step_end(None, state, control)
         assert control.should_training_stop
 
-    monkeypatch.setattr(module, "train", trained)
+    monkeypatch.setattr(import_module("foreword.train"), "train", trained)
     return asked
 
 
@@ -49,7 +51,7 @@ def test_a_slow_machine_runs_a_short_one_and_says_so(
 
 
 def test_who_says_how_much_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "train", None)
+    monkeypatch.setattr(import_module("foreword.train"), "train", None)
     whole = module._scale(None, module.DemoArguments(full=True))  # type: ignore[arg-type]
     less = module._scale(None, module.DemoArguments(steps=5, inputs=2))  # type: ignore[arg-type]
     assert whole == module.Scale()

@@ -229,7 +229,7 @@ def test_a_prefix_that_comes_while_one_is_trained_is_kept_and_so_is_the_trained_
     place: Path, call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was replaced without a word by what was trained under its name."""
-    from foreword.cli.console import TrainingBar
+    from foreword.cli.bar import TrainingBar
 
     assert call(*train(name="other"))[0] == 0
     other, real = PrefixStore().load("other"), TrainingBar.on_log
@@ -252,7 +252,7 @@ def test_ctrl_c_keeps_the_prefix_exits_130_and_can_be_resumed(
     place: Path, call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert call(*train(steps="6", name="whole"))[0] == 0
-    from foreword.cli.console import TrainingBar
+    from foreword.cli.bar import TrainingBar
 
     real = TrainingBar.on_log
 
@@ -282,7 +282,7 @@ def test_ctrl_c_keeps_the_prefix_exits_130_and_can_be_resumed(
 def test_a_stopped_run_never_replaces_a_finished_prefix(
     place: Path, call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from foreword.cli.console import TrainingBar
+    from foreword.cli.bar import TrainingBar
 
     assert call(*train())[0] == 0
     finished = PrefixStore().load("food").digest

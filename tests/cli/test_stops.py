@@ -183,7 +183,7 @@ def test_a_nan_loss_keeps_the_last_good_prefix(place: Path, call) -> None:  # no
 @pytest.fixture
 def stopping(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Run a command that Ctrl-C stops after its third step."""
-    from foreword.cli.console import TrainingBar
+    from foreword.cli.bar import TrainingBar
 
     def interrupted(self: object, args: object, state, control: object, **_: object) -> None:
         if state.global_step == 3:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import torch
 
-from foreword.errors import MismatchError
+from foreword.errors import MismatchError, Notice
 from foreword.prefix import Prefix, Site
 
 
-class OtherWeights(UserWarning):
+class OtherWeights(Notice):
     """A prefix meets other weights of the same geometry than it was made for."""
 
 

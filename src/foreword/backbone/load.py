@@ -8,6 +8,7 @@ import os
 import warnings
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer
@@ -17,14 +18,15 @@ from foreword.backbone.backbone import Backbone
 from foreword.backbone.complete import check_complete
 from foreword.backbone.folder import check_folder, fault_of_tokenizer
 from foreword.backbone.kinds import kind_of
-from foreword.errors import BackboneError, ForewordError, first_line
+from foreword.errors import BackboneError, ForewordError, Notice, first_line
+from foreword.reach import out_of_reach
 from foreword.weights import embedded
 from foreword.weights.dtype import DTYPES, fast_dtype
 from foreword.weights.int8_linear import save_memory
 from foreword.weights.quantise import INSTALL, rounding
 
 
-class UnverifiedFamily(UserWarning):
+class UnverifiedFamily(Notice):
     """A backbone's family is not one that the tests verify."""
 
 
@@ -72,17 +74,20 @@ def load(
     source = str(embedded.obtain()) if name == embedded.NAME else name
     rounded = rounding(quantize) if quantize is not None else None
     options = {} if attention is None else {"attn_implementation": attention}
+    where: dict[str, Any] = {"revision": revision}
     if os.path.isdir(source):
         check_folder(Path(source))
+    elif out_of_reach():
+        where["local_files_only"] = True
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(source, **where)
+        config = AutoConfig.from_pretrained(source, **where)
         model, found = kind_of(config).auto.from_pretrained(
             source,
             dtype=chosen,
-            revision=revision,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that `check_complete` can name them
+            **where,
             **options,
         )
     except ForewordError:

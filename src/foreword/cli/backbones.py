@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from foreword.backbone import verified_families
 from foreword.cli.console import out, say, table
 from foreword.weights import embedded
 
 
 def backbones() -> None:
     """List the backbones that need no download, and the families that the tests verify."""
+    from foreword.backbone import verified_families
+
     converted = (embedded.converted_folder() / "config.json").is_file()
     state = "ready" if converted else "made on first use"
     if not converted and embedded.gguf_file() is None:

@@ -6,24 +6,24 @@ import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cyclopts import Parameter
-from transformers import TrainerCallback
 
-from foreword.backbone import Backbone, describe_dtype
 from foreword.cli.console import note, out, say, table, working
 from foreword.cli.evaluate import counted
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.cli.progress import parts
 from foreword.cli.train import TrainArguments, train_in_store
-from foreword.data import read_rows
-from foreword.describe import formula
-from foreword.evaluate import Evaluation, evaluate_text
-from foreword.evaluate.e2e import slot_report
-from foreword.evaluate.picture import loss_curve
-from foreword.generate import GenerateOptions
-from foreword.train import TrainResult, TrainSettings, train
+from foreword.data.sources import read_rows
+from foreword.options import GenerateOptions
+from foreword.train.settings import TrainSettings
 from foreword.weights import embedded
+
+if TYPE_CHECKING:
+    from foreword.backbone import Backbone
+    from foreword.evaluate import Evaluation
+    from foreword.train import TrainResult
 
 NAME = "e2e-demo"
 TRAINING = "foreword/e2e:train"
@@ -35,9 +35,6 @@ SETTINGS = TrainSettings(
     prompt="{mr} ->", target=" {ref}", length=16, init_text=DESCRIPTION, epochs=2
 )
 SHOWN = 3
-
-TRIED = 3
-"""Steps that are timed to say how long the whole would take."""
 
 EVALUATION = 80
 """What the whole evaluation costs, in steps of training: 75 with AVX512-BF16, 79 with AVX2."""
@@ -91,6 +88,10 @@ def demo(
 ) -> None:
     """Train a prefix of 16 on real restaurant data, then show what it does."""
     began = time.perf_counter()
+    from foreword.backbone import describe_dtype
+    from foreword.evaluate import evaluate_text
+    from foreword.evaluate.picture import loss_curve
+
     with working(f"loading {backbone.backbone or embedded.NAME}"):
         loaded = backbone.load()
     if loaded.name == embedded.NAME:
@@ -134,6 +135,9 @@ def _scale(backbone: Backbone, arguments: DemoArguments) -> Scale:
         return Scale(settings, arguments.inputs)
     if arguments.full:
         return Scale()
+    from foreword.cli.pace import TRIED, Pace
+    from foreword.train import train
+
     pace = Pace()
     with working(f"timing {TRIED} steps"):
         train(backbone, TRAINING, SETTINGS, callbacks=[pace])
@@ -148,29 +152,6 @@ def _scale(backbone: Backbone, arguments: DemoArguments) -> Scale:
     return SHORT
 
 
-class Pace(TrainerCallback):  # type: ignore[misc]
-    """Times the first steps, and ends training after them.
-
-    Attributes:
-        step: Seconds of a step, without the first one, which prepares what the others use.
-        steps: Steps of the whole training.
-    """
-
-    def __init__(self) -> None:
-        self.step = 0.0
-        self.steps = 0
-        self._first = 0.0
-
-    def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN003, ANN201
-        """Note the time of the first step's end, and of the last one's."""
-        if state.global_step == 1:
-            self._first = time.perf_counter()
-        if state.global_step == TRIED:
-            self.step = (time.perf_counter() - self._first) / (TRIED - 1)
-            self.steps = state.max_steps
-            control.should_training_stop = True
-
-
 def _show(
     backbone: Backbone, result: TrainResult, found: Evaluation, size: int, total: float
 ) -> None:
@@ -178,6 +159,8 @@ def _show(
         say(f"\nInput           {found.prompts[index]}")
         say(f"Frozen model    {_one_line(found.base_outputs[index])}")
         say(f"With prefix     {found.outputs[index]}")
+    from foreword.describe import formula
+
     base = found.base
     assert base is not None
     steps = result.prefix.meta.training["steps"]
@@ -207,6 +190,8 @@ def _show(
 
 def _slots(found: Evaluation, outputs: list[str]) -> tuple[float, float]:
     """Restaurant named and slot recall, both in percent."""
+    from foreword.evaluate.e2e import slot_report
+
     report = slot_report([prompt.removesuffix(" ->") for prompt in found.prompts], outputs)
     return report.named, report.recall
 

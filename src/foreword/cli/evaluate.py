@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from rich.table import Table
 
 from foreword.cli.console import note, out, say, table, working
+from foreword.cli.inputs import rows_from, templates_in
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.cli.progress import parts
-from foreword.evaluate import Evaluation, LabelEvaluation, Metrics
-from foreword.evaluate import evaluate as run_evaluation
-from foreword.generate import GenerateOptions
+from foreword.options import GenerateOptions
+
+if TYPE_CHECKING:
+    from foreword.evaluate import Evaluation, LabelEvaluation, Metrics
 
 
 @Parameter(name="*")
@@ -60,14 +62,22 @@ def evaluate(
     data
         Rows, as in training.
     """
-    prefix = store.open().load(name)
+    place = store.open()
+    templates = templates_in(place.outline(name).meta)
+    rows = rows_from(data)
+    if templates is not None:
+        templates.check_columns(rows)
+    from foreword.evaluate import LabelEvaluation
+    from foreword.evaluate import evaluate as run_evaluation
+
+    prefix = place.load(name)
     with working("loading the backbone"):
         loaded = backbone.load(prefix)
     with parts() as progress:
         found = run_evaluation(
             loaded,
             prefix,
-            data,
+            rows,
             options=options,
             base=arguments.base,
             limit=arguments.limit,

@@ -11,7 +11,6 @@ from cyclopts import Parameter
 
 from foreword.cli.console import say, working
 from foreword.cli.options import BackboneOptions, StoreOptions
-from foreword.peft import export_peft
 
 
 @Parameter(name="*")
@@ -47,7 +46,11 @@ def export(
     folder
         The folder to write.
     """
-    prefix = store.open().load(name)
+    place = store.open()
+    _ = place.outline(name)  # a wrong name is refused before anything large is imported
+    from foreword.peft import export_peft
+
+    prefix = place.load(name)
     dtype = "float32" if backbone.dtype == "auto" else backbone.dtype
     with working("loading the backbone"):
         loaded = dataclasses.replace(backbone, dtype=dtype).load(prefix)

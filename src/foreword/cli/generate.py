@@ -9,10 +9,9 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from foreword.cli.console import note, say, working
-from foreword.cli.inputs import InputOptions
+from foreword.cli.inputs import InputOptions, check_inputs
 from foreword.cli.options import BackboneOptions, StoreOptions
-from foreword.generate import GenerateOptions
-from foreword.generate import generate as generate_texts
+from foreword.options import GenerateOptions
 
 
 @Parameter(name="*")
@@ -52,8 +51,17 @@ def generate(
         The input: the value of the one column that the prompt template names, or a JSON object with
         several. In a chat task, the user's message.
     """
-    prefix = store.open().load(name)
+    place = store.open()
+    outline = place.outline(name)
+    if outline.head is not None and arguments.prefix:
+        from foreword.generate import refuse_head
+
+        refuse_head(place.load(name))
     given = inputs.read(text)
+    check_inputs(outline.meta, given)
+    from foreword.generate import generate as generate_texts
+
+    prefix = place.load(name)
     with working("loading the backbone"):
         loaded = backbone.load(prefix)
     texts = generate_texts(

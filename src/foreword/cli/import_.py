@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cyclopts import Parameter
 
 from foreword.cli.console import note, say, working
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.errors import BackboneError, NameTaken
-from foreword.peft import PeftConfig, import_peft, read_config
 from foreword.store import taken
+
+if TYPE_CHECKING:
+    from foreword.peft import PeftConfig
 
 
 @Parameter(name="*")
@@ -47,6 +50,8 @@ def import_(
     place = store.open()
     if not arguments.overwrite and arguments.name in place:
         raise NameTaken(taken(arguments.name, place.folder))
+    from foreword.peft import import_peft, read_config
+
     config = read_config(folder)
     with working("loading the backbone"):
         loaded = _chosen(backbone, config, folder).load()

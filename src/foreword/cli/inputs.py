@@ -8,10 +8,44 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from foreword.data import read_rows
-from foreword.data.inputs import is_lines, lines_of, read_lines
-from foreword.data.template import Input
+from foreword.cli.console import quiet_libraries
+from foreword.data.given import Rows
+from foreword.data.inputs import is_lines, lines_of, of_each, read_lines
+from foreword.data.sources import is_named, read_rows
+from foreword.data.template import Input, Task, as_row, fill
+from foreword.description import PrefixMeta
 from foreword.errors import DataError
+
+
+def rows_from(source: str) -> Rows:
+    """The rows of a source, which may be the name of a data set.
+
+    Raises:
+        DataError: There is no such source, or it cannot be read.
+    """
+    if is_named(source):
+        quiet_libraries()
+    return Rows(read_rows(source), source)
+
+
+def templates_in(meta: PrefixMeta) -> Task | None:
+    """The templates that a prefix was trained with, if it was trained with any."""
+    prompt = meta.recipe.get("prompt")
+    return None if prompt is None else Task(prompt, meta.recipe.get("target"))
+
+
+def check_inputs(meta: PrefixMeta, inputs: list[Input]) -> None:
+    """Check that inputs have what the templates of a prefix that writes text name.
+
+    Raises:
+        DataError: One has not; the message says which.
+    """
+    task = templates_in(meta)
+    if task is None or task.prompt is None:
+        return
+    prompt = task.prompt
+    rows = of_each(inputs, lambda one: as_row(one, task))
+    of_each(rows, lambda row: fill(prompt, row) if not isinstance(row, str) else row)
 
 
 def _standard_lines() -> list[str]:
@@ -43,7 +77,7 @@ class InputOptions:
         if text is not None:
             return [text]
         if self.file is not None and not is_lines(self.file):
-            return list(read_rows(self.file))
+            return list(rows_from(self.file))
         found: list[Input] = [*(_standard_lines() if self.file is None else read_lines(self.file))]
         if not found:
             raise DataError(

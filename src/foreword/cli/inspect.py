@@ -6,17 +6,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from foreword.cli.console import note, out, say, table, visible, working
 from foreword.cli.options import BackboneOptions, StoreOptions
-from foreword.describe import BOS, POSITIONS, SOFTMAX, WINDOWS, formula, head_words, norms
 from foreword.errors import DataError
-from foreword.evaluate.attention import PrefixAttention, attention_to
-from foreword.evaluate.picture import attention_map
-from foreword.prefix import Prefix
+
+if TYPE_CHECKING:
+    from foreword.evaluate.attention import PrefixAttention
+    from foreword.prefix import Prefix
 
 TOP = 5
 """Sites that are named as giving the prefix most attention."""
@@ -105,6 +105,9 @@ def inspect(
     """
     picture.check()
     place = store.open()
+    _ = place.outline(name)  # a wrong name is refused before anything large is imported
+    from foreword.describe import norms
+
     prefix = place.load(name)
     if picture.attention is not None:
         _draw(name, prefix, picture, as_json=arguments.as_json)
@@ -124,6 +127,9 @@ def inspect(
 
 
 def _draw(name: str, prefix: Prefix, picture: PictureArguments, *, as_json: bool) -> None:
+    from foreword.evaluate.attention import attention_to
+    from foreword.evaluate.picture import attention_map
+
     assert picture.attention is not None
     with working("loading the backbone"):
         loaded = picture.options().load(prefix)
@@ -147,6 +153,8 @@ def _summary(found: PrefixAttention) -> str:
 
 
 def _facts(prefix: Prefix) -> list[tuple[str, str]]:
+    from foreword.describe import BOS, POSITIONS, SOFTMAX, WINDOWS, formula, head_words
+
     meta = prefix.meta
     return [
         ("backbone", f"{meta.backbone} ({meta.family}), weights {meta.fingerprint[:16]}"),

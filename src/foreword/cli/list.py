@@ -15,14 +15,14 @@ def list_(*, store: StoreOptions = StoreOptions()) -> None:  # noqa: B008
     for name in place:
         count += 1
         try:
-            prefix = place.load(name)
+            found = place.outline(name)
         except FormatError as error:
             made.add_row(name, "", "", "", "damaged", "")
             note(str(error))
             continue
         size = place.path(name).stat().st_size
-        figures = (f"{prefix.length}", f"{prefix.parameters:,}", f"{size:,}")
-        made.add_row(name, *figures, prefix.meta.backbone, prefix.digest[:12])
+        figures = (f"{found.length}", f"{found.parameters:,}", f"{size:,}")
+        made.add_row(name, *figures, found.meta.backbone, found.digest[:12])
     if count:
         out.print(made)
     note(f"{count} {'prefix' if count == 1 else 'prefixes'} in {place.folder}")

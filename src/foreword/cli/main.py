@@ -11,10 +11,8 @@ from pathlib import Path
 import yaml
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Yaml
-from transformers.utils import logging
 
 from foreword.arguments import shown
-from foreword.backbone import OtherWeights, UnverifiedFamily
 from foreword.cli.backbones import backbones
 from foreword.cli.console import FIRST, complain, err
 from foreword.cli.demo import demo
@@ -30,11 +28,9 @@ from foreword.cli.push import push
 from foreword.cli.remove import remove
 from foreword.cli.serve import serve
 from foreword.cli.train import train
-from foreword.data.encode import Truncated
 from foreword.data.strict_json import refuse_repeats
-from foreword.errors import DataError, ForewordError, StoreError
+from foreword.errors import DataError, ForewordError, Notice, StoreError
 from foreword.interrupt import Terminated, terminable
-from foreword.peft import NotInPeft
 from foreword.version import __version__
 
 INTERRUPTED = 130
@@ -76,11 +72,8 @@ def main(arguments: Sequence[str]) -> int:
 
     0: done; 1: refused, with one message; 2: the command line is wrong; 130: Ctrl-C; 143: SIGTERM.
     """
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     with warnings.catch_warnings(), terminable():
-        for shown in (OtherWeights, UnverifiedFamily, Truncated, NotInPeft):
-            warnings.simplefilter("once", shown)
+        warnings.simplefilter("once", Notice)
         warnings.showwarning = _show_warning
         return _main(list(arguments))
 

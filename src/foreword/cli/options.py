@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from foreword.backbone import Backbone, load
-from foreword.prefix import Prefix
+from foreword.cli.console import quiet_libraries
 from foreword.store import PrefixStore
 from foreword.weights import embedded
+
+if TYPE_CHECKING:
+    from foreword.backbone import Backbone
+    from foreword.prefix import Prefix
+
+
+def load(name: str, **how: Any) -> Backbone:
+    """A backbone, as `foreword.load` gives it; nothing large is imported before."""
+    from foreword.backbone import load as load_backbone
+
+    quiet_libraries()
+    return load_backbone(name, **how)
 
 
 @Parameter(name="*")

@@ -6,19 +6,19 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
-from safetensors.torch import save as tensors_as_bytes
 
 from foreword.cli.console import note, say, working
 from foreword.cli.inputs import InputOptions
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.errors import DataError
 from foreword.files import write_whole
-from foreword.predict import BATCH, features, head_of
-from foreword.predict import predict as run_prediction
-from foreword.tasks import Answered, Classified, Prediction
+from foreword.options import BATCH
+
+if TYPE_CHECKING:
+    from foreword.tasks import Prediction
 
 
 @Parameter(name="*")
@@ -61,10 +61,17 @@ def predict(
         The input: a text; of a head that tags, words with spaces between; of one that answers, a JSON
         object with question and context.
     """
-    prefix = store.open().load(name)
+    place = store.open()
+    is_headless = place.outline(name).head is None
+    given = [] if is_headless and arguments.features is None else inputs.read(text)
+    from safetensors.torch import save as tensors_as_bytes
+
+    from foreword.predict import features, head_of
+    from foreword.predict import predict as run_prediction
+
+    prefix = place.load(name)
     if arguments.features is None:
         head_of(prefix)
-    given = inputs.read(text)
     with working("loading the backbone"):
         loaded = backbone.load(prefix)
     size, strict = arguments.batch_size, arguments.strict
@@ -83,6 +90,8 @@ def predict(
 
 def line(prediction: Prediction) -> str:
     """A prediction for people."""
+    from foreword.tasks import Answered, Classified
+
     if isinstance(prediction, Classified):
         return f"{prediction.label}  {prediction.probabilities[prediction.label]:.3f}"
     if isinstance(prediction, Answered):

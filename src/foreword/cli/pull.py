@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 from cyclopts import Parameter
 
-from foreword.cli.console import say, working
+from foreword.cli.console import quiet_libraries, say, working
 from foreword.cli.options import StoreOptions
 from foreword.errors import NameTaken
-from foreword.hub import pull as pull_prefix
 from foreword.store import taken
 
 
@@ -46,6 +45,9 @@ def pull(
     name = arguments.name or repo_id.rsplit("/", 1)[-1]
     if name in place and not arguments.overwrite:
         raise NameTaken(taken(name, place.folder))
+    from foreword.hub import pull as pull_prefix
+
+    quiet_libraries()
     with working(f"pulling {repo_id}"):
         prefix = pull_prefix(repo_id, revision=arguments.revision)
     path = place.save(name, prefix, overwrite=arguments.overwrite)

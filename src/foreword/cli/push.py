@@ -8,11 +8,10 @@ from typing import Any
 
 from cyclopts import Parameter
 
-from foreword.cli.console import say, working
+from foreword.cli.console import quiet_libraries, say, working
 from foreword.cli.options import StoreOptions
 from foreword.data.strict_json import loaded
 from foreword.errors import DataError
-from foreword.hub import push as push_prefix
 
 
 @Parameter(name="*")
@@ -49,8 +48,13 @@ def push(
     repo_id
         The repository, OWNER/NAME; made if there is none.
     """
-    prefix = store.open().load(name)
+    place = store.open()
+    _ = place.outline(name)  # a wrong name is refused before anything large is imported
     metrics = None if arguments.metrics is None else _read(arguments.metrics)
+    from foreword.hub import push as push_prefix
+
+    quiet_libraries()
+    prefix = place.load(name)
     with working(f"pushing to {repo_id}"):
         address = push_prefix(
             prefix,

@@ -7,15 +7,16 @@ import logging
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from foreword.cli.console import note, working
 from foreword.cli.options import BackboneOptions, StoreOptions
-from foreword.engine import Engine, Limits
-from foreword.engine.residency import Residency
 from foreword.errors import ServeError, StoreError
+
+if TYPE_CHECKING:
+    from foreword.engine import Engine
 
 STARTUP_FAILURE = 3
 """Exit code of uvicorn where it cannot listen."""
@@ -83,6 +84,11 @@ def serve(
     The model of a request is the name of a prefix, or the backbone's for none. SIGTERM or Ctrl-C ends
     the server after the requests that it has accepted.
     """
+    if arguments.host not in LOOPBACK and not arguments.api_key:
+        raise ServeError(
+            f"listening on {arguments.host} opens the server to others; give --api-key as well, or "
+            "leave --host at 127.0.0.1"
+        )
     try:
         import uvicorn
 
@@ -91,11 +97,9 @@ def serve(
         raise ServeError(
             "serving needs FastAPI, uvicorn and prometheus-client: pip install 'foreword[serve]'"
         ) from error
-    if arguments.host not in LOOPBACK and not arguments.api_key:
-        raise ServeError(
-            f"listening on {arguments.host} opens the server to others; give --api-key as well, or "
-            "leave --host at 127.0.0.1"
-        )
+    from foreword.engine import Engine, Limits
+    from foreword.engine.residency import Residency
+
     with working("loading the backbone"):
         loaded = backbone.load()
     residency = Residency(store.open(), arguments.resident)

@@ -6,20 +6,24 @@ import itertools
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from foreword.backbone import Backbone, describe_dtype
-from foreword.cli.console import FIRST, TrainingBar, note, say, working
+from foreword.cli.console import FIRST, note, say, working
+from foreword.cli.inputs import rows_from
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.errors import FormatError, NameTaken, StoreError
 from foreword.interrupt import undisturbed
-from foreword.prefix import Prefix
 from foreword.store import PrefixStore, taken
-from foreword.train import TrainingStopped, TrainResult, TrainSettings
-from foreword.train import train as run_training
-from foreword.train.folder import discard
+from foreword.train.named import check_start
+from foreword.train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from foreword.backbone import Backbone
+    from foreword.data.given import Data
+    from foreword.prefix import Prefix
+    from foreword.train import TrainingStopped, TrainResult
 
 
 @Parameter(name="*")
@@ -62,10 +66,14 @@ def train(
     """
     place = store.open()
     refuse_taken(place, arguments)
+    check_start(settings, place)
+    rows, evaluation = _checked_rows(data, settings, arguments)
     with working("loading the backbone"):
         loaded = backbone.load()
+    from foreword.backbone import describe_dtype
+
     note(describe_dtype(loaded))
-    result = train_in_store(place, loaded, data, settings, arguments)
+    result = train_in_store(place, loaded, rows, settings, arguments, evaluation)
     if not FIRST:
         return
     path = place.path(arguments.name)
@@ -75,6 +83,24 @@ def train(
         f"({path.stat().st_size / 1e6:.2f} MB), {training['steps']} steps in {result.seconds:.0f} s, "
         f"final loss {training['final_loss']:.4f}; {result.report}"
     )
+
+
+def _checked_rows(
+    data: str, settings: TrainSettings, arguments: TrainArguments
+) -> tuple[Data, Data | None]:
+    """Training and evaluation rows, with the columns that the templates name.
+
+    Raises:
+        DataError: A source cannot be read, or lacks a column.
+        TrainingError: The settings need evaluation rows, and there are none.
+    """
+    settings.check_evaluation(is_given=arguments.evaluation is not None)
+    rows = rows_from(data)
+    evaluation = None if arguments.evaluation is None else rows_from(arguments.evaluation)
+    if settings.prompt is not None:
+        settings.templates.check_columns(rows)
+        settings.templates.check_columns(evaluation or [])
+    return rows, evaluation
 
 
 def refuse_taken(store: PrefixStore, arguments: TrainArguments) -> None:
@@ -96,9 +122,10 @@ def run_folder(store: PrefixStore, name: str) -> Path:
 def train_in_store(
     store: PrefixStore,
     backbone: Backbone,
-    data: str,
+    data: Data,
     settings: TrainSettings,
     arguments: TrainArguments,
+    evaluation: Data | None = None,
 ) -> TrainResult:
     """Train under a progress bar and keep the prefix, also when training was stopped early.
 
@@ -107,6 +134,11 @@ def train_in_store(
     Raises:
         TrainingStopped: Training ended before its time; the best prefix so far is in the store.
     """
+    from foreword.cli.bar import TrainingBar
+    from foreword.train import TrainingStopped
+    from foreword.train import train as run_training
+    from foreword.train.folder import discard
+
     folder = run_folder(store, arguments.name)
     bar = TrainingBar()
     try:
@@ -114,7 +146,7 @@ def train_in_store(
             backbone,
             data,
             settings,
-            evaluation=arguments.evaluation,
+            evaluation=evaluation,
             folder=folder,
             resume=arguments.resume,
             logs=Path("runs") / arguments.name,
@@ -151,6 +183,8 @@ def _save(store: PrefixStore, arguments: TrainArguments, init: str, prefix: Pref
 
 def _kept(store: PrefixStore, name: str, init: str, stopped: TrainingStopped) -> TrainingStopped:
     """Keep the best prefix of a stopped run, never in the place of a finished one or of its start."""
+    from foreword.train import TrainingStopped
+
     again = isinstance(stopped.__cause__, KeyboardInterrupt | StoreError | RuntimeError)
     how = "; to go on, give the same command with --resume" if again else ""
     try:

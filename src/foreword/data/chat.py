@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from foreword.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def rendered(
@@ -19,6 +19,8 @@ def rendered(
     Raises:
         DataError: The tokenizer has no chat template, or the template refuses the conversation.
     """
+    from jinja2 import TemplateError
+
     if not tokenizer.chat_template:
         raise DataError(
             "the backbone's tokenizer has no chat template, so a messages column cannot be used; "

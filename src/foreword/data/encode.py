@@ -19,7 +19,7 @@ from foreword.backbone.tokens import check_known, tokenized
 from foreword.data.chat import asked, assistant_spans, check_turns, rendered
 from foreword.data.room import Room
 from foreword.data.template import MESSAGES, Task, fill
-from foreword.errors import DataError
+from foreword.errors import DataError, Notice
 from foreword.prefix import Bos
 
 
@@ -55,7 +55,7 @@ class Encoded:
         return predicted[-1] + 1 - _last_run(predicted)
 
 
-class Truncated(UserWarning):
+class Truncated(Notice):
     """A prompt did not fit the context beside the tokens to generate, or the recipe's max_length."""
 
 

@@ -6,8 +6,6 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-
 from foreword.data.strict_json import refuse_repeats
 from foreword.errors import DataError
 
@@ -42,8 +40,22 @@ TRAIN = "train"
 """The split that is taken of several, unless one is named."""
 
 
+class Rows(list[Row]):
+    """Rows that were read, and where.
+
+    Attributes:
+        source: The path, or the name of the set.
+    """
+
+    def __init__(self, rows: Iterable[Row], source: str) -> None:
+        super().__init__(rows)
+        self.source = source
+
+
 def name_of(data: Data) -> str:
     """Where rows were read, or nothing for rows that were given."""
+    if isinstance(data, Rows):
+        return data.source
     return os.fspath(data) if isinstance(data, str | os.PathLike) else ""
 
 
@@ -99,6 +111,8 @@ def _of_frame(frame: Frame) -> list[Row]:
 
 def _plain(value: Any) -> Any:
     """Lists that a frame holds as arrays."""
+    import numpy as np
+
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 

@@ -6,6 +6,8 @@ import csv
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from foreword.data.given import Data, given_rows
 from foreword.data.strict_json import loaded, refuse_repeats
 from foreword.errors import DataError, first_line
 from foreword.files import NOT_FETCHED, POINTER, is_pointer, reason
+from foreword.reach import out_of_reach
 
 Row = dict[str, Any]
 
@@ -60,27 +63,53 @@ def rows_of(data: Data) -> list[Mapping[str, Any]]:
     return rows
 
 
+def is_named(source: str) -> bool:
+    """Whether a source is the name of a set of the datasets library, and no file nor shipped set.
+
+    Raises:
+        DataError: It can be neither.
+    """
+    path = Path(source)
+    if source in SHIPPED or os.path.isfile(path) or os.path.isdir(path):
+        return False
+    near = _near(path)
+    is_path = path.suffix.lower() in _READERS or not _HUB_NAME.fullmatch(source.partition(":")[0])
+    if is_path:
+        raise DataError(f"{source}: there is no such file; {near or 'check the path'}")
+    if near and "/" not in source:
+        raise DataError(
+            f"{source}: there is no such file; {near} A data set of the Hub is owner/name"
+        )
+    return True
+
+
 def _open(source: str) -> Iterator[Row]:
+    if is_named(source):
+        return _from_datasets(source)
     if source in SHIPPED:
         shipped = resources.files("foreword.data") / "e2e" / SHIPPED[source]
         return _jsonl(source, shipped.read_text(encoding="utf-8").split("\n"))
     path = Path(source)
-    reader = _READERS.get(path.suffix.lower())
-    if os.path.isfile(path):
-        if reader is None:
-            raise DataError(
-                f"{source}: expected a file ending in {', '.join(sorted(_READERS))}; "
-                f"found {path.suffix!r}"
-            )
-        _check_fetched(path)
-        return reader(path)
+    expected = f"expected a file ending in {', '.join(sorted(_READERS))}"
     if os.path.isdir(path):
-        raise DataError(
-            f"{source} is a folder; expected a file ending in {', '.join(sorted(_READERS))}"
-        )
-    if reader is not None or not _HUB_NAME.fullmatch(source.partition(":")[0]):
-        raise DataError(f"{source}: there is no such file; check the path")
-    return _from_datasets(source)
+        raise DataError(f"{source} is a folder; {expected}")
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{source}: {expected}; found {path.suffix!r}")
+    _check_fetched(path)
+    return reader(path)
+
+
+def _near(path: Path) -> str:
+    """A question after files of rows beside a path whose names are like its own, if there are any."""
+    stem = path.stem if path.suffix.lower() in _READERS else path.name
+    try:
+        files = sorted(f for f in path.parent.iterdir() if f.suffix.lower() in _READERS)
+    except (OSError, ValueError):
+        return ""
+    stems = get_close_matches(stem, {f.stem: None for f in files})
+    names = [str(f) for f in files if f.stem in stems]
+    return f"did you mean {' or '.join(names)}?" if names else ""
 
 
 def _check_fetched(path: Path) -> None:
@@ -164,12 +193,24 @@ _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
 }
 
 
+@contextmanager
+def _offline(config: Any, is_out_of_reach: bool) -> Iterator[None]:
+    """In a block, the datasets library looks into its cache alone if the Hub is out of reach."""
+    before = config.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = before or is_out_of_reach
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = before
+
+
 def _from_datasets(source: str) -> Iterator[Row]:
     import datasets
 
     name, _, split = source.partition(":")
     try:
-        loaded = datasets.load_dataset(name, split=split or "train")
+        with _offline(datasets.config, out_of_reach()):
+            loaded = datasets.load_dataset(name, split=split or "train")
     except Exception as error:  # the library raises many kinds, of its own and of the Hub's client
         said = first_line(error)
         raise DataError(

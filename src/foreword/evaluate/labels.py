@@ -18,8 +18,8 @@ from foreword.data import Report, rows_of
 from foreword.data.given import Data, name_of
 from foreword.errors import DataError
 from foreword.head import Head, HeadTask
+from foreword.options import BATCH
 from foreword.predict import (
-    BATCH,
     head_logits,
     head_of,
     predictions_of,

@@ -25,8 +25,8 @@ from foreword.errors import DataError
 from foreword.evaluate import metrics
 from foreword.evaluate.labels import Figure, LabelEvaluation, evaluate_labels
 from foreword.evaluate.metrics import Tokenisation
-from foreword.generate import GenerateOptions, encoder_for, generate_ids, task_of
-from foreword.predict import BATCH
+from foreword.generate import encoder_for, generate_ids, task_of
+from foreword.options import BATCH, GenerateOptions
 from foreword.prefix import Prefix, check_prefix
 from foreword.progress import Progress, Watch, unseen, unwatched
 from foreword.train.objective import score

@@ -13,8 +13,8 @@ from typing import Any
 
 from foreword.backbone.kinds import KindName
 from foreword.errors import CorruptFile, FormatError, PrefixError
-from foreword.format import MAX_COUNT
 from foreword.header import parsed
+from foreword.outline import MAX_COUNT
 from foreword.prefix import Prefix, nesting, plain_json
 
 NAME = "adapter_config.json"

@@ -12,7 +12,7 @@ from torch import Tensor
 from foreword.arguments import path_of
 from foreword.backbone import Backbone
 from foreword.backbone.given import check_backbone
-from foreword.errors import FormatError, PrefixError, StoreError
+from foreword.errors import FormatError, Notice, PrefixError, StoreError
 from foreword.files import write_folder
 from foreword.peft import config as config_file
 from foreword.peft import tensors as tensor_file
@@ -25,7 +25,7 @@ REPLACEABLE = {config_file.NAME, tensor_file.NAME, tensor_file.PICKLE, "README.m
 """What a folder may hold that an export replaces: what PEFT itself puts there."""
 
 
-class NotInPeft(UserWarning):
+class NotInPeft(Notice):
     """A prefix was exported, but its users must take care of something that the files cannot say."""
 
 

@@ -1,8 +1,13 @@
 """Training: settings, starts, parameterisations, objective, trainer."""
 
-from foreword.train.run import TrainingStopped, TrainResult, train
-from foreword.train.settings import TrainSettings
-from foreword.train.trainable import Trainable, attach_trainable
+from typing import TYPE_CHECKING
+
+from foreword.lazy import offer
+
+if TYPE_CHECKING:
+    from foreword.train.run import TrainingStopped, TrainResult, train
+    from foreword.train.settings import TrainSettings
+    from foreword.train.trainable import Trainable, attach_trainable
 
 __all__ = [
     "TrainResult",
@@ -12,3 +17,15 @@ __all__ = [
     "attach_trainable",
     "train",
 ]
+
+offer(
+    __name__,
+    {
+        "TrainResult": "foreword.train.run",
+        "TrainSettings": "foreword.train.settings",
+        "Trainable": "foreword.train.trainable",
+        "TrainingStopped": "foreword.train.run",
+        "attach_trainable": "foreword.train.trainable",
+        "train": "foreword.train.run",
+    },
+)

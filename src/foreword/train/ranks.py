@@ -17,18 +17,9 @@ from torch import distributed
 
 from foreword.errors import ForewordError, TrainingError
 from foreword.interrupt import Terminated
+from foreword.train.launched import count, index
 
 T = TypeVar("T")
-
-
-def count() -> int:
-    """Number of processes that were started together, by what the launcher says; 1 without one."""
-    return int(os.environ.get("WORLD_SIZE") or 1)
-
-
-def index() -> int:
-    """Number of this process among them, from 0."""
-    return int(os.environ.get("RANK") or 0) if count() > 1 else 0
 
 
 def _refuse_other_launches() -> None:

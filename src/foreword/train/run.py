@@ -123,8 +123,7 @@ def train(
     logs = path_of("logs", logs, TrainingError)
     for callback in callbacks:
         expect("a callback", callback, TrainerCallback, "a TrainerCallback", TrainingError)
-    if settings.early_stop is not None and evaluation is None:
-        raise TrainingError("early_stop needs evaluation data (--eval)")
+    settings.check_evaluation(is_given=evaluation is not None)
     ranks = Ranks(backbone.device)
     with ExitStack() as stack:
         said = reporters(settings, Path(logs), stack) if ranks.first else []

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from foreword.arguments import check_count, check_fields
-from foreword.data import Task
+from foreword.data.template import Task
+from foreword.description import POOLINGS, POSITIONS, WINDOWS, Pooling, Positions, WindowPolicy
 from foreword.errors import TrainingError
-from foreword.head import POOLINGS, Pooling
-from foreword.prefix import POSITIONS, WINDOWS, Positions, WindowPolicy
 from foreword.train.subset import check_layers
 
 INIT_WORDS = ("text", "demonstrations", "vocab", "noise", "zeros")
@@ -200,6 +199,15 @@ class TrainSettings:
         found = getattr(self, name)
         if found is not None and found not in choices:
             raise TrainingError(f"{name} must be one of {', '.join(choices)}; found {found!r}")
+
+    def check_evaluation(self, *, is_given: bool) -> None:
+        """Check that there is evaluation data if the settings need it.
+
+        Raises:
+            TrainingError: They do, and there is none.
+        """
+        if self.early_stop is not None and not is_given:
+            raise TrainingError("early_stop needs evaluation data (--eval)")
 
     @property
     def starts_from_prefix(self) -> bool:

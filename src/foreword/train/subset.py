@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from foreword.description import Site
 from foreword.errors import TrainingError
-from foreword.prefix import Site
 
 _PART = re.compile(
     r"(?P<one>\d+)|(?P<from>\d+)-(?P<to>\d+)|(?P<end>first|last):(?P<count>[1-9]\d*)"

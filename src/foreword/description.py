@@ -1,0 +1,234 @@
+"""What the description of a prefix may say: sites, policies, recipe, and what its head labels.
+
+Nothing here needs PyTorch, so that files are listed and settings checked without it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import reprlib
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from foreword.arguments import check_fields, check_text
+from foreword.errors import PrefixError
+
+Positions = Literal["free", "offset"]
+WindowPolicy = Literal["visible", "windowed"]
+Bos = Literal["prefix", "input", "none"]
+Softmax = Literal["joint", "own"]
+HeadTask = Literal["classify", "tag", "answer"]
+Pooling = Literal["mean", "first", "last"]
+
+POSITIONS: tuple[Positions, ...] = ("free", "offset")
+WINDOWS: tuple[WindowPolicy, ...] = ("visible", "windowed")
+BOS: tuple[Bos, ...] = ("prefix", "input", "none")
+SOFTMAX: tuple[Softmax, ...] = ("joint", "own")
+_POLICIES: dict[str, tuple[str, ...]] = {
+    "positions": POSITIONS,
+    "windows": WINDOWS,
+    "bos": BOS,
+    "softmax": SOFTMAX,
+}
+MAX_DEPTH = 64
+"""How deep lists and objects may nest in a recipe or in what training measured."""
+
+HEAD_TASKS: tuple[HeadTask, ...] = get_args(HeadTask)
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+MAX_LABEL = 256
+"""Longest label, in characters."""
+_NO_TEXT = frozenset({"Cc", "Cs", "Co", "Zl", "Zp"})
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Embeddings, overrides and isolates of direction, which can make text read as another."""
+SPAN = ("start", "end")
+"""Labels of a head that answers: where an answer starts, and where it ends."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One attention call of a backbone, as the probe measured it.
+
+    Attributes:
+        name: The module's name in the model, such as ``model.layers.0.self_attn``.
+        stack: Which part of the model it belongs to: ``decoder``, ``encoder`` or ``cross``.
+        layer: Running number within its stack, from 0, in call order.
+        kv_heads: Number of key/value heads in the call.
+        key_dim: Dimension of one key.
+        value_dim: Dimension of one value.
+        window: Tokens that a query sees, itself included, or None without a limit.
+
+    Raises:
+        PrefixError: A field is of another type.
+    """
+
+    name: str
+    stack: str
+    layer: int
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, PrefixError)
+
+    @property
+    def label(self) -> str:
+        """The site's name in files: ``decoder.0``."""
+        return f"{self.stack}.{self.layer}"
+
+    @property
+    def geometry(self) -> tuple[str, int, int, int, int, int | None]:
+        """What two backbones must share for a prefix to fit both; names of modules may differ."""
+        return (
+            self.stack,
+            self.layer,
+            self.kv_heads,
+            self.key_dim,
+            self.value_dim,
+            self.window,
+        )
+
+
+@dataclass(frozen=True)
+class PrefixMeta:
+    """What a prefix needs to know about itself to be used as it was trained.
+
+    Attributes:
+        backbone: Name or path that the backbone was loaded by.
+        family: The backbone's model type, such as ``llama``.
+        revision: Hub revision of the backbone, if known.
+        fingerprint: Digest of a sample of the backbone's weights.
+        tokenizer: Digest of the tokenizer's behaviour, or empty without one.
+        positions: ``free``: the prefix takes no positions and text starts at 0;
+            ``offset``: the prefix lies at 0..P-1 and text starts at P.
+        windows: ``visible``: a sliding window never drops the prefix; ``windowed``: it does, as it
+            would drop text.
+        bos: ``prefix``: the prefix carries the BOS and inputs add none; ``input``: inputs add their
+            own; ``none``: this tokenizer adds none.
+        softmax: ``joint``: queries share one softmax between prefix and text; ``own``: the prefix has
+            a softmax of its own, and what it gives is added to the text's (Zhang et al., 2023).
+        recipe: How the prefix was made and how its inputs are built (templates, initialisation,
+            settings): JSON values, kept as a copy in JSON's own types.
+        training: What training measured, JSON values, with the digest of the data under ``data``.
+        parents: Content digests of prefixes that this one was made from.
+
+    Raises:
+        PrefixError: A field is of another type, or a policy is unknown.
+    """
+
+    backbone: str = ""
+    family: str = ""
+    revision: str | None = None
+    fingerprint: str = ""
+    tokenizer: str = ""
+    positions: Positions = "free"
+    windows: WindowPolicy = "visible"
+    bos: Bos = "none"
+    softmax: Softmax = "joint"
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    parents: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self, PrefixError)
+        for parent in self.parents:
+            check_text("a digest among parents", parent, PrefixError)
+        for name, allowed in _POLICIES.items():
+            found = getattr(self, name)
+            if found not in allowed:
+                raise PrefixError(
+                    f"{name} policy {reprlib.repr(found)} is unknown; use one of {allowed}"
+                )
+        for name in ("recipe", "training"):
+            object.__setattr__(self, name, plain_json(getattr(self, name)))
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields as JSON values.
+
+        A joint softmax is left out: digests are older than any other, and stay what they were.
+        """
+        fields = dataclasses.asdict(self)
+        if self.softmax == "joint":
+            del fields["softmax"]
+        return fields
+
+
+def check_head(task: str, labels: tuple[str, ...], pooling: str | None) -> None:
+    """Check that a head's task, labels and pooling go together.
+
+    Raises:
+        PrefixError: They do not.
+    """
+    if task not in HEAD_TASKS:
+        raise PrefixError(
+            f"a head's task is one of {', '.join(HEAD_TASKS)}; found {reprlib.repr(task)}"
+        )
+    if task == "answer" and labels != SPAN:
+        raise PrefixError(
+            f"a head that answers has the labels {SPAN}; found {reprlib.repr(labels)}"
+        )
+    for label in labels:
+        if not is_label(label):
+            raise PrefixError(
+                f"a label is 1 to {MAX_LABEL} printable characters; found {reprlib.repr(label)}"
+            )
+    if len(labels) < 2 or len(set(labels)) != len(labels):
+        raise PrefixError(f"a head needs at least two labels, all different; found {len(labels)}")
+    expected = POOLINGS if task == "classify" else (None,)
+    if pooling not in expected:
+        raise PrefixError(
+            f"a head for {task!r} has a pooling among {expected}; found {reprlib.repr(pooling)}"
+        )
+
+
+def is_label(text: object) -> bool:
+    """Whether something can be the name of a class, in training as in a file.
+
+    Names of all scripts can, with their joiners and spaces of every width. Control characters,
+    surrogates, private characters, line breaks and what turns the direction of other text cannot.
+    """
+    if not (isinstance(text, str) and 0 < len(text) <= MAX_LABEL):
+        return False
+    return not any(unicodedata.category(c) in _NO_TEXT or c in _TURNING for c in text)
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON with sorted keys and no spaces: equal values give equal bytes.
+
+    Raises:
+        PrefixError: A value is not JSON, NaN and infinity included.
+    """
+    try:
+        text = json.dumps(
+            value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        )
+        return text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PrefixError(f"the prefix's meta must hold JSON values only: {error}") from error
+
+
+def plain_json(value: Any) -> Any:
+    """A copy in JSON's own types (tuples become lists), so that a round trip changes nothing.
+
+    Raises:
+        PrefixError: The value is not JSON, or nests deeper than `MAX_DEPTH`.
+    """
+    plain = json.loads(canonical_json(value))
+    if nesting(plain) > MAX_DEPTH:
+        raise PrefixError(f"the prefix's meta nests deeper than {MAX_DEPTH} levels")
+    return plain
+
+
+def nesting(value: Any) -> int:
+    """How many levels of lists and objects a JSON value has; found without recursion."""
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, list | dict)]:
+        depth += 1
+        inside = (item.values() if isinstance(item, dict) else item for item in level)
+        level = list(itertools.chain.from_iterable(inside))
+    return depth

@@ -1,0 +1,49 @@
+"""A Hub that is out of reach is one error at once: nothing is tried again."""
+
+from __future__ import annotations
+
+import datasets
+import huggingface_hub
+import pytest
+
+import foreword
+from foreword.data import read_rows
+from foreword.errors import BackboneError, DataError
+from foreword.reach import out_of_reach
+
+NOWHERE = "http://127.0.0.1:9"
+"""Nobody listens there."""
+
+
+@pytest.fixture
+def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Offline mode is off, the Hub is nowhere, and what is slept is only written down."""
+    slept: list[float] = []
+    for module in (huggingface_hub.constants, datasets.config):
+        monkeypatch.setattr(module, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", NOWHERE)
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", NOWHERE)
+    monkeypatch.setattr("time.sleep", slept.append)
+    return slept
+
+
+def test_a_data_set_is_asked_for_once(naps: list[float]) -> None:
+    """It was tried six times, for half a minute."""
+    with pytest.raises(DataError, match="'nobody/nothing' is neither a file, nor a shipped set"):
+        read_rows("nobody/nothing")
+    assert naps == []
+    assert datasets.config.HF_HUB_OFFLINE is False
+
+
+def test_a_backbone_is_asked_for_once(naps: list[float]) -> None:
+    """Each of two files of its tokenizer was tried six times, for most of a minute."""
+    with pytest.raises(BackboneError, match="cannot load backbone 'nobody/nothing'") as error:
+        foreword.load("nobody/nothing")
+    assert naps == []
+    assert "\n" not in str(error.value)
+
+
+def test_offline_mode_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub, "get_session", pytest.fail)
+    assert not out_of_reach()
