@@ -35,6 +35,7 @@ from foreword.data.strict_json import refuse_repeats
 from foreword.errors import DataError, ForewordError, StoreError
 from foreword.interrupt import Terminated, terminable
 from foreword.peft import NotInPeft
+from foreword.train.first_look import DoubtfulData
 from foreword.version import __version__
 
 INTERRUPTED = 130
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str]) -> int:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     with warnings.catch_warnings(), terminable():
-        for shown in (OtherWeights, UnverifiedFamily, Truncated, NotInPeft):
+        for shown in (OtherWeights, UnverifiedFamily, Truncated, NotInPeft, DoubtfulData):
             warnings.simplefilter("once", shown)
         warnings.showwarning = _show_warning
         return _main(list(arguments))

@@ -11,7 +11,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from foreword.backbone import Backbone, describe_dtype
-from foreword.cli.console import FIRST, TrainingBar, note, say, working
+from foreword.cli.console import FIRST, TrainingBar, heard, note, say, working
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.errors import FormatError, NameTaken, StoreError
 from foreword.interrupt import undisturbed
@@ -110,17 +110,18 @@ def train_in_store(
     folder = run_folder(store, arguments.name)
     bar = TrainingBar()
     try:
-        result = run_training(
-            backbone,
-            data,
-            settings,
-            evaluation=arguments.evaluation,
-            folder=folder,
-            resume=arguments.resume,
-            logs=Path("runs") / arguments.name,
-            callbacks=[bar] if FIRST else [],
-            store=store,
-        )
+        with heard("foreword.train"):
+            result = run_training(
+                backbone,
+                data,
+                settings,
+                evaluation=arguments.evaluation,
+                folder=folder,
+                resume=arguments.resume,
+                logs=Path("runs") / arguments.name,
+                callbacks=[bar] if FIRST else [],
+                store=store,
+            )
     except TrainingStopped as stopped:
         if not FIRST:
             raise
