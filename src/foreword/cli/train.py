@@ -20,6 +20,7 @@ from foreword.store import PrefixStore, taken
 from foreword.train import TrainingStopped, TrainResult, TrainSettings
 from foreword.train import train as run_training
 from foreword.train.folder import discard
+from foreword.train.summary import summary
 
 
 @Parameter(name="*")
@@ -73,7 +74,7 @@ def train(
     say(
         f"{arguments.name}: {result.prefix.parameters:,} parameters in {path} "
         f"({path.stat().st_size / 1e6:.2f} MB), {training['steps']} steps in {result.seconds:.0f} s, "
-        f"final loss {training['final_loss']:.4f}; {result.report}"
+        f"{summary(training)}; {result.report}"
     )
 
 

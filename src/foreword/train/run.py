@@ -43,6 +43,7 @@ from foreword.train.parameterise import parameterise
 from foreword.train.ranks import Ranks
 from foreword.train.report import LOGS, reporters
 from foreword.train.settings import LENGTH, TrainSettings
+from foreword.train.summary import last_and_best
 from foreword.train.task import for_task
 from foreword.train.trainer import REMEDY, NotFinite, PrefixModule, PrefixTrainer, detached
 
@@ -316,6 +317,7 @@ def _run(
         "final_loss": _finite(
             next((e["loss"] for e in reversed(history) if "loss" in e), math.nan)
         ),
+        **last_and_best(history),
         "stopped": stopped,
     }
     result = TrainResult(
