@@ -11,6 +11,7 @@ from rich.table import Table
 
 from foreword.cli.console import note, out, say, table, working
 from foreword.cli.options import BackboneOptions, StoreOptions
+from foreword.data import Task
 from foreword.evaluate import Evaluation, LabelEvaluation, Metrics
 from foreword.evaluate import evaluate as run_evaluation
 from foreword.generate import GenerateOptions
@@ -30,8 +31,26 @@ class EvaluateArguments:
     limit: int | None = None
     """Only the first so many distinct inputs."""
 
+    prompt: str | None = None
+    """Template of what the model is given, if not that of the training; with --target. A prefix with a
+    head has its own."""
+
+    target: str | None = None
+    """Template of what the model shall say, if not that of the training; with --prompt."""
+
     strict: bool = False
     """Refuse a backbone with other weights than the prefix was made on, instead of warning."""
+
+    @property
+    def task(self) -> Task | None:
+        """The templates, or None for the prefix's own.
+
+        Raises:
+            DataError: One is given without the other, or is ill-formed.
+        """
+        if self.prompt is None and self.target is None:
+            return None
+        return Task(self.prompt, self.target)
 
 
 def evaluate(
@@ -56,6 +75,7 @@ def evaluate(
     data
         Rows, as in training.
     """
+    task = arguments.task
     prefix = store.open().load(name)
     with working("loading the backbone"):
         loaded = backbone.load(prefix)
@@ -67,6 +87,7 @@ def evaluate(
             options=options,
             base=arguments.base,
             limit=arguments.limit,
+            task=task,
             strict=arguments.strict,
         )
     if arguments.as_json:

@@ -58,8 +58,8 @@ def train(
     Parameters
     ----------
     data
-        Rows: a .jsonl, .json, .csv or .parquet file, a shipped set (foreword/e2e:train), or
-        name[:split] of the datasets library.
+        Rows: a .jsonl, .json, .csv (with commas or semicolons), .tsv or .parquet file, a shipped set
+        (foreword/e2e:train), or name[:split] of the datasets library.
     """
     place = store.open()
     refuse_taken(place, arguments)
