@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import os
 import reprlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from foreword.arguments import check_fields, check_text, expect
+from foreword.arguments import check_fields, check_text, expect, shown
 from foreword.errors import PrefixError
 from foreword.head import Head
 
@@ -363,6 +364,12 @@ def check_prefix(given: object, what: str = "prefix") -> None:
         PrefixError: It is not; the message says how to get one.
     """
     remedy = "a Prefix, as foreword.load_prefix, PrefixStore.load and Backbone.capture give it"
+    if isinstance(given, str | os.PathLike):
+        path = os.fspath(given)
+        raise PrefixError(
+            f"{what} must be {remedy}; found {shown(given)}. Read a file with "
+            f"foreword.load_prefix({path!r}), a name in the store with foreword.PrefixStore().load(...)"
+        )
     expect(what, given, Prefix, remedy, PrefixError)
 
 
@@ -374,6 +381,8 @@ def prefixes_of(given: object) -> tuple[Prefix | None, ...]:
     """
     if isinstance(given, Prefix):
         return (given,)
+    if isinstance(given, str | os.PathLike):
+        check_prefix(given)
     expected = "a Prefix, or a sequence with one, or None, for each row"
     expect("prefix", given, Sequence, expected, PrefixError)
     assert isinstance(given, Sequence)

@@ -11,6 +11,7 @@ from foreword.data import Task
 from foreword.errors import TrainingError
 from foreword.head import POOLINGS, Pooling
 from foreword.prefix import POSITIONS, WINDOWS, Positions, WindowPolicy
+from foreword.train.foreign import knowing_others
 from foreword.train.subset import check_layers
 
 INIT_WORDS = ("text", "demonstrations", "vocab", "noise", "zeros")
@@ -51,12 +52,13 @@ NEUTRAL_TEXT = "Read the input below with care and write the output that belongs
 """Start of a prefix whose task is not described."""
 
 
+@knowing_others
 @dataclass(frozen=True)
 class TrainSettings:
     """What training does. The defaults are the recipe that was measured best so far.
 
     Raises:
-        TrainingError: A number is out of range.
+        TrainingError: A number is out of range, or an argument is named as in another library.
         DataError: A template is ill-formed.
     """
 
