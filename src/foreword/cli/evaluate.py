@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
 from cyclopts import Parameter
 from rich.table import Table
 
-from foreword.cli.console import note, out, say, table, working
+from foreword.cli.console import note, out, say, table, visible, working
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.data import Task
 from foreword.evaluate import Evaluation, LabelEvaluation, Metrics
 from foreword.evaluate import evaluate as run_evaluation
 from foreword.generate import GenerateOptions
+
+MOST_COLUMNS = 12
+"""Labels up to which the confusion matrix is shown; --json always has it."""
 
 
 @Parameter(name="*")
@@ -66,7 +70,8 @@ def evaluate(
     """Score a prefix on a task's rows, with the frozen model beside it.
 
     Rows with the same prompt are references of one input: each is scored, text is generated once. A
-    prefix with a head is scored by its labels, with the same head on the frozen model beside it.
+    prefix with a head is scored by its labels, with the same head on the frozen model beside it; of one
+    that classifies, figures of each class and the confusion matrix are shown as well.
 
     Parameters
     ----------
@@ -94,7 +99,8 @@ def evaluate(
         say(json.dumps(found.as_json(), ensure_ascii=False, indent=1))
         return
     if isinstance(found, LabelEvaluation):
-        out.print(label_figures(name, found))
+        for shown in (label_figures(name, found), *class_figures(found)):
+            out.print(shown)
         for said in (f"{found.rows} rows; {found.truncation}", *found.remarks):
             note(said)
         return
@@ -120,3 +126,20 @@ def label_figures(name: str, found: LabelEvaluation) -> Table:
     for label, field, form in found.figures:
         made.add_row(label, *(form.format(model[field]) for model in models))
     return made
+
+
+def class_figures(found: LabelEvaluation) -> Iterator[Table]:
+    """Each class, and which label was said of which, of a head that classifies."""
+    if found.confusion is None:
+        return
+    made = table("", "class", "precision %", "recall %", "F1 %", "rows")
+    for one in found.classes:
+        figures = (f"{figure:.1f}" for figure in (one.precision, one.recall, one.f1))
+        made.add_row(visible(one.label), *figures, str(one.support))
+    yield made
+    labels, counts = found.confusion.labels, found.confusion.counts
+    if len(labels) <= MOST_COLUMNS:
+        made = table("said, by what is right", "", *map(visible, labels))
+        for label, row in zip(labels, counts, strict=True):
+            made.add_row(visible(label), *map(str, row))
+        yield made
