@@ -229,7 +229,7 @@ def _figures(scores: Scores) -> str:
 
 def _dataset(scores: Scores) -> str:
     """The set's name; of a file its name without its folders, which are nobody's business."""
-    if scores.data.endswith((".jsonl", ".json", ".csv", ".parquet")):
+    if scores.data.endswith((".jsonl", ".json", ".csv", ".tsv", ".parquet")):
         return re.split(r"[/\\]", scores.data)[-1]
     return scores.data or "rows"
 

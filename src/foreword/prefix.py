@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foreword.arguments import check_fields, expect
+from foreword.arguments import check_fields, expect, shown
 from foreword.description import (
     BOS,
     MAX_DEPTH,
@@ -272,6 +273,12 @@ def check_prefix(given: object, what: str = "prefix") -> None:
         PrefixError: It is not; the message says how to get one.
     """
     remedy = "a Prefix, as foreword.load_prefix, PrefixStore.load and Backbone.capture give it"
+    if isinstance(given, str | os.PathLike):
+        path = os.fspath(given)
+        raise PrefixError(
+            f"{what} must be {remedy}; found {shown(given)}. Read a file with "
+            f"foreword.load_prefix({path!r}), a name in the store with foreword.PrefixStore().load(...)"
+        )
     expect(what, given, Prefix, remedy, PrefixError)
 
 
@@ -283,6 +290,8 @@ def prefixes_of(given: object) -> tuple[Prefix | None, ...]:
     """
     if isinstance(given, Prefix):
         return (given,)
+    if isinstance(given, str | os.PathLike):
+        check_prefix(given)
     expected = "a Prefix, or a sequence with one, or None, for each row"
     expect("prefix", given, Sequence, expected, PrefixError)
     assert isinstance(given, Sequence)

@@ -297,6 +297,27 @@ def test_a_stopped_run_never_replaces_a_finished_prefix(
     assert PrefixStore().load("food-stopped").meta.training["steps"] == 1
 
 
+def test_evaluate_takes_other_templates(place: Path, call) -> None:
+    assert call(*train())[0] == 0
+    asked = ("evaluate", "food", *F32, "some.jsonl", "--max-new-tokens", "2", "--no-base", "--json")
+    code, out, _ = call(*asked, "--prompt", "Say: {mr}", "--target", "{ref}")
+    found, wanted = json.loads(out), f"Say: {MEMORY[0]['mr']}"
+    assert (code, found["prompts"][0]) == (0, wanted)
+    backbone = foreword.load(str(place / "tiny-model"), dtype="float32")
+    options = foreword.GenerateOptions(max_new_tokens=2)
+    same = foreword.evaluate(
+        backbone,
+        PrefixStore().load("food"),
+        MEMORY[:3],
+        options=options,
+        base=False,
+        task=foreword.Task("Say: {mr}", "{ref}"),
+    )
+    assert found["prefix"]["nll"] == pytest.approx(same.prefix.nll)
+    code, _, err = call(*asked, "--prompt", "Say: {mr}")
+    assert (code, "a prompt template needs a target template" in err) == (1, True)
+
+
 def test_tensorboard_files_stay(place: Path, call) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

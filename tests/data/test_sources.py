@@ -29,9 +29,10 @@ def write(path: Path, rows: list[dict[str, str]], encoding: str = "utf-8") -> st
         path.write_text("\n".join(lines) + "\n", encoding=encoding)
     elif path.suffix == ".json":
         path.write_text(json.dumps(rows, ensure_ascii=False), encoding=encoding)
-    elif path.suffix == ".csv":
+    elif path.suffix in (".csv", ".tsv"):
+        between = "," if path.suffix == ".csv" else "\t"
         with path.open("w", encoding=encoding, newline="") as file:
-            writer = csv.DictWriter(file, ["mr", "ref"])
+            writer = csv.DictWriter(file, ["mr", "ref"], delimiter=between)
             writer.writeheader()
             writer.writerows(rows)
     else:
@@ -39,7 +40,7 @@ def write(path: Path, rows: list[dict[str, str]], encoding: str = "utf-8") -> st
     return str(path)
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet", "JSONL"])
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "tsv", "parquet", "JSONL"])
 def test_every_format_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"rows.{suffix}"
     source = write(path.with_suffix(path.suffix.lower()), ROWS)
@@ -47,9 +48,35 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
     assert read_rows(str(path)) == ROWS
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv"])
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "tsv"])
 def test_a_byte_order_mark_is_not_part_of_the_first_row(tmp_path: Path, suffix: str) -> None:
     assert read_rows(write(tmp_path / f"rows.{suffix}", ROWS, "utf-8-sig")) == ROWS
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize(
+    ("content", "row"),
+    [
+        ("text;label\nfine, really;1,5\n", {"text": "fine, really", "label": "1,5"}),
+        ('"a, b";label\n"x;y";z\n', {"a, b": "x;y", "label": "z"}),
+        ("text\tlabel\nfine, really\tgood\n", {"text": "fine, really", "label": "good"}),
+        ("text,a;b\nfine,good\n", {"text": "fine", "a;b": "good"}),
+        ('"a;b"\nfine\n', {"a;b": "fine"}),
+        ("text\nfine\n", {"text": "fine"}),
+    ],
+)
+def test_a_csv_without_a_comma_in_its_header_has_other_separators(
+    tmp_path: Path, content: str, row: dict[str, str], encoding: str
+) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(content, encoding=encoding)
+    assert read_rows(str(path)) == [row]
+
+
+def test_a_tsv_has_tabs_alone(tmp_path: Path) -> None:
+    path = tmp_path / "rows.tsv"
+    path.write_text("a;b,c\td\n1\t2\n")
+    assert read_rows(str(path)) == [{"a;b,c": "1", "d": "2"}]
 
 
 def test_blank_lines_and_windows_line_ends_are_no_rows(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def test_an_encoder_decoder_carries_no_head() -> None:
         _ = backbone.width
 
 
-@pytest.mark.parametrize("label", ["x" * 257, "", "a\nb"])
+@pytest.mark.parametrize("label", ["x" * 257, "a\nb"])
 def test_labels_that_no_file_can_hold_are_refused(label: str, encoder: foreword.Backbone) -> None:
     rows = [*CLASSIFY, {"text": "x", "label": label}]
     with pytest.raises(DataError, match="256 printable"):

@@ -8,11 +8,19 @@ import pytest
 import torch
 
 import foreword
-from foreword.errors import DataError, FormatError, MismatchError, StoreError, TrainingError
+from foreword.errors import (
+    DataError,
+    FormatError,
+    MismatchError,
+    PrefixError,
+    StoreError,
+    TrainingError,
+)
 from foreword.store import PrefixStore
 from foreword.train.demonstrations import demonstration_tokens
 from foreword.train.initialisation import start
 from tests.conftest import byte_tokenizer, tiny_model
+from tests.tasks.models import CLASSIFY, tiny_encoder
 from tests.train.test_run import SETTINGS, changed, equal, nll
 
 Rows = list[dict[str, str]]
@@ -198,3 +206,16 @@ def test_the_users_store_is_the_default(
     store.save("first", prefix)
     monkeypatch.setenv("FOREWORD_STORE", str(store.folder))
     assert equal(start(tiny, changed(init="first")), prefix)
+
+
+@pytest.mark.parametrize("init", ["text", "vocab", "noise"])
+def test_a_prefix_longer_than_a_table_of_positions_is_refused_in_one_way(init: str) -> None:
+    """A text of as many tokens was once run first, and torch said that an index is out of range."""
+    refusal = "a prefix of 600 leaves -472 of the backbone's 128 tokens for text; use a shorter one"
+    encoder = tiny_encoder()
+    settings = foreword.TrainSettings(length=600, init=init, steps=1)
+    with pytest.raises(DataError, match=refusal):
+        foreword.train(encoder, CLASSIFY, settings)
+    if init != "noise":
+        with pytest.raises(PrefixError, match=refusal):
+            start(encoder, settings)

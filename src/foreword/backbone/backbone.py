@@ -247,8 +247,8 @@ class Backbone:
             is the backbone's.
 
         Raises:
-            PrefixError: There is no text, or a token that the model has no embedding for; or the policy
-                is unknown, or none for this model.
+            PrefixError: There is no text, or more than the model's positions are for, or a token that it
+                has no embedding for; or the policy is unknown, or none for this model.
         """
         policy = positions or self.positions
         if policy not in POSITIONS:
@@ -260,6 +260,12 @@ class Backbone:
             raise PrefixError(
                 f"{self.family!r} adds absolute positions to its embeddings, and a text captured under "
                 "position policy 'free' would stand before the first; use 'offset'"
+            )
+        counted = self.kind != "decoder" or self.positions == "offset"
+        if counted and len(ids) > self.context:
+            raise PrefixError(
+                f"a prefix of {len(ids)} leaves {self.context - len(ids)} of the backbone's "
+                f"{self.context} tokens for text; use a shorter one"
             )
         keys, values = self._run_at(-len(ids) if policy == "free" else 0, ids)
         carries = self.kind == "decoder" and self._starts_with_bos(ids)

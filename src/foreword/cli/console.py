@@ -6,6 +6,7 @@ them for markup or for the name of an emoji.
 
 from __future__ import annotations
 
+import logging
 import sys
 import unicodedata
 from collections.abc import Iterator
@@ -68,6 +69,21 @@ def working(text: str) -> Iterator[None]:
         return
     with err.status(text):
         yield
+
+
+@contextmanager
+def heard(name: str) -> Iterator[None]:
+    """In a block, what a logger says as INFO is a line for people."""
+    logger, handler = logging.getLogger(name), logging.Handler()
+    handler.emit = lambda record: note(record.getMessage())  # type: ignore[method-assign]
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
 
 
 def table(title: str, *columns: str) -> Table:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from rich.table import Table
 
-from foreword.cli.console import note, out, say, table, working
+from foreword.cli.console import note, out, say, table, visible, working
 from foreword.cli.inputs import rows_from, templates_in
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.cli.progress import parts
+from foreword.data.template import Task
 from foreword.options import GenerateOptions
 
 if TYPE_CHECKING:
     from foreword.evaluate import Evaluation, LabelEvaluation, Metrics
+
+MOST_COLUMNS = 12
+"""Labels up to which the confusion matrix is shown; --json always has it."""
 
 
 @Parameter(name="*")
@@ -36,8 +41,26 @@ class EvaluateArguments:
     scored_references: int | None = None
     """References of each input whose NLL is taken, the first ones; all by default."""
 
+    prompt: str | None = None
+    """Template of what the model is given, if not that of the training; with --target. A prefix with a
+    head has its own."""
+
+    target: str | None = None
+    """Template of what the model shall say, if not that of the training; with --prompt."""
+
     strict: bool = False
     """Refuse a backbone with other weights than the prefix was made on, instead of warning."""
+
+    @property
+    def task(self) -> Task | None:
+        """The templates, or None for the prefix's own.
+
+        Raises:
+            DataError: One is given without the other, or is ill-formed.
+        """
+        if self.prompt is None and self.target is None:
+            return None
+        return Task(self.prompt, self.target)
 
 
 def evaluate(
@@ -53,7 +76,8 @@ def evaluate(
     """Score a prefix on a task's rows, with the frozen model beside it.
 
     Rows with the same prompt are references of one input: each is scored, text is generated once. A
-    prefix with a head is scored by its labels, with the same head on the frozen model beside it.
+    prefix with a head is scored by its labels, with the same head on the frozen model beside it; of one
+    that classifies, figures of each class and the confusion matrix are shown as well.
 
     Parameters
     ----------
@@ -62,8 +86,9 @@ def evaluate(
     data
         Rows, as in training.
     """
+    task = arguments.task
     place = store.open()
-    templates = templates_in(place.outline(name).meta)
+    templates = templates_in(place.outline(name).meta) if task is None else task
     rows = rows_from(data)
     if templates is not None:
         templates.check_columns(rows)
@@ -81,6 +106,7 @@ def evaluate(
             options=options,
             base=arguments.base,
             limit=arguments.limit,
+            task=task,
             strict=arguments.strict,
             scored_references=arguments.scored_references,
             progress=progress,
@@ -89,7 +115,8 @@ def evaluate(
         say(json.dumps(found.as_json(), ensure_ascii=False, indent=1))
         return
     if isinstance(found, LabelEvaluation):
-        out.print(label_figures(name, found))
+        for shown in (label_figures(name, found), *class_figures(found)):
+            out.print(shown)
         for said in (f"{found.rows} rows; {found.truncation}", *found.remarks):
             note(said)
         return
@@ -121,3 +148,20 @@ def label_figures(name: str, found: LabelEvaluation) -> Table:
     for label, field, form in found.figures:
         made.add_row(label, *(form.format(model[field]) for model in models))
     return made
+
+
+def class_figures(found: LabelEvaluation) -> Iterator[Table]:
+    """Each class, and which label was said of which, of a head that classifies."""
+    if found.confusion is None:
+        return
+    made = table("", "class", "precision %", "recall %", "F1 %", "rows")
+    for one in found.classes:
+        figures = (f"{figure:.1f}" for figure in (one.precision, one.recall, one.f1))
+        made.add_row(visible(one.label), *figures, str(one.support))
+    yield made
+    labels, counts = found.confusion.labels, found.confusion.counts
+    if len(labels) <= MOST_COLUMNS:
+        made = table("said, by what is right", "", *map(visible, labels))
+        for label, row in zip(labels, counts, strict=True):
+            made.add_row(visible(label), *map(str, row))
+        yield made

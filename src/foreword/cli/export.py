@@ -9,7 +9,7 @@ from typing import Literal
 
 from cyclopts import Parameter
 
-from foreword.cli.console import say, working
+from foreword.cli.console import note, say, working
 from foreword.cli.options import BackboneOptions, StoreOptions
 
 
@@ -37,7 +37,8 @@ def export(
     """Write a prefix as a checkpoint of another library.
 
     The backbone is loaded, in float32 unless --dtype says otherwise: where the prefix lies is measured
-    on it.
+    on it. If AutoPeftModel cannot load the base model by the name that it has here, a note says what to
+    load or to set.
 
     Parameters
     ----------
@@ -48,7 +49,9 @@ def export(
     """
     place = store.open()
     _ = place.outline(name)  # a wrong name is refused before anything large is imported
+    from foreword.peft import config as config_file
     from foreword.peft import export_peft
+    from foreword.peft.base import hint
 
     prefix = place.load(name)
     dtype = "float32" if backbone.dtype == "auto" else backbone.dtype
@@ -56,3 +59,6 @@ def export(
         loaded = dataclasses.replace(backbone, dtype=dtype).load(prefix)
     made = export_peft(prefix, loaded, folder, overwrite=arguments.overwrite)
     say(f"{name}: {prefix.length} virtual tokens, written to {made}")
+    config = config_file.decode((made / config_file.NAME).read_bytes())
+    if said := hint(config.base):
+        note(said)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnknownOptionError
 from cyclopts.config import Yaml
 
 from foreword.arguments import shown
@@ -31,6 +31,7 @@ from foreword.cli.train import train
 from foreword.data.strict_json import refuse_repeats
 from foreword.errors import DataError, ForewordError, Notice, StoreError
 from foreword.interrupt import Terminated, terminable
+from foreword.train.foreign import ours
 from foreword.version import __version__
 
 INTERRUPTED = 130
@@ -82,7 +83,8 @@ def _main(tokens: list[str]) -> int:
     try:
         app["train"].config = _config_of(tokens)
         app(tokens, exit_on_error=False, result_action="return_none")
-    except CycloptsError:
+    except CycloptsError as error:
+        _hint(tokens, error)
         return 2
     except ForewordError as error:
         complain(f"error: {error}")
@@ -91,6 +93,15 @@ def _main(tokens: list[str]) -> int:
         complain("interrupted")
         return _code(error)
     return 0
+
+
+def _hint(tokens: Sequence[str], error: CycloptsError) -> None:
+    """Say what an option of another library is called here; the error itself is on the terminal."""
+    if tokens[:1] != ["train"] or not isinstance(error, UnknownOptionError):
+        return
+    option = error.token.keyword or error.token.value
+    if own := ours(option):
+        complain(f"{option.partition('=')[0].strip('[]')} is called --{own.replace('_', '-')} here")
 
 
 def _code(cause: BaseException | None) -> int:

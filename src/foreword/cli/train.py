@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from foreword.cli.console import FIRST, note, say, working
+from foreword.cli.console import FIRST, heard, note, say, working
 from foreword.cli.inputs import rows_from
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.errors import FormatError, NameTaken, StoreError
@@ -18,6 +18,7 @@ from foreword.interrupt import undisturbed
 from foreword.store import PrefixStore, taken
 from foreword.train.named import check_start
 from foreword.train.settings import TrainSettings
+from foreword.train.summary import summary
 
 if TYPE_CHECKING:
     from foreword.backbone import Backbone
@@ -61,8 +62,8 @@ def train(
     Parameters
     ----------
     data
-        Rows: a .jsonl, .json, .csv or .parquet file, a shipped set (foreword/e2e:train), or
-        name[:split] of the datasets library.
+        Rows: a .jsonl, .json, .csv (with commas or semicolons), .tsv or .parquet file, a shipped set
+        (foreword/e2e:train), or name[:split] of the datasets library.
     """
     place = store.open()
     refuse_taken(place, arguments)
@@ -81,7 +82,7 @@ def train(
     say(
         f"{arguments.name}: {result.prefix.parameters:,} parameters in {path} "
         f"({path.stat().st_size / 1e6:.2f} MB), {training['steps']} steps in {result.seconds:.0f} s, "
-        f"final loss {training['final_loss']:.4f}; {result.report}"
+        f"{summary(training)}; {result.report}"
     )
 
 
@@ -142,17 +143,18 @@ def train_in_store(
     folder = run_folder(store, arguments.name)
     bar = TrainingBar()
     try:
-        result = run_training(
-            backbone,
-            data,
-            settings,
-            evaluation=evaluation,
-            folder=folder,
-            resume=arguments.resume,
-            logs=Path("runs") / arguments.name,
-            callbacks=[bar] if FIRST else [],
-            store=store,
-        )
+        with heard("foreword.train"):
+            result = run_training(
+                backbone,
+                data,
+                settings,
+                evaluation=evaluation,
+                folder=folder,
+                resume=arguments.resume,
+                logs=Path("runs") / arguments.name,
+                callbacks=[bar] if FIRST else [],
+                store=store,
+            )
     except TrainingStopped as stopped:
         if not FIRST:
             raise

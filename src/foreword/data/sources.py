@@ -1,4 +1,4 @@
-"""Rows from jsonl, json, csv, parquet, a `datasets` name, or the sets that ship with Foreword."""
+"""Rows from jsonl, json, csv, tsv, parquet, a `datasets` name, or the sets that ship with Foreword."""
 
 from __future__ import annotations
 
@@ -28,13 +28,17 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 """What a data set's name can look like; everything else is a path."""
 
 
+_QUOTED = re.compile(r'"[^"]*"')
+
+
 def read_rows(source: Data) -> list[Row]:
     """All rows of a source, in order.
 
     Args:
-        source: A path ending in .jsonl, .json, .csv or .parquet; a shipped set such as
+        source: A path ending in .jsonl, .json, .csv, .tsv or .parquet; a shipped set such as
             ``foreword/e2e:train``; or ``name[:split]`` of the `datasets` library (split ``train``
-            by default). Or the rows themselves, as `Data` has them.
+            by default). Or the rows themselves, as `Data` has them. A .csv whose header has no comma
+            is read by the semicolons, or else the tabs, that stand between its columns.
 
     Raises:
         DataError: There is no such source, a line cannot be read, or it has no rows.
@@ -161,7 +165,9 @@ def _read_json(path: Path) -> Iterator[Row]:
 def _read_csv(path: Path) -> Iterator[Row]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
+            between = "\t" if path.suffix.lower() == ".tsv" else _separator(file.readline())
+            file.seek(0)
+            reader = csv.DictReader(file, delimiter=between, strict=True)
             refuse_repeats(list(reader.fieldnames or []), f"{path}: its header")
             for row in reader:
                 if None in row or None in row.values():
@@ -171,6 +177,15 @@ def _read_csv(path: Path) -> Iterator[Row]:
                 yield dict(row)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as CSV: {error}") from error
+
+
+def _separator(header: str) -> str:
+    """What stands between columns: a comma, or what a header without one has outside of quotes.
+
+    Programs whose language writes decimals with a comma write semicolons, under the same ending.
+    """
+    bare = _QUOTED.sub("", header)
+    return next((mark for mark in ",;\t" if mark in bare), ",")
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:
@@ -189,6 +204,7 @@ _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".jsonl": _read_jsonl,
     ".json": _read_json,
     ".csv": _read_csv,
+    ".tsv": _read_csv,
     ".parquet": _read_parquet,
 }
 

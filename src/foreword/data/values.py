@@ -39,7 +39,10 @@ def text_of(value: Any) -> str:
         return format(value, "f")
     if isinstance(value, numbers.Real) and abs(value) != float("inf"):
         return str(value)
-    raise DataError(f"found {_kind(value)}, {EXPECTED}; write it as text first")
+    several = ""
+    if isinstance(value, list | tuple):
+        several = ". If it is several references of one input, give each a row of its own"
+    raise DataError(f"found {_kind(value)}, {EXPECTED}; write it as text first{several}")
 
 
 def class_of(value: Any) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -14,9 +16,11 @@ from torch import Tensor
 from foreword.arguments import check_count
 from foreword.backbone import Backbone
 from foreword.backbone.given import check_backbone
+from foreword.backbone.kinds.base import IGNORED
 from foreword.data import Report, rows_of
 from foreword.data.given import Data, name_of
 from foreword.errors import DataError
+from foreword.evaluate.classes import ClassFigures, Confusion, confusion
 from foreword.head import Head, HeadTask
 from foreword.options import BATCH
 from foreword.predict import (
@@ -27,8 +31,9 @@ from foreword.predict import (
     templates_of,
 )
 from foreword.prefix import Prefix
-from foreword.progress import Progress, Watch, unseen, unwatched
-from foreword.tasks import LABELLINGS, Labelled, Prediction
+from foreword.progress import Progress, Watch, unwatched
+from foreword.progress import unseen as untold
+from foreword.tasks import LABELLINGS, Classified, Labelled, Prediction
 from foreword.train.objective import head_scores
 
 Figure = tuple[str, str, str]
@@ -69,6 +74,9 @@ class LabelEvaluation:
         data: Where the rows were read, or empty for rows given as they are.
         digest: Content digest of the prefix.
         remarks: What must be said beside the figures, such as why one is not given.
+        unseen: By label that rows have and the head does not know, how many rows have it, or words of a
+            head that tags. They count as wrong, and are left out of ``nll``.
+        confusion: Of a head that classifies, how often which label was said of which class.
     """
 
     task: HeadTask
@@ -83,6 +91,13 @@ class LabelEvaluation:
     data: str = ""
     digest: str = ""
     remarks: list[str] = field(default_factory=list)
+    unseen: dict[str, int] = field(default_factory=dict)
+    confusion: Confusion | None = field(default=None, repr=False)
+
+    @property
+    def classes(self) -> tuple[ClassFigures, ...]:
+        """Precision, recall, F1 and support of each class, of a head that classifies."""
+        return () if self.confusion is None else self.confusion.classes
 
     @property
     def figures(self) -> tuple[Figure, ...]:
@@ -96,7 +111,8 @@ class LabelEvaluation:
 
     def as_json(self) -> dict[str, Any]:
         """All of it as JSON values."""
-        return {**asdict(self), "inputs": self.inputs}
+        classes = [asdict(one) for one in self.classes]
+        return {**asdict(self), "inputs": self.inputs, "classes": classes}
 
 
 def evaluate_labels(
@@ -108,9 +124,12 @@ def evaluate_labels(
     limit: int | None = None,
     batch_size: int = BATCH,
     strict: bool = False,
-    progress: Progress = unseen,
+    progress: Progress = untold,
 ) -> LabelEvaluation:
     """Label a task's rows and compare with what they say.
+
+    A label that the head does not know counts as wrong wherever rows have it, see
+    `LabelEvaluation.unseen`.
 
     Args:
         backbone: The backbone, left as it was found.
@@ -123,7 +142,7 @@ def evaluate_labels(
         progress: Told how far it is.
 
     Raises:
-        DataError: Rows or columns are wrong, or a label is unknown to the head.
+        DataError: Rows or columns are wrong, or the head knows none of the rows' labels.
         MismatchError: The prefix does not fit the backbone.
     """
     check_backbone(backbone)
@@ -132,7 +151,8 @@ def evaluate_labels(
     head = head_of(prefix)
     rows = rows_of(data)[:limit]
     backbone.check(prefix, strict=strict)
-    seen = labelled(backbone, prefix, rows)
+    unseen = _unseen(prefix, rows)
+    seen = labelled(backbone, prefix, rows, tuple(unseen))
     given = head, seen, batch_size
     watch = partial(progress, "with the prefix")
     predictions, ours = measured_labels(backbone, prefix, *given, watch)
@@ -152,19 +172,75 @@ def evaluate_labels(
         same_weights=prefix.meta.fingerprint in ("", backbone.fingerprint),
         data=name_of(data),
         digest=prefix.digest,
-        remarks=LABELLINGS[head.task].remarks(head.labels),
+        remarks=[*LABELLINGS[head.task].remarks(head.labels), *_told(unseen, head)],
+        unseen=unseen,
+        confusion=_confusion(head, predictions, seen.gold, tuple(unseen)),
     )
 
 
-def labelled(backbone: Backbone, prefix: Prefix, rows: Sequence[Mapping[str, Any]]) -> Labelled:
+def labelled(
+    backbone: Backbone,
+    prefix: Prefix,
+    rows: Sequence[Mapping[str, Any]],
+    unseen: tuple[str, ...] = (),
+) -> Labelled:
     """Rows as the head of a prefix sees them.
+
+    Args:
+        backbone: The backbone.
+        prefix: The prefix, with a head.
+        rows: The rows.
+        unseen: Labels that the head does not know and rows may have; they get no target.
 
     Raises:
         DataError: One cannot be used, or has a label that the head does not know.
     """
     head = head_of(prefix)
     reader = prefix_reader(backbone, prefix)
-    return LABELLINGS[head.task].labelled(reader, templates_of(prefix), head.labels, rows)
+    labels = (*head.labels, *unseen)
+    seen = LABELLINGS[head.task].labelled(reader, templates_of(prefix), labels, rows)
+    if not unseen:
+        return seen
+    known = len(head.labels)
+    targets = [
+        [[target if target < known else IGNORED for target in one] for one in own]
+        for own in seen.targets
+    ]
+    return replace(seen, targets=targets)
+
+
+def _unseen(prefix: Prefix, rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Labels that rows have and the head does not know, and how often; none if it knows none at all."""
+    head, templates = head_of(prefix), templates_of(prefix)
+    if head.task not in ("classify", "tag"):
+        return {}
+    labelling = LABELLINGS[head.task]
+    labelling.columns(templates, rows)
+    gold = [labelling.gold(templates, row) for row in rows]
+    found = Counter(gold if head.task == "classify" else chain.from_iterable(gold))
+    unseen = {label: found[label] for label in sorted(set(found) - set(head.labels))}
+    return unseen if len(unseen) < len(found) else {}
+
+
+def _told(unseen: Mapping[str, int], head: Head) -> list[str]:
+    """What is to be said of labels that the head does not know."""
+    if not unseen:
+        return []
+    what = "rows" if head.task == "classify" else "words"
+    named = ", ".join(f"{label!r} ({count})" for label, count in unseen.items())
+    return [
+        f"the head does not know these labels of {what}: {named}; they count as wrong and are left out "
+        "of the NLL"
+    ]
+
+
+def _confusion(
+    head: Head, predictions: Sequence[Prediction], gold: Sequence[Any], unseen: tuple[str, ...]
+) -> Confusion | None:
+    if head.task != "classify":
+        return None
+    said = [one.label for one in predictions if isinstance(one, Classified)]
+    return confusion(said, gold, (*head.labels, *unseen))
 
 
 def measured_labels(
@@ -189,6 +265,8 @@ def _nll(head: Head, logits: Sequence[Tensor], targets: Sequence[list[int]]) -> 
     """Mean over all labels, in nats."""
     total, count = 0.0, 0
     for own, target in zip(logits, targets, strict=True):
+        if all(one == IGNORED for one in target):
+            continue  # its label is none of the head's
         mask = torch.ones(1, len(own), dtype=torch.long)
         scores = head_scores(head, own[None], torch.tensor([target]), mask)
         total += float(scores.nll_N.double().sum())

@@ -44,6 +44,10 @@ def export_peft(
     extraction. Of an encoder-decoder only prefixes of the decoder's self-attention can be exported, and
     where PEFT shares keys and values between layers (an even number of them) only one that does too.
 
+    The config names the backbone as Foreword does. `AutoPeftModel` loads what is a folder or a name on
+    the Hub; for the embedded backbone, which is neither, load its folder and give it to
+    `PeftModel.from_pretrained`, or set ``base_model_name_or_path``.
+
     Args:
         prefix: The prefix.
         backbone: The backbone that it was made on.

@@ -209,6 +209,16 @@ def index_of(label: str, labels: Sequence[str]) -> int:
     return labels.index(label)
 
 
+def check_label(label: str) -> None:
+    """Check that a label says something.
+
+    Raises:
+        DataError: It is empty, or blank.
+    """
+    if not label.strip():
+        raise DataError(f"its label {label!r} is empty; drop the row, or give the class a name")
+
+
 def in_order(labels: set[str]) -> tuple[str, ...]:
     """Whole numbers by size, those of one size and words by letter."""
     if all(label.removeprefix("-").isdecimal() for label in labels):

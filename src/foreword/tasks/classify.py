@@ -13,7 +13,7 @@ from torch import Tensor
 from foreword.data.template import Task, as_row, columns, fill
 from foreword.data.values import class_of, in_column
 from foreword.errors import DataError
-from foreword.tasks.base import Classified, Labelling, Row, in_order, index_of
+from foreword.tasks.base import Classified, Labelling, Row, check_label, in_order, index_of
 from foreword.tasks.reading import Reader, Reading
 
 
@@ -34,6 +34,7 @@ class Classify(Labelling):
             try:
                 for name in columns(templates.target or ""):
                     in_column(row, name, class_of)
+                check_label(self.gold(templates, row))
             except DataError as error:
                 raise DataError(f"row {number}: {error}") from error
 

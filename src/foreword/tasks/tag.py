@@ -15,7 +15,7 @@ from foreword.backbone.kinds.base import IGNORED
 from foreword.data.template import Task, columns
 from foreword.data.values import class_of
 from foreword.errors import DataError
-from foreword.tasks.base import Labelling, Row, Tagged, in_order, index_of
+from foreword.tasks.base import Labelling, Row, Tagged, check_label, in_order, index_of
 from foreword.tasks.entities import OUTSIDE, entity_figures, spelling_of
 from foreword.tasks.reading import Reader, Reading
 
@@ -167,7 +167,9 @@ def _ends_after(span: tuple[int, int] | None, place: int) -> bool:
 
 def _tag(place: int, tag: Any) -> str:
     try:
-        return class_of(tag)
+        label = class_of(tag)
+        check_label(label)
+        return label
     except DataError as error:
         raise DataError(f"tag {place}: {error}") from error
 

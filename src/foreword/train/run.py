@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import os
 import time
@@ -33,6 +34,7 @@ from foreword.prefix import Prefix
 from foreword.store import PrefixStore
 from foreword.tasks import LABELLINGS, reader_for
 from foreword.train.dropout import PrefixDropout
+from foreword.train.first_look import check_labels, first_look, warn_of_doubts
 from foreword.train.folder import prepare, temporary
 from foreword.train.headed import with_head
 from foreword.train.initialisation import start
@@ -41,8 +43,12 @@ from foreword.train.parameterise import parameterise
 from foreword.train.ranks import Ranks
 from foreword.train.report import LOGS, reporters
 from foreword.train.settings import LENGTH, TrainSettings
+from foreword.train.summary import last_and_best
 from foreword.train.task import for_task
 from foreword.train.trainer import REMEDY, NotFinite, PrefixModule, PrefixTrainer, detached
+
+log = logging.getLogger("foreword.train")
+"""Where `train` says, as INFO, what it is about to learn."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ class TrainResult:
         seconds: Wall time of the training loop.
         report: What encoding the rows cut.
         stopped: Why training ended early, or None.
+        first_look: The line that was logged before the first step: task, rows, labels, one example.
     """
 
     prefix: Prefix
@@ -62,6 +69,7 @@ class TrainResult:
     seconds: float
     report: Report
     stopped: str | None = None
+    first_look: str = ""
 
 
 class TrainingStopped(TrainingError):
@@ -89,6 +97,9 @@ def train(
     Under torchrun or accelerate launch all processes train one prefix, each on its share of every
     step's rows. The first writes all files; every one gets the result.
 
+    Before the first step the logger ``foreword.train`` says, as INFO, the task, the number of rows, the
+    labels, and the first row as the model reads it; so does the result's ``first_look``.
+
     Args:
         backbone: The backbone, left as it was found.
         data: Rows, or where to read them.
@@ -105,11 +116,15 @@ def train(
         The prefix and how training went.
 
     Raises:
-        DataError: Rows, columns, templates or lengths are wrong; before training starts.
+        DataError: Rows, columns, templates or lengths are wrong, or free text would be taken for
+            classes; before training starts.
         TrainingError: Nothing fits the settings, the run to resume was another one, or another run is
             in the folder.
         TrainingStopped: The loss became NaN, the disk is full, Ctrl-C, or another process was lost;
             carries the best so far.
+
+    Warns:
+        DoubtfulData: Texts or targets are blank, or labels differ by spaces or case alone.
 
     Examples:
         >>> settings = TrainSettings(prompt="{mr} ->", target=" {ref}")
@@ -130,11 +145,15 @@ def train(
         place = Path(folder) if folder is not None else stack.enter_context(temporary(ranks))
         set_seed(settings.seed)
         rows = rows_of(data)
+        asked = settings.task
         settings = for_task(backbone, settings, rows)
+        check_labels(asked, settings, rows)
         _room(backbone, settings, settings.length or 1)
         first = with_head(backbone, start(backbone, settings, rows, store), settings, rows)
         settings = _resolved(settings, first)
         train_rows, report = encode(backbone, rows, settings, first)
+        warn_of_doubts(settings, first.head, rows)
+        look = first_look(backbone, settings, first.head, rows, train_rows)
         eval_rows = [] if evaluation is None else encode(backbone, evaluation, settings, first)[0]
         digest = _common_digest(train_rows, ranks)
         parameterization = parameterise(backbone, first, settings, train_rows)
@@ -177,7 +196,9 @@ def train(
             **_targets(backbone, settings, train_rows),
         }
         stack.enter_context(ranks.stopping_together())
-        return _run(trainer, settings, report, training, begun)
+        if ranks.first:
+            log.info(look)
+        return _run(trainer, settings, report, training, begun, look)
 
 
 def encode(
@@ -260,6 +281,7 @@ def _run(
     report: Report,
     about: Mapping[str, Any],
     begun: Path | None,
+    look: str,
 ) -> TrainResult:
     began = time.perf_counter()
     stopped: str | None = None
@@ -294,6 +316,7 @@ def _run(
         "final_loss": _finite(
             next((e["loss"] for e in reversed(history) if "loss" in e), math.nan)
         ),
+        **last_and_best(history),
         "stopped": stopped,
     }
     result = TrainResult(
@@ -302,6 +325,7 @@ def _run(
         seconds,
         report,
         stopped,
+        look,
     )
     if cause is not None:
         done = f"after {trainer.state.global_step} of {trainer.state.max_steps} steps"

@@ -10,6 +10,7 @@ from foreword.arguments import check_count, check_fields
 from foreword.data.template import Task
 from foreword.description import POOLINGS, POSITIONS, WINDOWS, Pooling, Positions, WindowPolicy
 from foreword.errors import TrainingError
+from foreword.train.foreign import knowing_others
 from foreword.train.subset import check_layers
 
 INIT_WORDS = ("text", "demonstrations", "vocab", "noise", "zeros")
@@ -50,12 +51,13 @@ NEUTRAL_TEXT = "Read the input below with care and write the output that belongs
 """Start of a prefix whose task is not described."""
 
 
+@knowing_others
 @dataclass(frozen=True)
 class TrainSettings:
     """What training does. The defaults are the recipe that was measured best so far.
 
     Raises:
-        TrainingError: A number is out of range.
+        TrainingError: A number is out of range, or an argument is named as in another library.
         DataError: A template is ill-formed.
     """
 
