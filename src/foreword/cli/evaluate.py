@@ -59,8 +59,9 @@ def evaluate(
         Rows, as in training.
     """
     place = store.open()
-    templates = templates_in(place.outline(name).meta)
+    meta = place.outline(name).meta
     rows = rows_from(data)
+    templates = templates_in(meta)
     if templates is not None:
         templates.check_columns(rows)
     from foreword.evaluate import LabelEvaluation
