@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import datasets
 import huggingface_hub
 import pytest
 
 import foreword
+from foreword.cli.options import load
 from foreword.data import read_rows
 from foreword.errors import BackboneError, DataError
-from foreword.reach import out_of_reach
+from foreword.reach import is_out_of_reach, out_of_reach
 
 NOWHERE = "http://127.0.0.1:9"
 """Nobody listens there."""
@@ -32,6 +35,8 @@ def test_a_data_set_is_asked_for_once(naps: list[float]) -> None:
     with pytest.raises(DataError, match="'nobody/nothing' is neither a file, nor a shipped set"):
         read_rows("nobody/nothing")
     assert naps == []
+    with pytest.raises(DataError, match="the Hub does not answer, and its cache has no copy"):
+        read_rows("nobody/nothing:test")
     assert datasets.config.HF_HUB_OFFLINE is False
 
 
@@ -41,6 +46,26 @@ def test_a_backbone_is_asked_for_once(naps: list[float]) -> None:
         foreword.load("nobody/nothing")
     assert naps == []
     assert "\n" not in str(error.value)
+
+
+def test_a_command_asks_before_it_imports_anything_large(
+    naps: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_module("foreword.backbone"), "load", pytest.fail)
+    with pytest.raises(BackboneError, match="'nobody/nothing': there is no such folder, the Hub"):
+        load("nobody/nothing", revision=None)
+    assert naps == []
+
+
+def test_what_is_in_the_cache_needs_no_answer(
+    naps: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: "config.json")
+    assert not is_out_of_reach("somebody/something")
+
+
+def test_what_is_no_name_on_the_hub_is_not_looked_for(naps: list[float]) -> None:
+    assert not is_out_of_reach("no/name/of/a/model")
 
 
 def test_offline_mode_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

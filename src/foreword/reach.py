@@ -21,3 +21,14 @@ def out_of_reach() -> bool:
     except Exception:  # no such host, no route, no answer in time: kinds of the client's own
         return True
     return False
+
+
+def is_out_of_reach(model: str, revision: str | None = None) -> bool:
+    """Whether a model by its name on the Hub can be had from neither the Hub nor its cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        copy = try_to_load_from_cache(model, "config.json", revision=revision)
+    except ValueError:  # it is no name on the Hub; what is wrong with it is for others to say
+        return False
+    return not isinstance(copy, str) and out_of_reach()

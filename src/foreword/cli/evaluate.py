@@ -88,8 +88,9 @@ def evaluate(
     """
     task = arguments.task
     place = store.open()
-    templates = templates_in(place.outline(name).meta) if task is None else task
+    meta = place.outline(name).meta
     rows = rows_from(data)
+    templates = templates_in(meta) if task is None else task
     if templates is not None:
         templates.check_columns(rows)
     from foreword.evaluate import LabelEvaluation

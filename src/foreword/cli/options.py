@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from foreword.cli.console import quiet_libraries
+from foreword.errors import BackboneError
+from foreword.reach import is_out_of_reach
 from foreword.store import PrefixStore
 from foreword.weights import embedded
 
@@ -18,7 +21,17 @@ if TYPE_CHECKING:
 
 
 def load(name: str, **how: Any) -> Backbone:
-    """A backbone, as `foreword.load` gives it; nothing large is imported before."""
+    """A backbone, as `foreword.load` gives it; nothing large is imported before.
+
+    Raises:
+        BackboneError: It is no folder, the Hub does not answer, and there is no copy of it.
+    """
+    is_local = name == embedded.NAME or os.path.exists(name)
+    if not is_local and is_out_of_reach(name, how.get("revision")):
+        raise BackboneError(
+            f"cannot load backbone {name!r}: there is no such folder, the Hub does not answer, and its "
+            "cache has no copy. Check the name, and the network"
+        )
     from foreword.backbone import load as load_backbone
 
     quiet_libraries()

@@ -224,11 +224,14 @@ def _from_datasets(source: str) -> Iterator[Row]:
     import datasets
 
     name, _, split = source.partition(":")
+    is_lost = out_of_reach()
     try:
-        with _offline(datasets.config, out_of_reach()):
+        with _offline(datasets.config, is_lost):
             loaded = datasets.load_dataset(name, split=split or "train")
     except Exception as error:  # the library raises many kinds, of its own and of the Hub's client
         said = first_line(error)
+        if is_lost and isinstance(error, ConnectionError):
+            said = "the Hub does not answer, and its cache has no copy. Check the name, and the network"
         raise DataError(
             f"{source!r} is neither a file, nor a shipped set ({', '.join(SHIPPED)}), nor a data "
             f"set that the datasets library can load: {said}"
