@@ -33,6 +33,7 @@ from foreword.interrupt import Terminated
 from foreword.prefix import Prefix
 from foreword.store import PrefixStore
 from foreword.tasks import LABELLINGS, reader_for
+from foreword.train.class_weights import class_weights
 from foreword.train.dropout import PrefixDropout
 from foreword.train.first_look import check_labels, first_look, warn_of_doubts
 from foreword.train.folder import prepare, temporary
@@ -170,7 +171,9 @@ def train(
         begun, identity = ranks.first_does(lambda: prepare(place, run, needed, resume=resume))
         attachment = stack.enter_context(backbone.attached(None))
         dropout = PrefixDropout(settings.dropout, settings.frozen, settings.seed)
-        module = PrefixModule(parameterization, backbone, attachment, dropout)
+        labels = 0 if first.head is None else len(first.head.labels)
+        weights_L = class_weights(settings, train_rows, labels)
+        module = PrefixModule(parameterization, backbone, attachment, dropout, weights_L)
         module.to(backbone.device)
         if settings.gradient_checkpointing:
             stack.callback(module.activation_checkpointing_disable)

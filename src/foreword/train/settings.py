@@ -19,6 +19,7 @@ INIT_WORDS = ("text", "demonstrations", "vocab", "noise", "zeros")
 Parameterizing = Literal["direct", "mlp", "gated"]
 Optimizer = Literal["soap", "adamw"]
 TaskName = Literal["causal", "seq2seq", "classify", "tag", "answer"]
+ClassWeights = Literal["balanced"]
 Reporting = Literal["none", "tensorboard", "wandb"]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -26,6 +27,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer": get_args(Optimizer),
     "task": get_args(TaskName),
     "pooling": POOLINGS,
+    "class_weights": get_args(ClassWeights),
     "report_to": get_args(Reporting),
     "positions": POSITIONS,
     "windows": WINDOWS,
@@ -147,6 +149,11 @@ class TrainSettings:
     pooling: Pooling | None = None
     """Which vector of a row is classified: the mean of its tokens, the first or the last; default:
     the last of a decoder, else the mean."""
+
+    class_weights: ClassWeights | None = None
+    """How much a row counts in the loss of classification: balanced, n / (k * count) for n rows, k
+    classes and the rows of its own, so that each class counts alike; default: every row alike.
+    Evaluation never weighs."""
 
     positions: Positions | None = None
     """Position policy, free or offset; default: the one under which text is exact on the backbone."""

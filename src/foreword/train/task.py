@@ -46,6 +46,8 @@ def for_task(backbone: Backbone, settings: TrainSettings, rows: Rows) -> TrainSe
         pooling = pooling or KINDS[backbone.kind].pooling
     elif pooling is not None:
         raise TrainingError(f"pooling is only used with task='classify'; found task={task!r}")
+    if settings.class_weights is not None and task != "classify":
+        raise TrainingError(f"class_weights is only used with task='classify'; found task={task!r}")
     settings = replace(settings, task=task, pooling=pooling)
     if task not in HEAD_TASKS:
         return settings

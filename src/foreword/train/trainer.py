@@ -29,6 +29,7 @@ from foreword.errors import StoreError, TrainingError, first_line
 from foreword.files import refused
 from foreword.prefix import Prefix
 from foreword.train.checkpoint import IDENTITY, keep_newest, publish
+from foreword.train.class_weights import weighted
 from foreword.train.dropout import PrefixDropout
 from foreword.train.objective import score
 from foreword.train.parameterization import Parameterization
@@ -62,7 +63,8 @@ class PrefixModule(nn.Module):
 
     The backbone is not a submodule, so the state dict, the optimiser and every checkpoint hold the
     parameterisation alone (and how often tokens were dropped), and the backbone stays in evaluation
-    mode.
+    mode. `weights_L`, if there are any, say how much a row counts in training by its class; they are
+    made of the rows, and no state.
     """
 
     def __init__(
@@ -71,9 +73,11 @@ class PrefixModule(nn.Module):
         backbone: Backbone,
         attachment: Attachment,
         dropout: PrefixDropout,
+        weights_L: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.parameterization = parameterization
+        self.weights_L = weights_L
         self.dropout = dropout
         self._beside = (backbone, attachment)
         self.seen_rows = 0
@@ -91,7 +95,10 @@ class PrefixModule(nn.Module):
             scores = score(backbone.model, input_ids, attention_mask, labels, prefix.head)
         self.seen_rows += int(input_ids.shape[0])
         self.seen_tokens += int(attention_mask.sum())
-        return {"loss": scores.nll_N.sum(), "targets": torch.tensor(len(scores.nll_N))}
+        nll_N = scores.nll_N
+        if self.weights_L is not None and self.training:
+            nll_N = weighted(nll_N, labels[:, 0], self.weights_L)
+        return {"loss": nll_N.sum(), "targets": torch.tensor(len(scores.nll_N))}
 
     def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         """Checkpoint the backbone's layers; their dropout stays off, as in evaluation mode."""
