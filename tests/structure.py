@@ -16,7 +16,7 @@ LAYERS = (
     "errors version notices interrupt arguments fallbacks files",
     "head",
     "prefix",
-    "describe header",
+    "describe header versions",
     "format",
     "store",
     "weights",

@@ -170,7 +170,13 @@ def _use(prefix: Prefix, repo_id: str, name: str) -> str:
     if not isinstance(template, str):
         return text
     spelled = code(json.dumps(template, ensure_ascii=False))
-    return f"{text}\nInputs are put into the template {spelled}.\n"
+    if prefix.head is None or not prefix.head.pair:
+        return f"{text}\nInputs are put into the template {spelled}.\n"
+    second = code(json.dumps(prefix.meta.recipe.get("pair"), ensure_ascii=False))
+    return (
+        f"{text}\nAn input is a row, or its JSON object, with two texts: the first is made by the "
+        f"template {spelled}, the second by {second}.\n"
+    )
 
 
 def _facts(prefix: Prefix) -> Iterator[tuple[str, str]]:

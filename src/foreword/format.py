@@ -27,7 +27,6 @@ from foreword.errors import (
     PrefixError,
     StoreError,
     TruncatedFile,
-    UnsupportedVersion,
 )
 from foreword.files import reason, write_whole
 from foreword.head import Head, check_head
@@ -41,35 +40,11 @@ from foreword.prefix import (
     check_prefix,
     tensor_bytes,
 )
+from foreword.versions import TABLE, Version, known, version_of
 
 T = TypeVar("T")
 
 FORMAT = "foreword-prefix"
-
-
-class _Version(NamedTuple):
-    """What a version of the format says of a prefix, beyond what all of them do.
-
-    Attributes:
-        name: The version.
-        softmaxes: Softmaxes of the prefixes that it is for.
-        says_softmax: Whether it spells that out; else it is the only one.
-        has_head: Whether they carry a head.
-    """
-
-    name: str
-    softmaxes: tuple[str, ...]
-    says_softmax: bool
-    has_head: bool
-
-
-_TABLE = (
-    _Version("1", ("joint",), says_softmax=False, has_head=False),
-    _Version("2", ("own",), says_softmax=True, has_head=False),
-    _Version("3", SOFTMAX, says_softmax=True, has_head=True),
-)
-"""Versions that are read; a prefix is written as the first that can say it."""
-VERSIONS = tuple(version.name for version in _TABLE)
 SUFFIX = ".safetensors"
 
 MAX_COUNT = 2**31
@@ -82,7 +57,6 @@ _NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in _CODES}
 _HEAD_TENSORS = ["head.weight", "head.bias"]
 _STACK = re.compile(r"[a-z][a-z_]{0,31}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_NEWER = re.compile(r"[4-9]|[1-9][0-9]{1,5}")
 _COUNT = f"a whole number from 1 to {MAX_COUNT - 1}"
 _REPR = reprlib.Repr()
 _REPR.maxstring = 60
@@ -120,7 +94,7 @@ def encode(prefix: Prefix) -> bytes:
     """The bytes of a prefix's file: the same bytes for the same prefix."""
     metadata = {
         "format": FORMAT,
-        "version": _version(prefix),
+        "version": version_of(prefix),
         "prefix": canonical_json(prefix.describe()).decode(),
         "digest": prefix.digest,
     }
@@ -138,15 +112,6 @@ def encode(prefix: Prefix) -> bytes:
         }
     raw = spelled(header)
     return b"".join((struct.pack("<Q", len(raw)), raw, *map(tensor_bytes, prefix.tensors)))
-
-
-def _version(prefix: Prefix) -> str:
-    """The first version of the format that can say what the prefix is."""
-    with_head = prefix.head is not None
-    able = (
-        v.name for v in _TABLE if v.has_head == with_head and prefix.meta.softmax in v.softmaxes
-    )
-    return next(able)
 
 
 def load(path: str | os.PathLike[str]) -> Prefix:
@@ -280,9 +245,10 @@ class _Outline(NamedTuple):
         """The prefix of these tensors."""
         head = None
         if self.head is not None:
-            own = (tensors[name] for name in _HEAD_TENSORS)
-            labels = tuple(self.head["labels"])
-            head = Head(self.head["task"], labels, self.head["pooling"], *own)
+            weight, bias = (tensors[name] for name in _HEAD_TENSORS)
+            entry = {name: value for name, value in self.head.items() if name != "width"}
+            labels = tuple(entry.pop("labels"))
+            head = Head(labels=labels, weight=weight, bias=bias, **entry)
         return Prefix(
             self.sites,
             tuple(tensors[f"{site.label}.key"] for site in self.sites),
@@ -298,12 +264,12 @@ def _approved(file: BinaryIO, size: int) -> _Outline:
     header = parsed("header", raw)
     version, described, digest = _metadata(header)
     _check_spelling(header, raw)
-    outline = _described(_TABLE[VERSIONS.index(version)], described, digest)
+    outline = _described(version, described, digest)
     _check_tensors(header, outline, size - 8 - len(raw))
     return outline
 
 
-def _metadata(header: Mapping[str, Any]) -> tuple[str, dict[str, Any], str]:
+def _metadata(header: Mapping[str, Any]) -> tuple[Version, dict[str, Any], str]:
     """The format's version, the description of the prefix, the digest that the file claims."""
     metadata = header.get("__metadata__")
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
@@ -311,7 +277,7 @@ def _metadata(header: Mapping[str, Any]) -> tuple[str, dict[str, Any], str]:
             "it is not a Foreword prefix (its metadata has no format 'foreword-prefix'); a PEFT "
             "checkpoint must be imported first"
         )
-    _check_version(metadata.get("version"))
+    version = known(metadata.get("version"))
     _check_fields("its metadata", metadata, {"format", "version", "prefix", "digest"})
     for name in ("prefix", "digest"):
         if not isinstance(metadata[name], str):
@@ -327,18 +293,7 @@ def _metadata(header: Mapping[str, Any]) -> tuple[str, dict[str, Any], str]:
         raise CorruptFile(f"its description is not JSON: {error}") from error
     if canonical != metadata["prefix"]:
         raise CorruptFile("its description is not canonical JSON (sorted names, no spaces)")
-    return metadata["version"], described, metadata["digest"]
-
-
-def _check_version(version: Any) -> None:
-    if version in VERSIONS:
-        return
-    if isinstance(version, str) and _NEWER.fullmatch(version):
-        raise UnsupportedVersion(
-            f"it has format version {version}; this Foreword reads versions "
-            f"{', '.join(VERSIONS)}. Update Foreword"
-        )
-    raise CorruptFile(f"its format version is {_short(version)}, expected one of {VERSIONS}")
+    return version, described, metadata["digest"]
 
 
 def _check_spelling(header: Mapping[str, Any], raw: bytes) -> None:
@@ -356,7 +311,7 @@ def _short(value: Any) -> str:
     return _REPR.repr(value)
 
 
-def _described(version: _Version, described: Mapping[str, Any], digest: str) -> _Outline:
+def _described(version: Version, described: Mapping[str, Any], digest: str) -> _Outline:
     """What the description says, each part checked."""
     own = {"head"} if version.has_head else set()
     _check_fields("its description", described, {"sites", "length", "dtype", "meta"} | own)
@@ -374,13 +329,14 @@ def _described(version: _Version, described: Mapping[str, Any], digest: str) -> 
         raise FormatError(
             f"its dtype is {_short(described['dtype'])}; expected one of {sorted(_NAMES)}"
         )
-    head = _head(described["head"]) if version.has_head else None
+    head = _head(version, described["head"]) if version.has_head else None
     return _Outline(sites, length, dtype, _meta(version, described["meta"]), head, digest)
 
 
-def _head(entry: Any) -> dict[str, Any]:
+def _head(version: Version, entry: Any) -> dict[str, Any]:
     """The description of a head, checked."""
-    _check_fields("its head", entry, {"task", "labels", "pooling", "width"})
+    own = {"pair"} if version.says_inputs else set()
+    _check_fields("its head", entry, {"task", "labels", "pooling", "width"} | own)
     if not _is_count(entry["width"]):
         raise CorruptFile(f"its head: width is {_short(entry['width'])}, expected {_COUNT}")
     if not isinstance(entry["labels"], list):
@@ -388,8 +344,13 @@ def _head(entry: Any) -> dict[str, Any]:
     for name in ("task", "pooling"):
         if not isinstance(entry[name], str | None):
             raise CorruptFile(f"its head: {name} is {_short(entry[name])}, expected text or null")
+    if version.says_inputs and entry["pair"] is not True:
+        raise CorruptFile(
+            f"its head: pair is {_short(entry['pair'])}, expected true; a head that reads one text is "
+            "one of version 3"
+        )
     try:
-        check_head(entry["task"], tuple(entry["labels"]), entry["pooling"])
+        check_head(entry["task"], tuple(entry["labels"]), entry["pooling"], pair="pair" in entry)
     except PrefixError as error:
         raise CorruptFile(f"its head: {error}") from error
     return dict(entry)
@@ -427,7 +388,7 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 1 <= value < MAX_COUNT
 
 
-def _meta(version: _Version, entry: Any) -> PrefixMeta:
+def _meta(version: Version, entry: Any) -> PrefixMeta:
     fields = {field.name for field in dataclasses.fields(PrefixMeta)}
     texts = {"backbone", "family", "fingerprint", "tokenizer", "positions", "windows", "bos"}
     if version.says_softmax:
@@ -451,7 +412,7 @@ def _meta(version: _Version, entry: Any) -> PrefixMeta:
         )
     softmax = entry.get("softmax")
     if softmax in SOFTMAX and softmax not in version.softmaxes:
-        other = next(v.name for v in _TABLE if softmax in v.softmaxes)
+        other = next(v.name for v in TABLE if softmax in v.softmaxes)
         raise CorruptFile(
             f"meta field 'softmax' is {softmax!r}; such a prefix is a file of version {other}"
         )

@@ -44,6 +44,7 @@ class Head:
             ``first`` or the ``last``. None for the other tasks.
         weight: (L, D).
         bias: (L,), of the same dtype.
+        pair: Whether a row that is classified is two texts, which the tokenizer puts together.
 
     Raises:
         PrefixError: Something of it does not fit the rest.
@@ -54,10 +55,11 @@ class Head:
     pooling: Pooling | None
     weight: Tensor = field(repr=False)
     bias: Tensor = field(repr=False)
+    pair: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self, PrefixError)
-        check_head(self.task, self.labels, self.pooling)
+        check_head(self.task, self.labels, self.pooling, pair=self.pair)
         shapes = tuple(self.weight.shape), tuple(self.bias.shape)
         fits = self.weight.ndim == 2 and shapes[1] == (len(self.labels),) == shapes[0][:1]
         if not fits or self.width < 1:
@@ -81,14 +83,23 @@ class Head:
         """Weight and bias."""
         return self.weight, self.bias
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether task, labels and pooling say all of it, as in the heads of the format's version 3."""
+        return not self.pair
+
     def describe(self) -> dict[str, Any]:
-        """Everything but the tensors' contents, as JSON values."""
-        return {
+        """Everything but the tensors' contents, as JSON values.
+
+        Of a plain head there is no more than there was before there were others.
+        """
+        plain = {
             "task": self.task,
             "labels": list(self.labels),
             "pooling": self.pooling,
             "width": self.width,
         }
+        return plain if self.is_plain else {**plain, "pair": self.pair}
 
     def to(self, dtype: torch.dtype) -> Head:
         """The same head with tensors of `dtype`."""
@@ -113,8 +124,10 @@ class Head:
         return hidden @ weight.T + bias
 
 
-def check_head(task: str, labels: tuple[str, ...], pooling: str | None) -> None:
-    """Check that a head's task, labels and pooling go together.
+def check_head(
+    task: str, labels: tuple[str, ...], pooling: str | None, *, pair: bool = False
+) -> None:
+    """Check that a head's task, labels, pooling and inputs go together.
 
     Raises:
         PrefixError: They do not.
@@ -138,6 +151,10 @@ def check_head(task: str, labels: tuple[str, ...], pooling: str | None) -> None:
     if pooling not in expected:
         raise PrefixError(
             f"a head for {task!r} has a pooling among {expected}; found {reprlib.repr(pooling)}"
+        )
+    if pair and task != "classify":
+        raise PrefixError(
+            f"a head that reads pairs of texts classifies them; found one for {task!r}"
         )
 
 

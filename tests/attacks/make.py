@@ -183,6 +183,12 @@ def as_version_3(entry: Any = None, parts: Tensors | None = None, **changes: Any
     return built(description, head_tensors() if parts is None else parts, version="3")
 
 
+def as_version_4(**changes: Any) -> bytes:
+    """The good file with a head for pairs of texts, as one of version 4."""
+    entry = {**head(), "pair": True, **changes}
+    return built(described(meta=meta(softmax="joint"), head=entry), head_tensors(), version="4")
+
+
 def with_recipe(text: str) -> bytes:
     """The good file but for the recipe, spelled as it stands here."""
     mark = '"prompt":"MARK"'
@@ -274,7 +280,7 @@ def metadata() -> dict[str, bytes]:
     spaced = json.dumps(described(), sort_keys=True)
     twice = canonical(described()).replace('"length":3', '"length":3,"length":3')
     return {
-        "metadata-version-newer": built(version="4", sites="elsewhere"),
+        "metadata-version-newer": built(version="999999", sites="elsewhere"),
         "metadata-version-not-text": built(version=1),
         "metadata-version-word": built(version="one"),
         "metadata-version-missing": lacking("version"),
@@ -416,6 +422,13 @@ def heads() -> dict[str, bytes]:
         "head-in-version-2": built(
             described(meta=meta(softmax="own"), head=head()), head_tensors(), version="2"
         ),
+        "head-in-version-4-without-pair": built(
+            described(meta=meta(softmax="joint"), head=head()), head_tensors(), version="4"
+        ),
+        "head-pair-in-version-3": as_version_3(pair=True),
+        "head-pair-false": as_version_4(pair=False),
+        "head-pair-number": as_version_4(pair=1),
+        "head-pair-of-tags": as_version_4(task="tag", pooling=None),
     }
 
 

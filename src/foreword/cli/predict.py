@@ -31,8 +31,8 @@ class PredictArguments:
     answers with their place and score."""
 
     features: Path | None = None
-    """Write the texts' feature vectors to this .safetensors file instead, as the tensor features of
-    shape (texts, hidden size). Any prefix will do for that."""
+    """Write the feature vectors of texts, or of pairs of texts, to this .safetensors file instead, as
+    the tensor features of shape (texts, hidden size). Any prefix will do for that."""
 
     batch_size: int = BATCH
     """Inputs in one batch."""
@@ -59,7 +59,8 @@ def predict(
         Name of the prefix in the store.
     text
         The input: a text; of a head that tags, words with spaces between; of one that answers, a JSON
-        object with question and context.
+        object with question and context; of one for pairs, a JSON object with text and text_pair, or
+        the columns that it was trained on.
     """
     prefix = store.open().load(name)
     if arguments.features is None:
@@ -69,12 +70,12 @@ def predict(
         loaded = backbone.load(prefix)
     size, strict = arguments.batch_size, arguments.strict
     if arguments.features is not None:
-        texts = [one for one in given if isinstance(one, str)]
-        if len(texts) != len(given):
-            raise DataError("features are those of texts; give a text, a .txt file, or lines")
-        vectors = features(loaded, texts, prefix, batch_size=size, strict=strict)
+        try:
+            vectors = features(loaded, given, prefix, batch_size=size, strict=strict)
+        except DataError as error:
+            raise DataError(f"features are those of texts or pairs of them: {error}") from error
         write_whole(arguments.features, tensors_as_bytes({"features": vectors.contiguous()}))
-        note(f"{len(texts)} vectors of {vectors.shape[1]} in {arguments.features}")
+        note(f"{len(given)} vectors of {vectors.shape[1]} in {arguments.features}")
         return
     for prediction in run_prediction(loaded, given, prefix, batch_size=size, strict=strict):
         shown = json.dumps(asdict(prediction), ensure_ascii=False)

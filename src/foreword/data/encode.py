@@ -32,11 +32,13 @@ class Encoded:
         labels: The same length, `IGNORED` where no token is predicted; the target of an
             encoder-decoder.
         truncated: Tokens that the prompt lost.
+        types: Of a pair which text each token belongs to, 0 or 1, for models that are told.
     """
 
     input_ids: list[int]
     labels: list[int]
     truncated: int = 0
+    types: list[int] | None = None
 
     @property
     def size(self) -> int:

@@ -88,7 +88,7 @@ class Labelled:
         """The readings of all rows, one after the other."""
         pairs = zip(self.readings, self.targets, strict=True)
         return [
-            Encoded(one.ids, target)
+            Encoded(one.ids, target, types=one.types)
             for readings, targets in pairs
             for one, target in zip(readings, targets, strict=True)
         ]

@@ -66,18 +66,20 @@ def with_head(
         return start.with_head(None)
     labels = labelling_rows(rows, settings)
     has = start.head
-    same = has is not None and (has.task, has.pooling) == (task, settings.pooling)
+    pair = settings.pair is not None
+    wanted = (task, settings.pooling, pair)
+    same = has is not None and (has.task, has.pooling, has.pair) == wanted
     if has is not None and same and set(labels) <= set(has.labels):
         return start
     zeros = torch.zeros(len(labels), backbone.width), torch.zeros(len(labels))
-    return start.with_head(Head(task, labels, settings.pooling, *zeros))
+    return start.with_head(Head(task, labels, settings.pooling, *zeros, pair=pair))
 
 
 @torch.no_grad()
 def scale_of(backbone: Backbone, start: Prefix, rows: Sequence[Encoded]) -> float:
     """Size of a natural step of a head's weight: all D of them together move a logit by about 1."""
     batch = Collator(padding_of(backbone.tokenizer, backbone.vocabulary))(rows[:SEEN])
-    inputs = {name: batch[name].to(backbone.device) for name in ("input_ids", "attention_mask")}
+    inputs = {name: batch[name].to(backbone.device) for name in batch if name != "labels"}
     with backbone.attached(start):
         hidden_BTD = KINDS[backbone.kind].hidden(backbone.model, inputs)
     real = hidden_BTD[inputs["attention_mask"].bool()]

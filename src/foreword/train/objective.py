@@ -39,15 +39,19 @@ def score(
     attention_mask: Tensor,
     labels: Tensor,
     head: Head | None = None,
+    token_type_ids: Tensor | None = None,
 ) -> Scores:
     """Score the labels of a right-padded batch; inputs are (B, T) int64.
 
     Without a head labels are tokens: those of a decoder are among its inputs, an encoder-decoder's
-    have a T of their own. With one they are its labels, as its task arranges them.
+    have a T of their own. With one they are its labels, as its task arranges them, and tokens of pairs
+    have types.
     """
     kind = kind_measured(model)
     if head is not None:
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if token_type_ids is not None:
+            inputs["token_type_ids"] = token_type_ids
         logits = head.logits(kind.hidden(model, inputs), attention_mask)
         return head_scores(head, logits, labels, attention_mask)
     inputs, following_BT = kind.supervised(model, input_ids, attention_mask, labels)

@@ -72,6 +72,10 @@ class TrainSettings:
     """Template of what the model shall say: " {ref}". The end of sequence is added. Of a head: its
     label, by default "{label}", or "{tags}"."""
 
+    pair: str | None = None
+    """Template of the second text, where pairs of texts are classified: "{hypothesis}". By default
+    "{text_pair}" of rows that have this column, where no templates are given."""
+
     length: int | None = None
     """Prefix length P, in virtual tokens; default: that of the prefix to start from, else 16. Of
     demonstrations, as many as fit whole are taken, so that the prefix may be shorter."""
@@ -209,8 +213,11 @@ class TrainSettings:
     @property
     def templates(self) -> Task:
         """The templates as a `Task`."""
-        return Task(self.prompt, self.target)
+        return Task(self.prompt, self.target, self.pair)
 
     def as_json(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return dataclasses.asdict(self)
+        """The fields as JSON values; there is no word of pairs where there are none."""
+        fields = dataclasses.asdict(self)
+        if self.pair is None:
+            del fields["pair"]
+        return fields

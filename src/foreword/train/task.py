@@ -12,6 +12,7 @@ from foreword.data.template import MESSAGES, columns
 from foreword.errors import DataError, PrefixError, TrainingError
 from foreword.head import HEAD_TASKS, check_head
 from foreword.tasks import LABELLINGS
+from foreword.tasks.classify import PAIR
 from foreword.train.settings import TaskName, TrainSettings
 
 Rows = Sequence[Mapping[str, Any]]
@@ -46,6 +47,8 @@ def for_task(backbone: Backbone, settings: TrainSettings, rows: Rows) -> TrainSe
         pooling = pooling or KINDS[backbone.kind].pooling
     elif pooling is not None:
         raise TrainingError(f"pooling is only used with task='classify'; found task={task!r}")
+    if settings.pair is not None and task != "classify":
+        raise TrainingError(f"pair is only used with task='classify'; found task={task!r}")
     settings = replace(settings, task=task, pooling=pooling)
     if task not in HEAD_TASKS:
         return settings
@@ -54,7 +57,8 @@ def for_task(backbone: Backbone, settings: TrainSettings, rows: Rows) -> TrainSe
     default = LABELLINGS[task].templates
     if settings.prompt is not None or default is None:
         return settings
-    return replace(settings, prompt=default.prompt, target=default.target)
+    pair = PAIR if task == "classify" and columns(PAIR)[0] in rows[0] else None
+    return replace(settings, prompt=default.prompt, target=default.target, pair=pair)
 
 
 def _suited(backbone: Backbone, settings: TrainSettings, rows: Rows) -> TaskName:
@@ -72,6 +76,8 @@ def _suited(backbone: Backbone, settings: TrainSettings, rows: Rows) -> TaskName
         if backbone.kind == "encoder" or {"text", "label"} <= names:
             return "classify"
         return "causal"
+    if settings.pair is not None:
+        return "classify"
     if backbone.kind == "decoder":
         return "causal"
     first = columns(settings.target or "")[0]
@@ -89,7 +95,7 @@ def labelling_rows(rows: Rows, settings: TrainSettings) -> tuple[str, ...]:
     labelling.columns(settings.templates, rows)
     found = labelling.labels(settings.templates, rows)
     try:
-        check_head(settings.task, found, settings.pooling)
+        check_head(settings.task, found, settings.pooling, pair=settings.pair is not None)
     except PrefixError as error:
         raise DataError(f"the rows' labels are none that a prefix's file holds: {error}") from error
     return found
