@@ -34,6 +34,9 @@ _METRICS = {
     "accuracy": "accuracy",
     "f1": "f1",
     "exact_match": "exact_match",
+    "pearson": "pearsonr",
+    "spearman": "spearmanr",
+    "mse": "mse",
 }
 """Figures that the Hub has a name for."""
 _PIPELINES: dict[str | None, str] = {
@@ -41,6 +44,7 @@ _PIPELINES: dict[str | None, str] = {
     "classify": "text-classification",
     "tag": "token-classification",
     "answer": "question-answering",
+    "regress": "text-classification",
 }
 """What the Hub calls the tasks of heads, and of a prefix without one."""
 

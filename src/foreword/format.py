@@ -29,7 +29,7 @@ from foreword.errors import (
     TruncatedFile,
 )
 from foreword.files import reason, write_whole
-from foreword.head import Head, check_head
+from foreword.head import Head, check_head, check_scale
 from foreword.header import parsed, raw_header, spelled
 from foreword.prefix import (
     SOFTMAX,
@@ -336,6 +336,7 @@ def _described(version: Version, described: Mapping[str, Any], digest: str) -> _
 def _head(version: Version, entry: Any) -> dict[str, Any]:
     """The description of a head, checked."""
     own = {"pair"} if version.says_inputs else set()
+    own |= {"mean", "deviation"} if version.measures else set()
     _check_fields("its head", entry, {"task", "labels", "pooling", "width"} | own)
     if not _is_count(entry["width"]):
         raise CorruptFile(f"its head: width is {_short(entry['width'])}, expected {_COUNT}")
@@ -344,13 +345,21 @@ def _head(version: Version, entry: Any) -> dict[str, Any]:
     for name in ("task", "pooling"):
         if not isinstance(entry[name], str | None):
             raise CorruptFile(f"its head: {name} is {_short(entry[name])}, expected text or null")
-    if version.says_inputs and entry["pair"] is not True:
+    if (entry["task"] == "regress") != version.measures:
+        raise CorruptFile(
+            f"its head: task is {_short(entry['task'])}; version 5 is for 'regress', and no other is"
+        )
+    if version.measures and type(entry["pair"]) is not bool:
+        raise CorruptFile(f"its head: pair is {_short(entry['pair'])}, expected true or false")
+    if version.says_inputs and not version.measures and entry["pair"] is not True:
         raise CorruptFile(
             f"its head: pair is {_short(entry['pair'])}, expected true; a head that reads one text is "
             "one of version 3"
         )
     try:
-        check_head(entry["task"], tuple(entry["labels"]), entry["pooling"], pair="pair" in entry)
+        pair = entry.get("pair", False)
+        check_head(entry["task"], tuple(entry["labels"]), entry["pooling"], pair=pair)
+        check_scale(entry["task"], entry.get("mean"), entry.get("deviation"))
     except PrefixError as error:
         raise CorruptFile(f"its head: {error}") from error
     return dict(entry)

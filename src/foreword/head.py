@@ -7,6 +7,7 @@ Shapes: B rows, T tokens, D hidden size, L labels.
 
 from __future__ import annotations
 
+import math
 import reprlib
 import unicodedata
 from dataclasses import dataclass, field, replace
@@ -18,11 +19,13 @@ from torch import Tensor
 from foreword.arguments import check_fields
 from foreword.errors import PrefixError
 
-HeadTask = Literal["classify", "tag", "answer"]
+HeadTask = Literal["classify", "tag", "answer", "regress"]
 Pooling = Literal["mean", "first", "last"]
 
 HEAD_TASKS: tuple[HeadTask, ...] = get_args(HeadTask)
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+POOLED: tuple[HeadTask, ...] = ("classify", "regress")
+"""Tasks in which one vector stands for a row."""
 MAX_LABEL = 256
 """Longest label, in characters."""
 _NO_TEXT = frozenset({"Cc", "Cs", "Co", "Zl", "Zp"})
@@ -30,6 +33,8 @@ _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """Embeddings, overrides and isolates of direction, which can make text read as another."""
 SPAN = ("start", "end")
 """Labels of a head that answers: where an answer starts, and where it ends."""
+VALUE = ("value",)
+"""What the one output of a head that measures stands for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,13 +43,18 @@ class Head:
 
     Attributes:
         task: ``classify``: a label for each row, from one vector that stands for it; ``tag``: a label
-            for each word, from its first token; ``answer``: where an answer starts and ends.
-        labels: What each output means; of a head that answers, `SPAN`.
-        pooling: Which vector stands for a row that is classified: the ``mean`` of its tokens, the
-            ``first`` or the ``last``. None for the other tasks.
+            for each word, from its first token; ``answer``: where an answer starts and ends;
+            ``regress``: a number for each row.
+        labels: What each output means; of a head that answers, `SPAN`, of one that measures, `VALUE`.
+        pooling: Which vector stands for a row that is classified or measured: the ``mean`` of its
+            tokens, the ``first`` or the ``last``. None for the other tasks.
         weight: (L, D).
         bias: (L,), of the same dtype.
-        pair: Whether a row that is classified is two texts, which the tokenizer puts together.
+        pair: Whether a row that is classified or measured is two texts, which the tokenizer puts
+            together.
+        mean: What an output of 0 stands for, of a head that measures: the mean of what it was trained
+            on. None for the other tasks.
+        deviation: By how much a step of 1 of the output moves that; above 0.
 
     Raises:
         PrefixError: Something of it does not fit the rest.
@@ -56,10 +66,13 @@ class Head:
     weight: Tensor = field(repr=False)
     bias: Tensor = field(repr=False)
     pair: bool = False
+    mean: float | None = None
+    deviation: float | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, PrefixError)
         check_head(self.task, self.labels, self.pooling, pair=self.pair)
+        check_scale(self.task, self.mean, self.deviation)
         shapes = tuple(self.weight.shape), tuple(self.bias.shape)
         fits = self.weight.ndim == 2 and shapes[1] == (len(self.labels),) == shapes[0][:1]
         if not fits or self.width < 1:
@@ -86,7 +99,12 @@ class Head:
     @property
     def is_plain(self) -> bool:
         """Whether task, labels and pooling say all of it, as in the heads of the format's version 3."""
-        return not self.pair
+        return not self.pair and not self.measures
+
+    @property
+    def measures(self) -> bool:
+        """Whether it gives numbers."""
+        return self.task == "regress"
 
     def describe(self) -> dict[str, Any]:
         """Everything but the tensors' contents, as JSON values.
@@ -99,7 +117,10 @@ class Head:
             "pooling": self.pooling,
             "width": self.width,
         }
-        return plain if self.is_plain else {**plain, "pair": self.pair}
+        if self.is_plain:
+            return plain
+        scale = {"mean": self.mean, "deviation": self.deviation} if self.measures else {}
+        return {**plain, "pair": self.pair, **scale}
 
     def to(self, dtype: torch.dtype) -> Head:
         """The same head with tensors of `dtype`."""
@@ -109,8 +130,14 @@ class Head:
         """The same head with other tensors."""
         return replace(self, weight=weight_LD, bias=bias_L)
 
+    def scaled(self, logits: Tensor) -> Tensor:
+        """What outputs stand for: of a head that measures numbers, else themselves."""
+        if self.mean is None or self.deviation is None:
+            return logits
+        return self.mean + self.deviation * logits.double()
+
     def logits(self, hidden_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-        """Float32 logits: (B, L) of a head that classifies, else (B, T, L).
+        """Float32 logits: (B, L) of a head that classifies or measures, else (B, T, L).
 
         Args:
             hidden_BTD: The backbone's last hidden states.
@@ -140,21 +167,43 @@ def check_head(
         raise PrefixError(
             f"a head that answers has the labels {SPAN}; found {reprlib.repr(labels)}"
         )
+    if task == "regress" and labels != VALUE:
+        raise PrefixError(
+            f"a head that measures has the labels {VALUE}; found {reprlib.repr(labels)}"
+        )
     for label in labels:
         if not is_label(label):
             raise PrefixError(
                 f"a label is 1 to {MAX_LABEL} printable characters; found {reprlib.repr(label)}"
             )
-    if len(labels) < 2 or len(set(labels)) != len(labels):
+    if (len(labels) < 2 and task != "regress") or len(set(labels)) != len(labels):
         raise PrefixError(f"a head needs at least two labels, all different; found {len(labels)}")
-    expected = POOLINGS if task == "classify" else (None,)
+    expected = POOLINGS if task in POOLED else (None,)
     if pooling not in expected:
         raise PrefixError(
             f"a head for {task!r} has a pooling among {expected}; found {reprlib.repr(pooling)}"
         )
-    if pair and task != "classify":
+    if pair and task not in POOLED:
         raise PrefixError(
-            f"a head that reads pairs of texts classifies them; found one for {task!r}"
+            f"a head that reads pairs of texts classifies them or measures them; found one for {task!r}"
+        )
+
+
+def check_scale(task: str, mean: object, deviation: object) -> None:
+    """Check that a head that measures, and no other, says what its output stands for.
+
+    Raises:
+        PrefixError: It does not.
+    """
+    if task != "regress":
+        if (mean, deviation) != (None, None):
+            raise PrefixError(f"a head for {task!r} has no mean and no deviation")
+        return
+    if not (type(mean) is float and math.isfinite(mean)):
+        raise PrefixError(f"a head that measures has a finite mean; found {reprlib.repr(mean)}")
+    if not (type(deviation) is float and 0 < deviation < math.inf):
+        raise PrefixError(
+            f"a head that measures has a deviation above 0; found {reprlib.repr(deviation)}"
         )
 
 

@@ -50,7 +50,7 @@ def predict(
         strict: Refuse a backbone with other weights than the prefix was made on.
 
     Returns:
-        Per input a `Classified`, a `Tagged` or an `Answered`, by the head's task.
+        Per input a `Classified`, a `Tagged`, an `Answered` or a `Measured`, by the head's task.
 
     Raises:
         DataError: The prefix has no head, or an input is not what it labels.
@@ -154,7 +154,7 @@ def head_of(prefix: Prefix) -> Head:
     if prefix.head is None:
         raise DataError(
             "this prefix has no head, so it writes text and labels nothing; use generate, or train one "
-            "with the task classify, tag or answer"
+            "with the task classify, tag, answer or regress"
         )
     return prefix.head
 
@@ -183,7 +183,7 @@ def predictions_of(
     logits: Sequence[Tensor],
 ) -> list[Prediction]:
     """What a head says of each row, by the logits of all rows' readings one after the other."""
-    labelling, rest = LABELLINGS[head.task], iter(logits)
+    labelling, rest = LABELLINGS[head.task], iter([head.scaled(one) for one in logits])
     return [
         labelling.predicted(templates, head.labels, row, own, [next(rest) for _ in own])
         for row, own in zip(rows, readings, strict=True)

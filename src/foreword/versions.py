@@ -19,6 +19,7 @@ class Version(NamedTuple):
         says_softmax: Whether it spells that out; else it is the only one.
         has_head: Whether they carry a head.
         says_inputs: Whether it says what a head's inputs are, and is for those alone that need it said.
+        measures: Whether the heads are those that give numbers, and it says on which scale.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Version(NamedTuple):
     says_softmax: bool
     has_head: bool
     says_inputs: bool = False
+    measures: bool = False
 
 
 TABLE = (
@@ -33,21 +35,23 @@ TABLE = (
     Version("2", ("own",), says_softmax=True, has_head=False),
     Version("3", SOFTMAX, says_softmax=True, has_head=True),
     Version("4", SOFTMAX, says_softmax=True, has_head=True, says_inputs=True),
+    Version("5", SOFTMAX, says_softmax=True, has_head=True, says_inputs=True, measures=True),
 )
 """Versions that are read; a prefix is written as the first that can say it."""
 VERSIONS = tuple(version.name for version in TABLE)
 
-_NEWER = re.compile(r"[5-9]|[1-9][0-9]{1,5}")
+_NEWER = re.compile(r"[6-9]|[1-9][0-9]{1,5}")
 
 
 def version_of(prefix: Prefix) -> str:
     """The first version of the format that can say what the prefix is."""
     head = prefix.head
-    kind = (head is not None, head is not None and not head.is_plain)
+    measures = head is not None and head.measures
+    kind = (head is not None, head is not None and not head.is_plain, measures)
     able = (
         version.name
         for version in TABLE
-        if (version.has_head, version.says_inputs) == kind
+        if (version.has_head, version.says_inputs, version.measures) == kind
         and prefix.meta.softmax in version.softmaxes
     )
     return next(able)

@@ -346,7 +346,7 @@ def test_the_command_line_reads_pairs(
 
 def test_what_pairs_cannot_be_used_for_is_refused() -> None:
     with pytest.raises(
-        TrainingError, match="pair is only used with task='classify'; found task='tag'"
+        TrainingError, match="pair is only used with task='classify' or task='regress'; found"
     ):
         for_task(backbone_of(), changed(**TEMPLATES, task="tag"), RENAMED)
     with pytest.raises(DataError, match="the pair template '{b}' needs a prompt template"):

@@ -18,7 +18,7 @@ from foreword.errors import DataError
 from foreword.files import write_whole
 from foreword.predict import BATCH, features, head_of
 from foreword.predict import predict as run_prediction
-from foreword.tasks import Answered, Classified, Prediction
+from foreword.tasks import Answered, Classified, Measured, Prediction
 
 
 @Parameter(name="*")
@@ -27,8 +27,8 @@ class PredictArguments:
     """What is made of the inputs, and how it is shown."""
 
     as_json: Annotated[bool, Parameter(name="--json")] = False
-    """Print one JSON object per input: labels with their probabilities, words with their tags, or
-    answers with their place and score."""
+    """Print one JSON object per input: labels with their probabilities, words with their tags,
+    answers with their place and score, or numbers."""
 
     features: Path | None = None
     """Write the feature vectors of texts, or of pairs of texts, to this .safetensors file instead, as
@@ -86,6 +86,8 @@ def line(prediction: Prediction) -> str:
     """A prediction for people."""
     if isinstance(prediction, Classified):
         return f"{prediction.label}  {prediction.probabilities[prediction.label]:.3f}"
+    if isinstance(prediction, Measured):
+        return f"{prediction.value:.6g}"
     if isinstance(prediction, Answered):
         return prediction.text
     return " ".join(_tagged(prediction.tokens, prediction.tags))

@@ -25,13 +25,15 @@ class Collator:
     def __call__(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
         """``input_ids``, ``attention_mask`` and ``labels``, each (B, T) int64.
 
-        Labels have a T of their own where rows do (encoder-decoders). Where rows have token types,
-        there are ``token_type_ids`` too.
+        Labels have a T of their own where rows do (encoder-decoders); those of rows that are measured
+        are float32. Where rows have token types, there are ``token_type_ids`` too.
         """
         longest = max(len(row.input_ids) for row in rows)
         ids_BT = torch.full((len(rows), longest), self.pad, dtype=torch.long)
         targets = max(len(row.labels) for row in rows)
-        labels_BT = torch.full((len(rows), targets), IGNORED, dtype=torch.long)
+        measured = any(isinstance(label, float) for row in rows for label in row.labels[:1])
+        dtype = torch.float32 if measured else torch.long
+        labels_BT = torch.full((len(rows), targets), IGNORED, dtype=dtype)
         mask_BT = torch.zeros(len(rows), longest, dtype=torch.long)
         for index, row in enumerate(rows):
             length = len(row.input_ids)

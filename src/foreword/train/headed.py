@@ -18,6 +18,7 @@ from foreword.data import Collator, Encoded
 from foreword.data.collate import padding_of
 from foreword.head import HEAD_TASKS, Head
 from foreword.prefix import Prefix, rms
+from foreword.tasks.regress import scale_of_numbers
 from foreword.train.parameterization import Parameterization
 from foreword.train.settings import TrainSettings
 from foreword.train.task import labelling_rows
@@ -72,7 +73,10 @@ def with_head(
     if has is not None and same and set(labels) <= set(has.labels):
         return start
     zeros = torch.zeros(len(labels), backbone.width), torch.zeros(len(labels))
-    return start.with_head(Head(task, labels, settings.pooling, *zeros, pair=pair))
+    mean, deviation = None, None
+    if task == "regress":
+        mean, deviation = scale_of_numbers(settings.templates, rows)
+    return start.with_head(Head(task, labels, settings.pooling, *zeros, pair, mean, deviation))
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ class Scores:
     """Per target (token or label) of a batch, in row-major order.
 
     Attributes:
-        nll_N: Negative log-likelihood in nats, float32.
+        nll_N: Negative log-likelihood in nats, or what else a head's task makes small, float32.
         hit_N: Whether the target is the likeliest.
         row_N: The row that it belongs to.
     """
@@ -65,5 +65,7 @@ def score(
 
 def head_scores(head: Head, logits: Tensor, labels: Tensor, mask_BT: Tensor) -> Scores:
     """Score what a head says: `Head.logits`, the labels that `Labelling.targets` gives."""
-    logits_NV, targets_N, row_N = LABELLINGS[head.task].flat(logits, labels, mask_BT)
-    return Scores(*token_nll(logits_NV, targets_N), row_N)
+    labelling = LABELLINGS[head.task]
+    outputs, targets_N, row_N = labelling.flat(logits, labels, mask_BT)
+    own = labelling.losses(head, outputs, targets_N)
+    return Scores(*(token_nll(outputs, targets_N) if own is None else own), row_N)

@@ -10,9 +10,10 @@ from foreword.backbone import Backbone
 from foreword.backbone.kinds import KINDS, with_article
 from foreword.data.template import MESSAGES, columns
 from foreword.errors import DataError, PrefixError, TrainingError
-from foreword.head import HEAD_TASKS, check_head
+from foreword.head import HEAD_TASKS, POOLED, check_head
 from foreword.tasks import LABELLINGS
 from foreword.tasks.classify import PAIR
+from foreword.tasks.regress import has_fractions
 from foreword.train.settings import TaskName, TrainSettings
 
 Rows = Sequence[Mapping[str, Any]]
@@ -23,8 +24,10 @@ _KINDS: dict[TaskName, tuple[str, ...]] = {
     "classify": ("encoder", "decoder"),
     "tag": ("encoder", "decoder"),
     "answer": ("encoder", "decoder"),
+    "regress": ("encoder", "decoder"),
 }
 """Kinds of backbones that can learn each task."""
+_POOLED = " or ".join(f"task={task!r}" for task in POOLED)
 
 
 def for_task(backbone: Backbone, settings: TrainSettings, rows: Rows) -> TrainSettings:
@@ -35,6 +38,9 @@ def for_task(backbone: Backbone, settings: TrainSettings, rows: Rows) -> TrainSe
         DataError: The templates are not for it.
     """
     task = settings.task or _suited(backbone, settings, rows)
+    if settings.task is None and task == "classify":
+        own = settings.templates if settings.prompt is not None else LABELLINGS[task].templates
+        task = "regress" if has_fractions(own or settings.templates, rows) else task
     if backbone.kind not in _KINDS[task]:
         able = [name for name, kinds in _KINDS.items() if backbone.kind in kinds]
         raise TrainingError(
@@ -43,12 +49,12 @@ def for_task(backbone: Backbone, settings: TrainSettings, rows: Rows) -> TrainSe
             f"{', '.join(able)}"
         )
     pooling = settings.pooling
-    if task == "classify":
+    if task in POOLED:
         pooling = pooling or KINDS[backbone.kind].pooling
     elif pooling is not None:
-        raise TrainingError(f"pooling is only used with task='classify'; found task={task!r}")
-    if settings.pair is not None and task != "classify":
-        raise TrainingError(f"pair is only used with task='classify'; found task={task!r}")
+        raise TrainingError(f"pooling is only used with {_POOLED}; found task={task!r}")
+    if settings.pair is not None and task not in POOLED:
+        raise TrainingError(f"pair is only used with {_POOLED}; found task={task!r}")
     settings = replace(settings, task=task, pooling=pooling)
     if task not in HEAD_TASKS:
         return settings
@@ -57,7 +63,7 @@ def for_task(backbone: Backbone, settings: TrainSettings, rows: Rows) -> TrainSe
     default = LABELLINGS[task].templates
     if settings.prompt is not None or default is None:
         return settings
-    pair = PAIR if task == "classify" and columns(PAIR)[0] in rows[0] else None
+    pair = PAIR if task in POOLED and columns(PAIR)[0] in rows[0] else None
     return replace(settings, prompt=default.prompt, target=default.target, pair=pair)
 
 
