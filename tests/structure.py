@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src/foreword"
 LAYERS = (
     "errors version lazy notices interrupt progress arguments options fallbacks files reach",
-    "description header outline",
+    "description header versions outline",
     "head",
     "prefix",
     "describe",

@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 
 from foreword import format as prefix_file
-from foreword import outline
+from foreword import versions
 from foreword.errors import (
     CorruptFile,
     FormatError,
@@ -36,9 +36,13 @@ ATTACKS = Path(make.__file__).parent
 GOLDEN = Path(__file__).parent / "golden" / "v1.safetensors"
 GOLDEN_2 = GOLDEN.with_name("v2.safetensors")
 GOLDEN_3 = GOLDEN.with_name("v3.safetensors")
+GOLDEN_4 = GOLDEN.with_name("v4.safetensors")
+GOLDEN_5 = GOLDEN.with_name("v5.safetensors")
 GOLDEN_DIGEST = "c2dbc7ee5f50efe2a5c988907c825859fb4db6479d3d1d7a4257788b07a0739c"
 GOLDEN_2_DIGEST = "b519956ecbef624ae7bb7e3a1939f35bfca58d8923bd88687c3877dd6c8c1b26"
 GOLDEN_3_DIGEST = "e28b89aa83d4ade32adf796a652925a171cb7435de5fda0dfdedfe4897876a3d"
+GOLDEN_4_DIGEST = "d8dd1bdc99d570303fae321e5da1515128cfaa188c203c628390ecaf1ed4fe77"
+GOLDEN_5_DIGEST = "93d979e391ee2a583743d932f3b29a3c601a5ca1e810ec8b0ee50f82363269ce"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 REFUSED: dict[str, tuple[type[FormatError], str]] = {
@@ -71,19 +75,19 @@ REFUSED: dict[str, tuple[type[FormatError], str]] = {
     "foreign-metadata-list": (FormatError, "it is not a Foreword prefix"),
     "metadata-version-newer": (
         UnsupportedVersion,
-        "it has format version 4; this Foreword reads",
+        "it has format version 999999; this Foreword reads versions 1, 2, 3, 4, 5. Update",
     ),
     "metadata-version-not-text": (
         CorruptFile,
-        "its format version is 1, expected one of ('1', '2', '3')",
+        "its format version is 1, expected one of ('1', '2', '3', '4', '5')",
     ),
     "metadata-version-word": (
         CorruptFile,
-        "its format version is 'one', expected one of ('1', '2', '3')",
+        "its format version is 'one', expected one of ('1', '2', '3', '4', '5')",
     ),
     "metadata-version-missing": (
         CorruptFile,
-        "its format version is None, expected one of ('1', '2', '3')",
+        "its format version is None, expected one of ('1', '2', '3', '4', '5')",
     ),
     "metadata-digest-missing": (CorruptFile, "its metadata has no 'digest'"),
     "metadata-digest-not-hexadecimal": (CorruptFile, r"its digest is '\x1b[2Jg000"),
@@ -246,6 +250,20 @@ REFUSED: dict[str, tuple[type[FormatError], str]] = {
     "head-without-softmax": (CorruptFile, "its meta has no 'softmax'"),
     "head-in-version-1": (CorruptFile, "its description has an unknown 'head'"),
     "head-in-version-2": (CorruptFile, "its description has an unknown 'head'"),
+    "head-in-version-4-without-pair": (CorruptFile, "its head has no 'pair'"),
+    "head-regress-in-version-3": (CorruptFile, "task is 'regress'; version 5 is for 'regress'"),
+    "head-classify-in-version-5": (CorruptFile, "task is 'classify'; version 5 is for 'regress'"),
+    "head-regress-labels": (CorruptFile, "a head that measures has the labels ('value',)"),
+    "head-regress-pair-number": (CorruptFile, "its head: pair is 0, expected true or false"),
+    "head-regress-mean-whole": (CorruptFile, "a head that measures has a finite mean; found 3"),
+    "head-regress-mean-text": (CorruptFile, "a head that measures has a finite mean; found '3.0'"),
+    "head-regress-deviation-zero": (CorruptFile, "a deviation above 0; found 0.0"),
+    "head-regress-deviation-missing": (CorruptFile, "a deviation above 0; found None"),
+    "head-regress-pooling-missing": (CorruptFile, "a head for 'regress' has a pooling among"),
+    "head-pair-in-version-3": (CorruptFile, "its head has an unknown 'pair'"),
+    "head-pair-false": (CorruptFile, "its head: pair is False, expected true"),
+    "head-pair-number": (CorruptFile, "its head: pair is 1, expected true"),
+    "head-pair-of-tags": (CorruptFile, "a head that reads pairs of texts classifies them"),
 }
 """Per hostile file the exact class of the error, and a part of its message that names the thing."""
 
@@ -461,6 +479,42 @@ def test_the_golden_file_of_version_3_loads_and_is_still_written() -> None:
     assert prefix_file.encode(expected) == GOLDEN_3.read_bytes()
 
 
+def for_pairs() -> Prefix:
+    """The golden prefix with a head that classifies pairs of texts, number by number."""
+    tags = with_head().head
+    assert tags is not None
+    labels = ("entailment", "neutral", "contradiction")
+    return golden().with_head(Head("classify", labels, "first", tags.weight, tags.bias, pair=True))
+
+
+def test_the_golden_file_of_version_4_loads_and_is_still_written() -> None:
+    found, expected = prefix_file.load(GOLDEN_4), for_pairs()
+    assert found.digest == GOLDEN_4_DIGEST == expected.digest
+    assert found.head is not None
+    assert (found.head.task, found.head.pooling, found.head.pair) == ("classify", "first", True)
+    assert found.head.labels == ("entailment", "neutral", "contradiction")
+    assert found.head.weight[2, 3].item() == 23 / 8 - 1
+    assert found.meta.softmax == "joint"
+    assert prefix_file.encode(expected) == GOLDEN_4.read_bytes()
+
+
+def that_measures() -> Prefix:
+    """The golden prefix with a head that measures pairs of texts, number by number."""
+    rows, bias = torch.tensor([[-1.0, -0.875, -0.75, -0.625]]), torch.tensor([0.25])
+    head = Head("regress", ("value",), "mean", rows, bias, True, mean=3.0, deviation=1e-05)
+    return golden().with_head(head)
+
+
+def test_the_golden_file_of_version_5_loads_and_is_still_written() -> None:
+    found, expected = prefix_file.load(GOLDEN_5), that_measures()
+    assert found.digest == GOLDEN_5_DIGEST == expected.digest
+    assert found.head is not None
+    assert (found.head.task, found.head.pooling, found.head.pair) == ("regress", "mean", True)
+    assert (found.head.mean, found.head.deviation) == (3.0, 1e-05)
+    assert found.head.weight.tolist() == [[-1.0, -0.875, -0.75, -0.625]]
+    assert prefix_file.encode(expected) == GOLDEN_5.read_bytes()
+
+
 def test_a_head_comes_back_bit_for_bit(tmp_path: Path) -> None:
     prefix = with_head().to(torch.bfloat16)
     prefix_file.save(prefix, tmp_path / "p.safetensors")
@@ -532,7 +586,7 @@ def test_a_prefix_is_written_in_the_first_version_that_can_say_it() -> None:
 # Headers alone
 
 
-@pytest.mark.parametrize("file", [GOLDEN, GOLDEN_2, GOLDEN_3])
+@pytest.mark.parametrize("file", [GOLDEN, GOLDEN_2, GOLDEN_3, GOLDEN_4, GOLDEN_5])
 def test_an_outline_is_the_prefix_without_its_contents(file: Path) -> None:
     whole, outline = prefix_file.load(file), prefix_file.outline(file)
     assert outline.describe() == whole.describe()
@@ -758,7 +812,9 @@ def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
 def test_one_table_says_what_each_version_is_for() -> None:
     """Each kind of prefix has one version, and no version two meanings."""
     kinds = [
-        (version.has_head, softmax) for version in outline.TABLE for softmax in version.softmaxes
+        (version.has_head, version.says_inputs, version.measures, softmax)
+        for version in versions.TABLE
+        for softmax in version.softmaxes
     ]
-    assert len(set(kinds)) == len(kinds) == 4
-    assert prefix_file.VERSIONS == ("1", "2", "3")
+    assert len(set(kinds)) == len(kinds) == 8
+    assert versions.VERSIONS == ("1", "2", "3", "4", "5")

@@ -34,6 +34,9 @@ _METRICS = {
     "accuracy": "accuracy",
     "f1": "f1",
     "exact_match": "exact_match",
+    "pearson": "pearsonr",
+    "spearman": "spearmanr",
+    "mse": "mse",
 }
 """Figures that the Hub has a name for."""
 _PIPELINES: dict[str | None, str] = {
@@ -41,6 +44,7 @@ _PIPELINES: dict[str | None, str] = {
     "classify": "text-classification",
     "tag": "token-classification",
     "answer": "question-answering",
+    "regress": "text-classification",
 }
 """What the Hub calls the tasks of heads, and of a prefix without one."""
 
@@ -170,7 +174,13 @@ def _use(prefix: Prefix, repo_id: str, name: str) -> str:
     if not isinstance(template, str):
         return text
     spelled = code(json.dumps(template, ensure_ascii=False))
-    return f"{text}\nInputs are put into the template {spelled}.\n"
+    if prefix.head is None or not prefix.head.pair:
+        return f"{text}\nInputs are put into the template {spelled}.\n"
+    second = code(json.dumps(prefix.meta.recipe.get("pair"), ensure_ascii=False))
+    return (
+        f"{text}\nAn input is a row, or its JSON object, with two texts: the first is made by the "
+        f"template {spelled}, the second by {second}.\n"
+    )
 
 
 def _facts(prefix: Prefix) -> Iterator[tuple[str, str]]:

@@ -50,7 +50,11 @@ def head_words(prefix: Prefix) -> str:
         return "none: it writes text"
     how = "" if head.pooling is None else f", from the {head.pooling} of a row's hidden states"
     shown = ", ".join(head.labels[:SHOWN]) + (", ..." if len(head.labels) > SHOWN else "")
-    return f"{head.task}: {len(head.labels)} labels ({shown}){how}"
+    if head.measures:
+        read = "pairs of texts" if head.pair else "texts"
+        return f"{head.task}: a number for {read}, around {head.mean:g} ± {head.deviation:g}{how}"
+    what = f"{head.task} pairs of texts" if head.pair else head.task
+    return f"{what}: {len(head.labels)} labels ({shown}){how}"
 
 
 def norms(prefix: Prefix) -> list[dict[str, float]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import reprlib
 import unicodedata
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ Positions = Literal["free", "offset"]
 WindowPolicy = Literal["visible", "windowed"]
 Bos = Literal["prefix", "input", "none"]
 Softmax = Literal["joint", "own"]
-HeadTask = Literal["classify", "tag", "answer"]
+HeadTask = Literal["classify", "tag", "answer", "regress"]
 Pooling = Literal["mean", "first", "last"]
 
 POSITIONS: tuple[Positions, ...] = ("free", "offset")
@@ -39,6 +40,8 @@ MAX_DEPTH = 64
 
 HEAD_TASKS: tuple[HeadTask, ...] = get_args(HeadTask)
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+POOLED: tuple[HeadTask, ...] = ("classify", "regress")
+"""Tasks in which one vector stands for a row."""
 MAX_LABEL = 256
 """Longest label, in characters."""
 _NO_TEXT = frozenset({"Cc", "Cs", "Co", "Zl", "Zp"})
@@ -46,6 +49,8 @@ _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """Embeddings, overrides and isolates of direction, which can make text read as another."""
 SPAN = ("start", "end")
 """Labels of a head that answers: where an answer starts, and where it ends."""
+VALUE = ("value",)
+"""What the one output of a head that measures stands for."""
 
 
 @dataclass(frozen=True)
@@ -158,8 +163,10 @@ class PrefixMeta:
         return fields
 
 
-def check_head(task: str, labels: tuple[str, ...], pooling: str | None) -> None:
-    """Check that a head's task, labels and pooling go together.
+def check_head(
+    task: str, labels: tuple[str, ...], pooling: str | None, *, pair: bool = False
+) -> None:
+    """Check that a head's task, labels, pooling and inputs go together.
 
     Raises:
         PrefixError: They do not.
@@ -172,17 +179,43 @@ def check_head(task: str, labels: tuple[str, ...], pooling: str | None) -> None:
         raise PrefixError(
             f"a head that answers has the labels {SPAN}; found {reprlib.repr(labels)}"
         )
+    if task == "regress" and labels != VALUE:
+        raise PrefixError(
+            f"a head that measures has the labels {VALUE}; found {reprlib.repr(labels)}"
+        )
     for label in labels:
         if not is_label(label):
             raise PrefixError(
                 f"a label is 1 to {MAX_LABEL} printable characters; found {reprlib.repr(label)}"
             )
-    if len(labels) < 2 or len(set(labels)) != len(labels):
+    if (len(labels) < 2 and task != "regress") or len(set(labels)) != len(labels):
         raise PrefixError(f"a head needs at least two labels, all different; found {len(labels)}")
-    expected = POOLINGS if task == "classify" else (None,)
+    expected = POOLINGS if task in POOLED else (None,)
     if pooling not in expected:
         raise PrefixError(
             f"a head for {task!r} has a pooling among {expected}; found {reprlib.repr(pooling)}"
+        )
+    if pair and task not in POOLED:
+        raise PrefixError(
+            f"a head that reads pairs of texts classifies them or measures them; found one for {task!r}"
+        )
+
+
+def check_scale(task: str, mean: object, deviation: object) -> None:
+    """Check that a head that measures, and no other, says what its output stands for.
+
+    Raises:
+        PrefixError: It does not.
+    """
+    if task != "regress":
+        if (mean, deviation) != (None, None):
+            raise PrefixError(f"a head for {task!r} has no mean and no deviation")
+        return
+    if not (type(mean) is float and math.isfinite(mean)):
+        raise PrefixError(f"a head that measures has a finite mean; found {reprlib.repr(mean)}")
+    if not (type(deviation) is float and 0 < deviation < math.inf):
+        raise PrefixError(
+            f"a head that measures has a deviation above 0; found {reprlib.repr(deviation)}"
         )
 
 

@@ -26,14 +26,13 @@ from foreword.outline import (
     FORMAT,
     HEAD_TENSORS,
     SUFFIX,
-    TABLE,
-    VERSIONS,
     Outline,
     approved,
     opened,
     short,
 )
 from foreword.prefix import Prefix, check_prefix, tensor_bytes
+from foreword.versions import VERSIONS, version_of
 
 __all__ = [
     "SUFFIX",
@@ -81,7 +80,7 @@ def encode(prefix: Prefix) -> bytes:
     """The bytes of a prefix's file: the same bytes for the same prefix."""
     metadata = {
         "format": FORMAT,
-        "version": _version(prefix),
+        "version": version_of(prefix),
         "prefix": canonical_json(prefix.describe()).decode(),
         "digest": prefix.digest,
     }
@@ -99,13 +98,6 @@ def encode(prefix: Prefix) -> bytes:
         }
     raw = spelled(header)
     return b"".join((struct.pack("<Q", len(raw)), raw, *map(tensor_bytes, prefix.tensors)))
-
-
-def _version(prefix: Prefix) -> str:
-    """The first version of the format that can say what the prefix is."""
-    with_head = prefix.head is not None
-    able = (v.name for v in TABLE if v.has_head == with_head and prefix.meta.softmax in v.softmaxes)
-    return next(able)
 
 
 def load(path: str | os.PathLike[str]) -> Prefix:
@@ -205,9 +197,10 @@ def _filled(outline: Outline, tensors: Mapping[str, torch.Tensor]) -> Prefix:
     """The prefix of an outline and these tensors."""
     head = None
     if outline.head is not None:
-        own = (tensors[name] for name in HEAD_TENSORS)
-        labels = tuple(outline.head["labels"])
-        head = Head(outline.head["task"], labels, outline.head["pooling"], *own)
+        weight, bias = (tensors[name] for name in HEAD_TENSORS)
+        entry = {name: value for name, value in outline.head.items() if name != "width"}
+        labels = tuple(entry.pop("labels"))
+        head = Head(labels=labels, weight=weight, bias=bias, **entry)
     return Prefix(
         outline.sites,
         tuple(tensors[f"{site.label}.key"] for site in outline.sites),

@@ -17,11 +17,14 @@ from foreword.arguments import check_fields
 from foreword.description import (
     HEAD_TASKS,
     MAX_LABEL,
+    POOLED,
     POOLINGS,
     SPAN,
+    VALUE,
     HeadTask,
     Pooling,
     check_head,
+    check_scale,
     is_label,
 )
 from foreword.errors import PrefixError
@@ -29,12 +32,15 @@ from foreword.errors import PrefixError
 __all__ = [
     "HEAD_TASKS",
     "MAX_LABEL",
+    "POOLED",
     "POOLINGS",
     "SPAN",
+    "VALUE",
     "Head",
     "HeadTask",
     "Pooling",
     "check_head",
+    "check_scale",
     "is_label",
     "pooled",
 ]
@@ -46,12 +52,18 @@ class Head:
 
     Attributes:
         task: ``classify``: a label for each row, from one vector that stands for it; ``tag``: a label
-            for each word, from its first token; ``answer``: where an answer starts and ends.
-        labels: What each output means; of a head that answers, `SPAN`.
-        pooling: Which vector stands for a row that is classified: the ``mean`` of its tokens, the
-            ``first`` or the ``last``. None for the other tasks.
+            for each word, from its first token; ``answer``: where an answer starts and ends;
+            ``regress``: a number for each row.
+        labels: What each output means; of a head that answers, `SPAN`, of one that measures, `VALUE`.
+        pooling: Which vector stands for a row that is classified or measured: the ``mean`` of its
+            tokens, the ``first`` or the ``last``. None for the other tasks.
         weight: (L, D).
         bias: (L,), of the same dtype.
+        pair: Whether a row that is classified or measured is two texts, which the tokenizer puts
+            together.
+        mean: What an output of 0 stands for, of a head that measures: the mean of what it was trained
+            on. None for the other tasks.
+        deviation: By how much a step of 1 of the output moves that; above 0.
 
     Raises:
         PrefixError: Something of it does not fit the rest.
@@ -62,10 +74,14 @@ class Head:
     pooling: Pooling | None
     weight: Tensor = field(repr=False)
     bias: Tensor = field(repr=False)
+    pair: bool = False
+    mean: float | None = None
+    deviation: float | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, PrefixError)
-        check_head(self.task, self.labels, self.pooling)
+        check_head(self.task, self.labels, self.pooling, pair=self.pair)
+        check_scale(self.task, self.mean, self.deviation)
         shapes = tuple(self.weight.shape), tuple(self.bias.shape)
         fits = self.weight.ndim == 2 and shapes[1] == (len(self.labels),) == shapes[0][:1]
         if not fits or self.width < 1:
@@ -89,14 +105,31 @@ class Head:
         """Weight and bias."""
         return self.weight, self.bias
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether task, labels and pooling say all of it, as in the heads of the format's version 3."""
+        return not self.pair and not self.measures
+
+    @property
+    def measures(self) -> bool:
+        """Whether it gives numbers."""
+        return self.task == "regress"
+
     def describe(self) -> dict[str, Any]:
-        """Everything but the tensors' contents, as JSON values."""
-        return {
+        """Everything but the tensors' contents, as JSON values.
+
+        Of a plain head there is no more than there was before there were others.
+        """
+        plain = {
             "task": self.task,
             "labels": list(self.labels),
             "pooling": self.pooling,
             "width": self.width,
         }
+        if self.is_plain:
+            return plain
+        scale = {"mean": self.mean, "deviation": self.deviation} if self.measures else {}
+        return {**plain, "pair": self.pair, **scale}
 
     def to(self, dtype: torch.dtype) -> Head:
         """The same head with tensors of `dtype`."""
@@ -106,8 +139,14 @@ class Head:
         """The same head with other tensors."""
         return replace(self, weight=weight_LD, bias=bias_L)
 
+    def scaled(self, logits: Tensor) -> Tensor:
+        """What outputs stand for: of a head that measures numbers, else themselves."""
+        if self.mean is None or self.deviation is None:
+            return logits
+        return self.mean + self.deviation * logits.double()
+
     def logits(self, hidden_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-        """Float32 logits: (B, L) of a head that classifies, else (B, T, L).
+        """Float32 logits: (B, L) of a head that classifies or measures, else (B, T, L).
 
         Args:
             hidden_BTD: The backbone's last hidden states.

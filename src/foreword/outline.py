@@ -15,45 +15,27 @@ from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from foreword.arguments import path_of
-from foreword.description import SOFTMAX, PrefixMeta, Site, canonical_json, check_head
+from foreword.description import (
+    SOFTMAX,
+    PrefixMeta,
+    Site,
+    canonical_json,
+    check_head,
+    check_scale,
+)
 from foreword.errors import (
     CorruptFile,
     FormatError,
     PrefixError,
     TruncatedFile,
-    UnsupportedVersion,
 )
 from foreword.files import reason
 from foreword.header import parsed, raw_header, spelled
+from foreword.versions import TABLE, Version, known
 
 T = TypeVar("T")
 
 FORMAT = "foreword-prefix"
-
-
-class Version(NamedTuple):
-    """What a version of the format says of a prefix, beyond what all of them do.
-
-    Attributes:
-        name: The version.
-        softmaxes: Softmaxes of the prefixes that it is for.
-        says_softmax: Whether it spells that out; else it is the only one.
-        has_head: Whether they carry a head.
-    """
-
-    name: str
-    softmaxes: tuple[str, ...]
-    says_softmax: bool
-    has_head: bool
-
-
-TABLE = (
-    Version("1", ("joint",), says_softmax=False, has_head=False),
-    Version("2", ("own",), says_softmax=True, has_head=False),
-    Version("3", SOFTMAX, says_softmax=True, has_head=True),
-)
-"""Versions that are read; a prefix is written as the first that can say it."""
-VERSIONS = tuple(version.name for version in TABLE)
 SUFFIX = ".safetensors"
 MAX_COUNT = 2**31
 """Every length, dimension, window and layer is below it."""
@@ -66,7 +48,6 @@ _SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 HEAD_TENSORS = ["head.weight", "head.bias"]
 _STACK = re.compile(r"[a-z][a-z_]{0,31}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_NEWER = re.compile(r"[4-9]|[1-9][0-9]{1,5}")
 _COUNT = f"a whole number from 1 to {MAX_COUNT - 1}"
 _REPR = reprlib.Repr()
 _REPR.maxstring = 60
@@ -136,12 +117,12 @@ def approved(file: BinaryIO, size: int) -> Outline:
     header = parsed("header", raw)
     version, described, digest = _metadata(header)
     _check_spelling(header, raw)
-    outline = _described(TABLE[VERSIONS.index(version)], described, digest)
+    outline = _described(version, described, digest)
     _check_tensors(header, outline, size - 8 - len(raw))
     return outline
 
 
-def _metadata(header: Mapping[str, Any]) -> tuple[str, dict[str, Any], str]:
+def _metadata(header: Mapping[str, Any]) -> tuple[Version, dict[str, Any], str]:
     """The format's version, the description of the prefix, the digest that the file claims."""
     metadata = header.get("__metadata__")
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
@@ -149,7 +130,7 @@ def _metadata(header: Mapping[str, Any]) -> tuple[str, dict[str, Any], str]:
             "it is not a Foreword prefix (its metadata has no format 'foreword-prefix'); a PEFT "
             "checkpoint must be imported first"
         )
-    _check_version(metadata.get("version"))
+    version = known(metadata.get("version"))
     _check_fields("its metadata", metadata, {"format", "version", "prefix", "digest"})
     for name in ("prefix", "digest"):
         if not isinstance(metadata[name], str):
@@ -165,18 +146,7 @@ def _metadata(header: Mapping[str, Any]) -> tuple[str, dict[str, Any], str]:
         raise CorruptFile(f"its description is not JSON: {error}") from error
     if canonical != metadata["prefix"]:
         raise CorruptFile("its description is not canonical JSON (sorted names, no spaces)")
-    return metadata["version"], described, metadata["digest"]
-
-
-def _check_version(version: Any) -> None:
-    if version in VERSIONS:
-        return
-    if isinstance(version, str) and _NEWER.fullmatch(version):
-        raise UnsupportedVersion(
-            f"it has format version {version}; this Foreword reads versions "
-            f"{', '.join(VERSIONS)}. Update Foreword"
-        )
-    raise CorruptFile(f"its format version is {short(version)}, expected one of {VERSIONS}")
+    return version, described, metadata["digest"]
 
 
 def _check_spelling(header: Mapping[str, Any], raw: bytes) -> None:
@@ -210,13 +180,15 @@ def _described(version: Version, described: Mapping[str, Any], digest: str) -> O
     dtype = described["dtype"]
     if not isinstance(dtype, str) or dtype not in CODES:
         raise FormatError(f"its dtype is {short(dtype)}; expected one of {sorted(CODES)}")
-    head = _head(described["head"]) if version.has_head else None
+    head = _head(version, described["head"]) if version.has_head else None
     return Outline(sites, length, dtype, _meta(version, described["meta"]), head, digest)
 
 
-def _head(entry: Any) -> dict[str, Any]:
+def _head(version: Version, entry: Any) -> dict[str, Any]:
     """The description of a head, checked."""
-    _check_fields("its head", entry, {"task", "labels", "pooling", "width"})
+    own = {"pair"} if version.says_inputs else set()
+    own |= {"mean", "deviation"} if version.measures else set()
+    _check_fields("its head", entry, {"task", "labels", "pooling", "width"} | own)
     if not _is_count(entry["width"]):
         raise CorruptFile(f"its head: width is {short(entry['width'])}, expected {_COUNT}")
     if not isinstance(entry["labels"], list):
@@ -224,8 +196,21 @@ def _head(entry: Any) -> dict[str, Any]:
     for name in ("task", "pooling"):
         if not isinstance(entry[name], str | None):
             raise CorruptFile(f"its head: {name} is {short(entry[name])}, expected text or null")
+    if (entry["task"] == "regress") != version.measures:
+        raise CorruptFile(
+            f"its head: task is {short(entry['task'])}; version 5 is for 'regress', and no other is"
+        )
+    if version.measures and type(entry["pair"]) is not bool:
+        raise CorruptFile(f"its head: pair is {short(entry['pair'])}, expected true or false")
+    if version.says_inputs and not version.measures and entry["pair"] is not True:
+        raise CorruptFile(
+            f"its head: pair is {short(entry['pair'])}, expected true; a head that reads one text is "
+            "one of version 3"
+        )
     try:
-        check_head(entry["task"], tuple(entry["labels"]), entry["pooling"])
+        pair = entry.get("pair", False)
+        check_head(entry["task"], tuple(entry["labels"]), entry["pooling"], pair=pair)
+        check_scale(entry["task"], entry.get("mean"), entry.get("deviation"))
     except PrefixError as error:
         raise CorruptFile(f"its head: {error}") from error
     return dict(entry)

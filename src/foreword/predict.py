@@ -6,6 +6,7 @@ Shapes: B rows, T tokens, D hidden size, L labels, N inputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,16 +16,18 @@ from foreword.arguments import check_count, shown
 from foreword.backbone import Backbone
 from foreword.backbone.given import check_backbone
 from foreword.backbone.kinds import KINDS
-from foreword.data import Task
-from foreword.data.collate import padding_of, right_padded
+from foreword.data import Encoded, Task
+from foreword.data.collate import padding_of, unlabelled
 from foreword.data.inputs import Inputs, inputs_of, of_each, texts_of
 from foreword.data.room import Room
+from foreword.data.template import Input
 from foreword.errors import DataError
 from foreword.head import POOLINGS, Head, Pooling, pooled
 from foreword.options import BATCH
 from foreword.prefix import Prefix, check_prefix
 from foreword.progress import Watch, unwatched
 from foreword.tasks import LABELLINGS, Prediction, Reader, Reading, reader_for
+from foreword.tasks.classify import PAIR, read
 
 
 def predict(
@@ -40,13 +43,14 @@ def predict(
     Args:
         backbone: The backbone, left as it was found.
         inputs: Texts or rows, one alone, or the `Path` of a file of them. Of a head that tags, a text is
-            split at spaces; of one that answers, it is a JSON object with question and context.
+            split at spaces; of one that answers, it is a JSON object with question and context, and
+            of one for pairs one with both texts.
         prefix: The prefix, with a head.
         batch_size: Inputs, or windows of them, in one batch.
         strict: Refuse a backbone with other weights than the prefix was made on.
 
     Returns:
-        Per input a `Classified`, a `Tagged` or an `Answered`, by the head's task.
+        Per input a `Classified`, a `Tagged`, an `Answered` or a `Measured`, by the head's task.
 
     Raises:
         DataError: The prefix has no head, or an input is not what it labels.
@@ -81,11 +85,12 @@ def features(
     batch_size: int = BATCH,
     strict: bool = False,
 ) -> Tensor:
-    """A vector for each text: what the backbone makes of it under a prefix.
+    """A vector for each text, or pair of texts: what the backbone makes of it under a prefix.
 
     Args:
         backbone: The backbone, left as it was found.
-        texts: The texts, one alone, or the `Path` of a file of them.
+        texts: The texts, one alone, or the `Path` of a file of them. A pair of texts is a row with the
+            columns of the prefix's head for pairs, else with ``text`` and ``text_pair``.
         prefix: The prefix, with a head or without; None for the frozen model alone.
         pooling: The ``mean`` of the tokens' last hidden states, the ``first`` or the ``last``; by
             default that of the prefix's head, else the mean of an encoder and the last of a decoder.
@@ -112,7 +117,8 @@ def features(
     own = prefix.head.pooling if prefix is not None and prefix.head is not None else None
     how = pooling or own or KINDS[backbone.kind].pooling
     reader = prefix_reader(backbone, prefix)
-    readings = of_each(texts_of(texts), lambda text: [reader.read(text)])
+    pairs = _pairs_of(prefix)
+    readings = of_each(texts_of(texts, pairs.asked), lambda one: [_read(reader, pairs, one)])
     found: list[Tensor] = list(
         _each(
             backbone,
@@ -127,6 +133,17 @@ def features(
     return torch.stack(found)
 
 
+def _pairs_of(prefix: Prefix | None) -> Task:
+    """Where the two texts of a pair are."""
+    if prefix is not None and prefix.head is not None and prefix.head.pair:
+        return templates_of(prefix)
+    return Task("{text}", "{label}", PAIR)
+
+
+def _read(reader: Reader, pairs: Task, one: Input) -> Reading:
+    return reader.read(one) if isinstance(one, str) else read(reader, pairs, one)
+
+
 def head_of(prefix: Prefix) -> Head:
     """The prefix's head.
 
@@ -137,18 +154,19 @@ def head_of(prefix: Prefix) -> Head:
     if prefix.head is None:
         raise DataError(
             "this prefix has no head, so it writes text and labels nothing; use generate, or train one "
-            "with the task classify, tag or answer"
+            "with the task classify, tag, answer or regress"
         )
     return prefix.head
 
 
 def templates_of(prefix: Prefix) -> Task:
     """The templates that a prefix with a head was trained with, else those of its task."""
-    recipe = prefix.meta.recipe
-    default = LABELLINGS[head_of(prefix).task].templates or Task()
+    recipe, head = prefix.meta.recipe, head_of(prefix)
+    default = LABELLINGS[head.task].templates or Task()
+    pair = recipe.get("pair", PAIR) if head.pair else None
     if recipe.get("prompt") is None:
-        return default
-    return Task(recipe["prompt"], recipe.get("target"))
+        return replace(default, second=pair)
+    return Task(recipe["prompt"], recipe.get("target"), pair)
 
 
 def prefix_reader(backbone: Backbone, prefix: Prefix | None) -> Reader:
@@ -165,7 +183,7 @@ def predictions_of(
     logits: Sequence[Tensor],
 ) -> list[Prediction]:
     """What a head says of each row, by the logits of all rows' readings one after the other."""
-    labelling, rest = LABELLINGS[head.task], iter(logits)
+    labelling, rest = LABELLINGS[head.task], iter([head.scaled(one) for one in logits])
     return [
         labelling.predicted(templates, head.labels, row, own, [next(rest) for _ in own])
         for row, own in zip(rows, readings, strict=True)
@@ -205,7 +223,10 @@ def _each(
     with backbone.inferring(prefix):
         for first in range(0, len(order), batch_size):
             batch = order[first : first + batch_size]
-            padded = right_padded([readings[index].ids for index in batch], pad)
+            rows = [
+                Encoded(readings[index].ids, [], types=readings[index].types) for index in batch
+            ]
+            padded = unlabelled(rows, pad)
             inputs = {name: tensor.to(backbone.device) for name, tensor in padded.items()}
             out = made(kind.hidden(backbone.model, inputs), inputs["attention_mask"]).cpu()
             for index, own in zip(batch, out, strict=True):

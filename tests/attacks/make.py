@@ -183,6 +183,24 @@ def as_version_3(entry: Any = None, parts: Tensors | None = None, **changes: Any
     return built(description, head_tensors() if parts is None else parts, version="3")
 
 
+def as_version_5(**changes: Any) -> bytes:
+    """The good file with a head that measures, as one of version 5."""
+    own = {"task": "regress", "labels": ["value"], "pair": False, "mean": 3.0, "deviation": 0.5}
+    parts = {
+        **tensors(),
+        "head.weight": ("F32", [1, 2], struct.pack("<2f", 0, 1)),
+        "head.bias": ("F32", [1], struct.pack("<f", 2)),
+    }
+    description = described(meta=meta(softmax="joint"), head={**head(), **own, **changes})
+    return built(description, parts, version="5")
+
+
+def as_version_4(**changes: Any) -> bytes:
+    """The good file with a head for pairs of texts, as one of version 4."""
+    entry = {**head(), "pair": True, **changes}
+    return built(described(meta=meta(softmax="joint"), head=entry), head_tensors(), version="4")
+
+
 def with_recipe(text: str) -> bytes:
     """The good file but for the recipe, spelled as it stands here."""
     mark = '"prompt":"MARK"'
@@ -274,7 +292,7 @@ def metadata() -> dict[str, bytes]:
     spaced = json.dumps(described(), sort_keys=True)
     twice = canonical(described()).replace('"length":3', '"length":3,"length":3')
     return {
-        "metadata-version-newer": built(version="4", sites="elsewhere"),
+        "metadata-version-newer": built(version="999999", sites="elsewhere"),
         "metadata-version-not-text": built(version=1),
         "metadata-version-word": built(version="one"),
         "metadata-version-missing": lacking("version"),
@@ -387,7 +405,7 @@ def heads() -> dict[str, bytes]:
         "head-list": as_version_3([]),
         "head-missing-field": as_version_3(without(head(), "pooling")),
         "head-unknown-field": as_version_3(code="eval"),
-        "head-task-unknown": as_version_3(task="regress"),
+        "head-task-unknown": as_version_3(task="rank"),
         "head-task-number": as_version_3(task=3),
         "head-labels-text": as_version_3(labels="abc"),
         "head-labels-twice": as_version_3(labels=["a", "b", "a"]),
@@ -416,6 +434,22 @@ def heads() -> dict[str, bytes]:
         "head-in-version-2": built(
             described(meta=meta(softmax="own"), head=head()), head_tensors(), version="2"
         ),
+        "head-in-version-4-without-pair": built(
+            described(meta=meta(softmax="joint"), head=head()), head_tensors(), version="4"
+        ),
+        "head-regress-in-version-3": as_version_3(task="regress", labels=["value"]),
+        "head-classify-in-version-5": as_version_5(task="classify"),
+        "head-regress-labels": as_version_5(labels=["score"]),
+        "head-regress-pair-number": as_version_5(pair=0),
+        "head-regress-mean-whole": as_version_5(mean=3),
+        "head-regress-mean-text": as_version_5(mean="3.0"),
+        "head-regress-deviation-zero": as_version_5(deviation=0.0),
+        "head-regress-deviation-missing": as_version_5(deviation=None),
+        "head-regress-pooling-missing": as_version_5(pooling=None),
+        "head-pair-in-version-3": as_version_3(pair=True),
+        "head-pair-false": as_version_4(pair=False),
+        "head-pair-number": as_version_4(pair=1),
+        "head-pair-of-tags": as_version_4(task="tag", pooling=None),
     }
 
 

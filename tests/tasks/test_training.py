@@ -420,7 +420,7 @@ def test_templates_of_ones_own_are_refused_in_evaluating_a_head(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"task": "regress"}, "a head's task is one of"),
+        ({"task": "rank"}, "a head's task is one of"),
         ({"labels": ("a",)}, "at least two labels"),
         ({"labels": ("a", "a")}, "all different"),
         ({"labels": ("a", "")}, "printable characters"),

@@ -27,12 +27,12 @@ class PredictArguments:
     """What is made of the inputs, and how it is shown."""
 
     as_json: Annotated[bool, Parameter(name="--json")] = False
-    """Print one JSON object per input: labels with their probabilities, words with their tags, or
-    answers with their place and score."""
+    """Print one JSON object per input: labels with their probabilities, words with their tags,
+    answers with their place and score, or numbers."""
 
     features: Path | None = None
-    """Write the texts' feature vectors to this .safetensors file instead, as the tensor features of
-    shape (texts, hidden size). Any prefix will do for that."""
+    """Write the feature vectors of texts, or of pairs of texts, to this .safetensors file instead, as
+    the tensor features of shape (texts, hidden size). Any prefix will do for that."""
 
     batch_size: int = BATCH
     """Inputs in one batch."""
@@ -59,7 +59,8 @@ def predict(
         Name of the prefix in the store.
     text
         The input: a text; of a head that tags, words with spaces between; of one that answers, a JSON
-        object with question and context.
+        object with question and context; of one for pairs, a JSON object with text and text_pair, or
+        the columns that it was trained on.
     """
     place = store.open()
     is_headless = place.outline(name).head is None
@@ -76,12 +77,12 @@ def predict(
         loaded = backbone.load(prefix)
     size, strict = arguments.batch_size, arguments.strict
     if arguments.features is not None:
-        texts = [one for one in given if isinstance(one, str)]
-        if len(texts) != len(given):
-            raise DataError("features are those of texts; give a text, a .txt file, or lines")
-        vectors = features(loaded, texts, prefix, batch_size=size, strict=strict)
+        try:
+            vectors = features(loaded, given, prefix, batch_size=size, strict=strict)
+        except DataError as error:
+            raise DataError(f"features are those of texts or pairs of them: {error}") from error
         write_whole(arguments.features, tensors_as_bytes({"features": vectors.contiguous()}))
-        note(f"{len(texts)} vectors of {vectors.shape[1]} in {arguments.features}")
+        note(f"{len(given)} vectors of {vectors.shape[1]} in {arguments.features}")
         return
     for prediction in run_prediction(loaded, given, prefix, batch_size=size, strict=strict):
         shown = json.dumps(asdict(prediction), ensure_ascii=False)
@@ -90,10 +91,12 @@ def predict(
 
 def line(prediction: Prediction) -> str:
     """A prediction for people."""
-    from foreword.tasks import Answered, Classified
+    from foreword.tasks import Answered, Classified, Measured
 
     if isinstance(prediction, Classified):
         return f"{prediction.label}  {prediction.probabilities[prediction.label]:.3f}"
+    if isinstance(prediction, Measured):
+        return f"{prediction.value:.6g}"
     if isinstance(prediction, Answered):
         return prediction.text
     return " ".join(_tagged(prediction.tokens, prediction.tags))

@@ -25,19 +25,34 @@ class Collator:
     def __call__(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
         """``input_ids``, ``attention_mask`` and ``labels``, each (B, T) int64.
 
-        Labels have a T of their own where rows do (encoder-decoders).
+        Labels have a T of their own where rows do (encoder-decoders); those of rows that are measured
+        are float32. Where rows have token types, there are ``token_type_ids`` too.
         """
         longest = max(len(row.input_ids) for row in rows)
         ids_BT = torch.full((len(rows), longest), self.pad, dtype=torch.long)
         targets = max(len(row.labels) for row in rows)
-        labels_BT = torch.full((len(rows), targets), IGNORED, dtype=torch.long)
+        measured = any(isinstance(label, float) for row in rows for label in row.labels[:1])
+        dtype = torch.float32 if measured else torch.long
+        labels_BT = torch.full((len(rows), targets), IGNORED, dtype=dtype)
         mask_BT = torch.zeros(len(rows), longest, dtype=torch.long)
         for index, row in enumerate(rows):
             length = len(row.input_ids)
             ids_BT[index, :length] = torch.tensor(row.input_ids)
             labels_BT[index, : len(row.labels)] = torch.tensor(row.labels)
             mask_BT[index, :length] = 1
-        return {"input_ids": ids_BT, "attention_mask": mask_BT, "labels": labels_BT}
+        made = {"input_ids": ids_BT, "attention_mask": mask_BT, "labels": labels_BT}
+        if any(row.types is not None for row in rows):
+            made["token_type_ids"] = _types(rows, longest)
+        return made
+
+
+def _types(rows: Sequence[Encoded], longest: int) -> Tensor:
+    """Token types (B, T), 0 where a row has none."""
+    types_BT = torch.zeros(len(rows), longest, dtype=torch.long)
+    for index, row in enumerate(rows):
+        if row.types is not None:
+            types_BT[index, : len(row.types)] = torch.tensor(row.types)
+    return types_BT
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
@@ -53,8 +68,13 @@ def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]
 
 def right_padded(prompts: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
     """Texts as ``input_ids`` and ``attention_mask`` (B, T), padded on the right."""
-    batch = Collator(pad)([Encoded(list(prompt), []) for prompt in prompts])
-    return {name: batch[name] for name in ("input_ids", "attention_mask")}
+    return unlabelled([Encoded(list(prompt), []) for prompt in prompts], pad)
+
+
+def unlabelled(rows: Sequence[Encoded], pad: int) -> dict[str, Tensor]:
+    """What `Collator` makes of rows, but for their labels."""
+    batch = Collator(pad)(rows)
+    return {name: tensor for name, tensor in batch.items() if name != "labels"}
 
 
 def padding_of(tokenizer: object, vocabulary: int | None = None) -> int:

@@ -30,13 +30,15 @@ class Encoded:
     Attributes:
         input_ids: Prompt and target tokens; the source alone for an encoder-decoder.
         labels: The same length, `IGNORED` where no token is predicted; the target of an
-            encoder-decoder.
+            encoder-decoder; whole numbers or, where rows are measured, one fraction.
         truncated: Tokens that the prompt lost.
+        types: Of a pair which text each token belongs to, 0 or 1, for models that are told.
     """
 
     input_ids: list[int]
-    labels: list[int]
+    labels: list[Any]
     truncated: int = 0
+    types: list[int] | None = None
 
     @property
     def size(self) -> int:

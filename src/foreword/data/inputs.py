@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,13 +39,13 @@ def inputs_of(given: Inputs) -> list[Input]:
     return of_each(given, _input)
 
 
-def texts_of(given: Inputs) -> list[str]:
-    """The inputs, all of them texts.
+def texts_of(given: Inputs, pair: Sequence[str] = ()) -> list[Input]:
+    """The inputs, all of them texts, or rows with the columns of a pair of texts where any are named.
 
     Raises:
         DataError: One is not.
     """
-    return of_each(inputs_of(given), _text)
+    return of_each(inputs_of(given), lambda one: _text(one, pair))
 
 
 def is_lines(file: str | os.PathLike[str]) -> bool:
@@ -98,7 +98,8 @@ def _input(one: Any) -> Input:
     return one
 
 
-def _text(one: Any) -> str:
-    if not isinstance(one, str):
-        raise DataError(f"expected text, found {type(one).__name__}")
-    return one
+def _text(one: Input, pair: Sequence[str]) -> Input:
+    if isinstance(one, str) or (pair and set(pair) <= set(one)):
+        return one
+    also = f"; a pair of texts is a row with {' and '.join(pair)}" if pair else ""
+    raise DataError(f"expected text, found {type(one).__name__}{also}")

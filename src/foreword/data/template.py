@@ -28,6 +28,7 @@ class Task:
     Attributes:
         prompt: What the model is given, such as ``"{mr} ->"``. ``{{`` and ``}}`` stand for braces.
         target: What it shall say, such as ``" {ref}"``.
+        second: Where rows are pairs of texts, the second of them, such as ``"{text_pair}"``.
 
     Raises:
         DataError: Only one of both is given, or a template is ill-formed.
@@ -39,6 +40,7 @@ class Task:
 
     prompt: str | None = None
     target: str | None = None
+    second: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, DataError)
@@ -52,6 +54,16 @@ class Task:
             )
         if self.prompt is not None:
             columns(self.prompt)
+        if self.second is not None and self.prompt is None:
+            raise DataError(
+                f"the pair template {self.second!r} needs a prompt template, of the first text, and a "
+                "target template beside it"
+            )
+        if self.second is not None and not columns(self.second):
+            raise DataError(
+                f"the pair template {self.second!r} names no column; write one in braces: "
+                '"{text_pair}"'
+            )
 
     @property
     def chat(self) -> bool:
@@ -88,7 +100,14 @@ class Task:
     @property
     def needed(self) -> list[str]:
         """The columns that rows must have."""
-        return [MESSAGES] if self.chat else columns(f"{self.prompt}{self.target}")
+        if self.chat:
+            return [MESSAGES]
+        return [*self.asked, *columns(self.target or "")]
+
+    @property
+    def asked(self) -> list[str]:
+        """The columns that an input's texts are made of."""
+        return columns(f"{self.prompt or ''}{self.second or ''}")
 
     def check_columns(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Check that every row has a value, of whatever kind, in the columns that are named.
@@ -108,8 +127,9 @@ class Task:
                 )
 
     def as_json(self) -> dict[str, str | None]:
-        """The templates as JSON values."""
-        return {"prompt": self.prompt, "target": self.target}
+        """The templates as JSON values; of a pair only where there is one."""
+        plain = {"prompt": self.prompt, "target": self.target}
+        return plain if self.second is None else {**plain, "second": self.second}
 
 
 def columns(template: str) -> list[str]:
@@ -168,7 +188,7 @@ def as_row(given: Input, task: Task) -> Input:
     """
     if not isinstance(given, str) or task.prompt is None:
         return given
-    names = columns(task.prompt)
+    names = task.asked
     if given.lstrip().startswith("{"):
         try:
             row = json.loads(given)
@@ -186,7 +206,8 @@ def as_row(given: Input, task: Task) -> Input:
             f"the prompt template {task.prompt!r} names no column, so the text {given[:60]!r} has no "
             "place in it; give an empty text, or a prefix that was trained with a column in its prompt"
         )
+    which = "" if task.second is None else f" with the pair template {task.second!r}"
     raise DataError(
-        f"the prompt template {task.prompt!r} names the columns {', '.join(names)}; give them as a "
-        f'JSON object, such as {{"{names[0]}": "...", ...}}'
+        f"the prompt template {task.prompt!r}{which} names the columns {', '.join(names)}; give them as "
+        f'a JSON object, such as {{"{names[0]}": "...", ...}}'
     )

@@ -44,7 +44,7 @@ def figures_of(task: HeadTask) -> tuple[Figure, ...]:
     """The figures of a head's task, in order."""
     return (
         *LABELLINGS[task].figures,
-        ("NLL per label", "nll", "{:.4f}"),
+        LABELLINGS[task].loss,
         ("seconds", "seconds", "{:.1f}"),
     )
 
@@ -60,9 +60,10 @@ class LabelEvaluation:
     """A prefix with a head on one set.
 
     Attributes:
-        task: ``classify``, ``tag`` or ``answer``.
-        prefix: Figures by name, see `figures_of`: shares are 0 to 100, ``nll`` is the mean negative
-            log-likelihood of a label in nats.
+        task: ``classify``, ``tag``, ``answer`` or ``regress``.
+        prefix: Figures by name, see `figures_of`: shares are 0 to 100, correlations -1 to 1, ``nll`` is
+            the mean negative log-likelihood of a label in nats, ``loss`` the mean squared error in units
+            of the training rows' deviation.
         base: Figures of the same head on the frozen model without the prefix, or None. The head was
             trained with the prefix, so this says what the prefix does, not what another head could do.
         rows: Rows scored.
@@ -257,8 +258,10 @@ def measured_labels(
     logits = head_logits(backbone, prefix, head, flat, batch_size, watch)
     nll = _nll(head, logits, [one for own in data.targets for one in own])
     predictions = predictions_of(head, data.templates, data.rows, data.readings, logits)
-    figures = LABELLINGS[head.task].measured(predictions, data.gold, head.labels)
-    return predictions, {**figures, "nll": nll, "seconds": time.perf_counter() - began}
+    labelling = LABELLINGS[head.task]
+    figures = labelling.measured(predictions, data.gold, head.labels)
+    seconds = time.perf_counter() - began
+    return predictions, {**figures, labelling.loss[1]: nll, "seconds": seconds}
 
 
 def _nll(head: Head, logits: Sequence[Tensor], targets: Sequence[list[int]]) -> float:

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from foreword.head import HeadTask
 from foreword.tasks.answer import Answer
-from foreword.tasks.base import Answered, Classified, Labelled, Labelling, Prediction, Tagged
+from foreword.tasks.base import (
+    Answered,
+    Classified,
+    Labelled,
+    Labelling,
+    Measured,
+    Prediction,
+    Tagged,
+)
 from foreword.tasks.classify import Classify
 from foreword.tasks.reading import Reader, Reading, reader_for
+from foreword.tasks.regress import Regress
 from foreword.tasks.tag import Tag
 
 __all__ = [
@@ -15,6 +24,7 @@ __all__ = [
     "Classified",
     "Labelled",
     "Labelling",
+    "Measured",
     "Prediction",
     "Reader",
     "Reading",
@@ -26,5 +36,6 @@ LABELLINGS: dict[HeadTask, Labelling] = {
     "classify": Classify(),
     "tag": Tag(),
     "answer": Answer(),
+    "regress": Regress(),
 }
 """By the task that a head names."""

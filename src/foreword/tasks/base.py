@@ -15,7 +15,7 @@ from torch import Tensor
 from foreword.data.encode import Encoded, Report
 from foreword.data.template import Task
 from foreword.errors import DataError
-from foreword.head import HeadTask
+from foreword.head import Head, HeadTask
 from foreword.tasks.reading import Reader, Reading
 
 Row = Mapping[str, Any]
@@ -62,7 +62,18 @@ class Answered:
     score: float
 
 
-Prediction = Classified | Tagged | Answered
+@dataclass(frozen=True)
+class Measured:
+    """A row's number.
+
+    Attributes:
+        value: It, on the scale of the rows that were trained on.
+    """
+
+    value: float
+
+
+Prediction = Classified | Tagged | Answered | Measured
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,7 @@ class Labelled:
 
     rows: Sequence[Row]
     readings: list[list[Reading]]
-    targets: list[list[list[int]]]
+    targets: list[list[list[Any]]]
     gold: list[Any]
     templates: Task
 
@@ -88,7 +99,7 @@ class Labelled:
         """The readings of all rows, one after the other."""
         pairs = zip(self.readings, self.targets, strict=True)
         return [
-            Encoded(one.ids, target)
+            Encoded(one.ids, target, types=one.types)
             for readings, targets in pairs
             for one, target in zip(readings, targets, strict=True)
         ]
@@ -108,6 +119,8 @@ class Labelling(ABC):
     """Where a row's input and labels are by default; None where the columns' names are fixed."""
     figures: tuple[tuple[str, str, str], ...]
     """What `measured` gives, as tables show it: label, name, format."""
+    loss: tuple[str, str, str] = ("NLL per label", "nll", "{:.4f}")
+    """What training makes small, as tables show it."""
     conditional: frozenset[str] = frozenset()
     """Names of figures that some labels do not have; `remarks` says why."""
 
@@ -138,7 +151,7 @@ class Labelling(ABC):
     @abstractmethod
     def targets(
         self, templates: Task, labels: Sequence[str], row: Row, readings: Sequence[Reading]
-    ) -> list[list[int]]:
+    ) -> list[list[Any]]:
         """For each reading, what `flat` takes as labels.
 
         Raises:
@@ -151,6 +164,10 @@ class Labelling(ABC):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of each target (N, ...), the index that each should have (N,), and its row (N,)."""
 
+    def losses(self, head: Head, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The loss (N,) of each target that `flat` gives, and whether it is met; None: the NLL."""
+        return None
+
     @abstractmethod
     def predicted(
         self,
@@ -160,7 +177,7 @@ class Labelling(ABC):
         readings: Sequence[Reading],
         logits: Sequence[Tensor],
     ) -> Prediction:
-        """What a row's logits say, those of each reading on the CPU: (L,) or (T, L)."""
+        """What a row says, by each reading's `Head.scaled` on the CPU: (L,) or (T, L)."""
 
     @abstractmethod
     def gold(self, templates: Task, row: Row) -> Any:

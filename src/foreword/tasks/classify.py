@@ -1,4 +1,4 @@
-"""Classification: one label for each row, from one vector that stands for it.
+"""Classification: one label for each row, a text or a pair of texts, from one vector for it.
 
 Shapes: B rows, T tokens, L labels.
 """
@@ -16,9 +16,25 @@ from foreword.errors import DataError
 from foreword.tasks.base import Classified, Labelling, Row, check_label, in_order, index_of
 from foreword.tasks.reading import Reader, Reading
 
+PAIR = "{text_pair}"
+"""Where the second text of a pair is by default."""
+
+
+def read(reader: Reader, templates: Task, row: Row) -> Reading:
+    """A row's text, or its two texts together.
+
+    Raises:
+        DataError: It lacks a column, or has no tokens.
+    """
+    assert templates.prompt is not None
+    first = fill(templates.prompt, row)
+    if templates.second is None:
+        return reader.read(first)
+    return reader.pair(first, fill(templates.second, row))
+
 
 class Classify(Labelling):
-    """A text and its label."""
+    """A text, or a pair of texts, and its label."""
 
     name = "classify"
     templates = Task("{text}", "{label}")
@@ -28,7 +44,7 @@ class Classify(Labelling):
     )
 
     def columns(self, templates: Task, rows: Sequence[Row]) -> None:
-        """Two columns, the second of which names a class."""
+        """Those of the text or texts, and one that names a class."""
         super().columns(templates, rows)
         for number, row in enumerate(rows, 1):
             try:
@@ -48,14 +64,13 @@ class Classify(Labelling):
         return found
 
     def given(self, templates: Task, text: str) -> Row:
-        """The one column that the prompt template names, or a JSON object with several."""
+        """The one column that the templates name, or a JSON object with several."""
         row = as_row(text, templates)
         return {} if isinstance(row, str) else row
 
     def read(self, reader: Reader, templates: Task, row: Row) -> list[Reading]:
-        """The filled prompt."""
-        assert templates.prompt is not None
-        return [reader.read(fill(templates.prompt, row))]
+        """The filled prompt, or the pair of it and its second text."""
+        return [read(reader, templates, row)]
 
     def targets(
         self, templates: Task, labels: Sequence[str], row: Row, readings: Sequence[Reading]

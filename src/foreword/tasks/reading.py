@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from foreword.attention.signature import parameters_of
 from foreword.backbone import Backbone
 from foreword.backbone.tokens import check_known, tokenized
 from foreword.errors import DataError
@@ -26,11 +27,13 @@ class Reading:
         spans: Per token its characters in the text that is labelled; None for marks and for the
             tokens of a question.
         cut: Tokens that did not fit.
+        types: Of a pair which text each token belongs to, for backbones that are told.
     """
 
     ids: list[int]
     spans: Sequence[Span | None]
     cut: int = 0
+    types: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Reader:
         bos: BOS policy of the prefix.
         limit: Most tokens of a reading.
         vocabulary: Tokens that the backbone has embeddings for; None: not looked at.
+        typed: Whether the backbone is told which text of a pair a token belongs to.
 
     Raises:
         DataError: The tokenizer cannot say where its tokens stand.
@@ -54,6 +58,7 @@ class Reader:
     bos: Bos
     limit: int
     vocabulary: int | None = None
+    typed: bool = False
 
     def __post_init__(self) -> None:
         if not self.tokenizer.is_fast:
@@ -78,6 +83,33 @@ class Reader:
             raise DataError("its text has no tokens")
         spans = [*[None] * len(self._front), *_spans(found["offset_mapping"])]
         return Reading(ids, spans, len(whole["input_ids"]) - len(found["input_ids"]))
+
+    def pair(self, first: str, second: str) -> Reading:
+        """Two texts as the tokenizer puts pairs together; what does not fit is cut from the longer one.
+
+        Where the tokenizer adds no marks (decoders), a line break stands between them, and they are read
+        as one text.
+
+        Raises:
+            DataError: There is no room for them, or they have no tokens.
+        """
+        if not self.marks:
+            return self.read(f"{first}\n{second}")
+        around = self.tokenizer.num_special_tokens_to_add(pair=True)
+        if self._room <= around:
+            raise DataError(
+                f"{self.limit} tokens leave no room for a pair of texts, whose marks take {around}"
+            )
+        whole = self._tokens(first, second)
+        check_known(whole["input_ids"], self.vocabulary, self.tokenizer)
+        found = whole
+        if len(whole["input_ids"]) > self._room:
+            found = self._tokens(first, second, truncation="longest_first", max_length=self._room)
+        ids: list[int] = list(found["input_ids"])
+        if all(sequence is None for sequence in found.sequence_ids()):
+            raise DataError("its texts have no tokens")
+        types = list(found["token_type_ids"]) if self.typed else None
+        return Reading(ids, [None] * len(ids), len(whole["input_ids"]) - len(ids), types)
 
     def windows(self, question: str, context: str, stride: int) -> list[Reading]:
         """A question with a context, in as many windows of the context as are needed.
@@ -139,7 +171,16 @@ def reader_for(backbone: Backbone, bos: Bos, limit: int) -> Reader:
     if backbone.tokenizer is None:
         raise DataError("this backbone has no tokenizer, so texts cannot be encoded")
     marks = backbone.kind != "decoder"
-    return Reader(backbone.tokenizer, marks, bos, limit, backbone.vocabulary)
+    typed = marks and _is_typed(backbone)
+    return Reader(backbone.tokenizer, marks, bos, limit, backbone.vocabulary, typed)
+
+
+def _is_typed(backbone: Backbone) -> bool:
+    """Whether tokenizer and model know token types; a model with one type of token tells none apart."""
+    model = backbone.model.base_model
+    takes = "token_type_ids" in parameters_of(type(model))
+    gives = "token_type_ids" in backbone.tokenizer.model_input_names  # type: ignore[union-attr]
+    return takes and gives and getattr(model.config, "type_vocab_size", 2) > 1
 
 
 def _spans(offsets: list[Span]) -> list[Span | None]:

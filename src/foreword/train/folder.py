@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import secrets
 import shutil
@@ -152,9 +153,10 @@ def _refuse_other_run(earlier: Mapping[str, Any], run: Mapping[str, Any]) -> Non
     A setting that the earlier run's version did not know had the value that is now the default, or
     the one in `_ONCE`.
     """
-    before = {**TrainSettings().as_json(), **_ONCE, **earlier["settings"]}
+    default = dataclasses.asdict(TrainSettings())
+    before = {**default, **_ONCE, **earlier["settings"]}
     undecided = [name for name in _DECIDED if name not in earlier["settings"]]
-    for name, value in run["settings"].items():
+    for name, value in {**default, **run["settings"]}.items():
         if name in undecided:
             continue
         if before[name] != value and name not in WITHOUT_EFFECT:

@@ -18,6 +18,7 @@ from foreword.data import Collator, Encoded
 from foreword.data.collate import padding_of
 from foreword.head import HEAD_TASKS, Head
 from foreword.prefix import Prefix, rms
+from foreword.tasks.regress import scale_of_numbers
 from foreword.train.parameterization import Parameterization
 from foreword.train.settings import TrainSettings
 from foreword.train.task import labelling_rows
@@ -66,19 +67,25 @@ def with_head(
         return start.with_head(None)
     labels = labelling_rows(rows, settings)
     has = start.head
-    same = has is not None and (has.task, has.pooling) == (task, settings.pooling)
+    pair = settings.pair is not None
+    wanted = (task, settings.pooling, pair)
+    same = has is not None and (has.task, has.pooling, has.pair) == wanted
     if has is not None and same and set(labels) <= set(has.labels):
         return start
     shapes = (len(labels), backbone.width), (len(labels),)
-    zeros = [torch.zeros(shape, dtype=torch.float32) for shape in shapes]
-    return start.with_head(Head(task, labels, settings.pooling, *zeros))
+    weight, bias = (torch.zeros(shape, dtype=torch.float32) for shape in shapes)
+    mean, deviation = None, None
+    if task == "regress":
+        mean, deviation = scale_of_numbers(settings.templates, rows)
+    head = Head(task, labels, settings.pooling, weight, bias, pair, mean, deviation)
+    return start.with_head(head)
 
 
 @torch.no_grad()
 def scale_of(backbone: Backbone, start: Prefix, rows: Sequence[Encoded]) -> float:
     """Size of a natural step of a head's weight: all D of them together move a logit by about 1."""
     batch = Collator(padding_of(backbone.tokenizer, backbone.vocabulary))(rows[:SEEN])
-    inputs = {name: batch[name].to(backbone.device) for name in ("input_ids", "attention_mask")}
+    inputs = {name: batch[name].to(backbone.device) for name in batch if name != "labels"}
     with backbone.attached(start):
         hidden_BTD = KINDS[backbone.kind].hidden(backbone.model, inputs)
     real = hidden_BTD[inputs["attention_mask"].bool()]

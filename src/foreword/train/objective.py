@@ -23,7 +23,7 @@ class Scores:
     """Per target (token or label) of a batch, in row-major order.
 
     Attributes:
-        nll_N: Negative log-likelihood in nats, float32.
+        nll_N: Negative log-likelihood in nats, or what else a head's task makes small, float32.
         hit_N: Whether the target is the likeliest.
         row_N: The row that it belongs to.
     """
@@ -39,15 +39,19 @@ def score(
     attention_mask: Tensor,
     labels: Tensor,
     head: Head | None = None,
+    token_type_ids: Tensor | None = None,
 ) -> Scores:
     """Score the labels of a right-padded batch; inputs are (B, T) int64.
 
     Without a head labels are tokens: those of a decoder are among its inputs, an encoder-decoder's
-    have a T of their own. With one they are its labels, as its task arranges them.
+    have a T of their own. With one they are its labels, as its task arranges them, and tokens of pairs
+    have types.
     """
     kind = kind_measured(model)
     if head is not None:
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if token_type_ids is not None:
+            inputs["token_type_ids"] = token_type_ids
         logits = head.logits(kind.hidden(model, inputs), attention_mask)
         return head_scores(head, logits, labels, attention_mask)
     inputs, following_BT = kind.supervised(model, input_ids, attention_mask, labels)
@@ -61,5 +65,7 @@ def score(
 
 def head_scores(head: Head, logits: Tensor, labels: Tensor, mask_BT: Tensor) -> Scores:
     """Score what a head says: `Head.logits`, the labels that `Labelling.targets` gives."""
-    logits_NV, targets_N, row_N = LABELLINGS[head.task].flat(logits, labels, mask_BT)
-    return Scores(*token_nll(logits_NV, targets_N), row_N)
+    labelling = LABELLINGS[head.task]
+    outputs, targets_N, row_N = labelling.flat(logits, labels, mask_BT)
+    own = labelling.losses(head, outputs, targets_N)
+    return Scores(*(token_nll(outputs, targets_N) if own is None else own), row_N)

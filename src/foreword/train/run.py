@@ -253,10 +253,11 @@ def _targets(
 
 
 def rows_digest(rows: Sequence[Encoded]) -> str:
-    """SHA-256 of the rows' token ids and labels, in order."""
+    """SHA-256 of the rows' token ids and labels, and their token types if they have any, in order."""
     total = hashlib.sha256()
     for row in rows:
-        total.update(repr((row.input_ids, row.labels)).encode())
+        own = () if row.types is None else (row.types,)
+        total.update(repr((row.input_ids, row.labels, *own)).encode())
     return total.hexdigest()
 
 

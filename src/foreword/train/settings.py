@@ -18,7 +18,7 @@ INIT_WORDS = ("text", "demonstrations", "vocab", "noise", "zeros")
 
 Parameterizing = Literal["direct", "mlp", "gated"]
 Optimizer = Literal["soap", "adamw"]
-TaskName = Literal["causal", "seq2seq", "classify", "tag", "answer"]
+TaskName = Literal["causal", "seq2seq", "classify", "tag", "answer", "regress"]
 ClassWeights = Literal["balanced"]
 Reporting = Literal["none", "tensorboard", "wandb"]
 
@@ -65,7 +65,8 @@ class TrainSettings:
 
     task: TaskName | None = None
     """What is learned: causal or seq2seq, to write text; classify, tag or answer, to label it with a
-    head that the prefix carries. Default: what backbone and data are for."""
+    head that the prefix carries; regress, to give it a number. Default: what backbone and data are
+    for; labels that are numbers, some of them with a fraction, are learned by regression."""
 
     prompt: str | None = None
     """Template of what the model is given; names columns: "{mr} ->". Without templates, rows hold a
@@ -74,6 +75,10 @@ class TrainSettings:
     target: str | None = None
     """Template of what the model shall say: " {ref}". The end of sequence is added. Of a head: its
     label, by default "{label}", or "{tags}"."""
+
+    pair: str | None = None
+    """Template of the second text, where pairs of texts are classified or measured: "{hypothesis}". By
+    default "{text_pair}" of rows that have this column, where no templates are given."""
 
     length: int | None = None
     """Prefix length P, in virtual tokens; default: that of the prefix to start from, else 16. Of
@@ -147,8 +152,8 @@ class TrainSettings:
     """Trade time for memory: compute each layer again in the backward pass."""
 
     pooling: Pooling | None = None
-    """Which vector of a row is classified: the mean of its tokens, the first or the last; default:
-    the last of a decoder, else the mean."""
+    """Which vector of a row is classified or measured: the mean of its tokens, the first or the last;
+    default: the last of a decoder, else the mean."""
 
     class_weights: ClassWeights | None = None
     """How much a row counts in the loss of classification: balanced, n / (k * count) for n rows, k
@@ -226,8 +231,11 @@ class TrainSettings:
     @property
     def templates(self) -> Task:
         """The templates as a `Task`."""
-        return Task(self.prompt, self.target)
+        return Task(self.prompt, self.target, self.pair)
 
     def as_json(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return dataclasses.asdict(self)
+        """The fields as JSON values; there is no word of pairs where there are none."""
+        fields = dataclasses.asdict(self)
+        if self.pair is None:
+            del fields["pair"]
+        return fields

@@ -10,8 +10,10 @@ from foreword.backbone import Backbone
 from foreword.backbone.kinds import KINDS, with_article
 from foreword.data.template import MESSAGES, columns
 from foreword.errors import DataError, PrefixError, TrainingError
-from foreword.head import HEAD_TASKS, check_head
+from foreword.head import HEAD_TASKS, POOLED, check_head
 from foreword.tasks import LABELLINGS
+from foreword.tasks.classify import PAIR
+from foreword.tasks.regress import has_fractions
 from foreword.train.settings import TaskName, TrainSettings
 
 Rows = Sequence[Mapping[str, Any]]
@@ -22,8 +24,10 @@ _KINDS: dict[TaskName, tuple[str, ...]] = {
     "classify": ("encoder", "decoder"),
     "tag": ("encoder", "decoder"),
     "answer": ("encoder", "decoder"),
+    "regress": ("encoder", "decoder"),
 }
 """Kinds of backbones that can learn each task."""
+_POOLED = " or ".join(f"task={task!r}" for task in POOLED)
 
 
 def for_task(backbone: Backbone, settings: TrainSettings, rows: Rows) -> TrainSettings:
@@ -34,6 +38,9 @@ def for_task(backbone: Backbone, settings: TrainSettings, rows: Rows) -> TrainSe
         DataError: The templates are not for it.
     """
     task = settings.task or _suited(backbone, settings, rows)
+    if settings.task is None and task == "classify":
+        own = settings.templates if settings.prompt is not None else LABELLINGS[task].templates
+        task = "regress" if has_fractions(own or settings.templates, rows) else task
     if backbone.kind not in _KINDS[task]:
         able = [name for name, kinds in _KINDS.items() if backbone.kind in kinds]
         raise TrainingError(
@@ -42,12 +49,14 @@ def for_task(backbone: Backbone, settings: TrainSettings, rows: Rows) -> TrainSe
             f"{', '.join(able)}"
         )
     pooling = settings.pooling
-    if task == "classify":
+    if task in POOLED:
         pooling = pooling or KINDS[backbone.kind].pooling
     elif pooling is not None:
-        raise TrainingError(f"pooling is only used with task='classify'; found task={task!r}")
+        raise TrainingError(f"pooling is only used with {_POOLED}; found task={task!r}")
     if settings.class_weights is not None and task != "classify":
         raise TrainingError(f"class_weights is only used with task='classify'; found task={task!r}")
+    if settings.pair is not None and task not in POOLED:
+        raise TrainingError(f"pair is only used with {_POOLED}; found task={task!r}")
     settings = replace(settings, task=task, pooling=pooling)
     if task not in HEAD_TASKS:
         return settings
@@ -56,7 +65,8 @@ def for_task(backbone: Backbone, settings: TrainSettings, rows: Rows) -> TrainSe
     default = LABELLINGS[task].templates
     if settings.prompt is not None or default is None:
         return settings
-    return replace(settings, prompt=default.prompt, target=default.target)
+    pair = PAIR if task in POOLED and columns(PAIR)[0] in rows[0] else None
+    return replace(settings, prompt=default.prompt, target=default.target, pair=pair)
 
 
 def _suited(backbone: Backbone, settings: TrainSettings, rows: Rows) -> TaskName:
@@ -74,6 +84,8 @@ def _suited(backbone: Backbone, settings: TrainSettings, rows: Rows) -> TaskName
         if backbone.kind == "encoder" or {"text", "label"} <= names:
             return "classify"
         return "causal"
+    if settings.pair is not None:
+        return "classify"
     if backbone.kind == "decoder":
         return "causal"
     first = columns(settings.target or "")[0]
@@ -91,7 +103,7 @@ def labelling_rows(rows: Rows, settings: TrainSettings) -> tuple[str, ...]:
     labelling.columns(settings.templates, rows)
     found = labelling.labels(settings.templates, rows)
     try:
-        check_head(settings.task, found, settings.pooling)
+        check_head(settings.task, found, settings.pooling, pair=settings.pair is not None)
     except PrefixError as error:
         raise DataError(f"the rows' labels are none that a prefix's file holds: {error}") from error
     return found

@@ -85,14 +85,20 @@ class PrefixModule(nn.Module):
         self._hooks: dict[str, Any] = {}
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor,
+        token_type_ids: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Summed NLL of the targets of a right-padded batch (B, T), and their number."""
         backbone, attachment = self._beside
         prefix = self.parameterization.materialise()
         bound = bind(prefix, backbone.sites, live=True, kept=self.dropout(prefix.length))
         with attachment.using(bound):
-            scores = score(backbone.model, input_ids, attention_mask, labels, prefix.head)
+            scores = score(
+                backbone.model, input_ids, attention_mask, labels, prefix.head, token_type_ids
+            )
         self.seen_rows += int(input_ids.shape[0])
         self.seen_tokens += int(attention_mask.sum())
         nll_N = scores.nll_N
