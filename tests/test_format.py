@@ -188,7 +188,7 @@ REFUSED: dict[str, tuple[type[FormatError], str]] = {
     "head-unknown-field": (CorruptFile, "its head has an unknown 'code'"),
     "head-task-unknown": (
         CorruptFile,
-        "found 'regress'",
+        "found 'rank'",
     ),
     "head-task-number": (CorruptFile, "its head: task is 3, expected text or null"),
     "head-labels-text": (CorruptFile, "its head: labels are 'abc', expected a list"),
