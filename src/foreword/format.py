@@ -32,7 +32,7 @@ from foreword.outline import (
     short,
 )
 from foreword.prefix import Prefix, check_prefix, tensor_bytes
-from foreword.versions import VERSIONS, version_of
+from foreword.versions import TABLE, VERSIONS
 
 __all__ = [
     "SUFFIX",
@@ -80,7 +80,7 @@ def encode(prefix: Prefix) -> bytes:
     """The bytes of a prefix's file: the same bytes for the same prefix."""
     metadata = {
         "format": FORMAT,
-        "version": version_of(prefix),
+        "version": _version_of(prefix),
         "prefix": canonical_json(prefix.describe()).decode(),
         "digest": prefix.digest,
     }
@@ -98,6 +98,20 @@ def encode(prefix: Prefix) -> bytes:
         }
     raw = spelled(header)
     return b"".join((struct.pack("<Q", len(raw)), raw, *map(tensor_bytes, prefix.tensors)))
+
+
+def _version_of(prefix: Prefix) -> str:
+    """The first version of the format that can say what the prefix is."""
+    head = prefix.head
+    measures = head is not None and head.measures
+    kind = (head is not None, head is not None and not head.is_plain, measures)
+    able = (
+        version.name
+        for version in TABLE
+        if (version.has_head, version.says_inputs, version.measures) == kind
+        and prefix.meta.softmax in version.softmaxes
+    )
+    return next(able)
 
 
 def load(path: str | os.PathLike[str]) -> Prefix:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import re
 import reprlib
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from foreword.description import SOFTMAX
 from foreword.errors import CorruptFile, UnsupportedVersion
-
-if TYPE_CHECKING:
-    from foreword.prefix import Prefix
 
 
 class Version(NamedTuple):
@@ -44,20 +41,6 @@ TABLE = (
 VERSIONS = tuple(version.name for version in TABLE)
 
 _NEWER = re.compile(r"[6-9]|[1-9][0-9]{1,5}")
-
-
-def version_of(prefix: Prefix) -> str:
-    """The first version of the format that can say what the prefix is."""
-    head = prefix.head
-    measures = head is not None and head.measures
-    kind = (head is not None, head is not None and not head.is_plain, measures)
-    able = (
-        version.name
-        for version in TABLE
-        if (version.has_head, version.says_inputs, version.measures) == kind
-        and prefix.meta.softmax in version.softmaxes
-    )
-    return next(able)
 
 
 def known(name: Any) -> Version:
