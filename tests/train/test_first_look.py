@@ -40,7 +40,7 @@ def test_text_is_shown_as_it_is_encoded(
 def test_a_conversation_is_shown_up_to_its_answer(tiny: foreword.Backbone) -> None:
     turns = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Yes."}]
     found = said(tiny, [{"messages": turns}], **STEP)
-    assert found.startswith("causal, 1 rows; row 1 is read as ")
+    assert found.startswith("causal, 1 row; row 1 is read as ")
     assert "user: Hi?" in found
     assert "with the target 'Yes." in found
 
@@ -56,6 +56,13 @@ def test_labels_are_named() -> None:
     found = said(tiny_encoder(), ANSWER, **STEP)
     assert found.startswith("answer, 6 rows; row 1 is read as '<s>Who sits?</s>In Rome")
     assert "labels" not in found
+
+
+def test_of_numbers_mean_and_deviation_are_named() -> None:
+    rows = [{"text": f"film {n}", "label": n + 0.5} for n in range(4)]
+    found = said(tiny_encoder(), rows, **STEP)
+    assert found.startswith("regress, 4 rows, numbers of mean 2 and deviation 1.118; row 1 is read")
+    assert found.endswith("with the number 0.5")
 
 
 def test_many_labels_and_long_texts_are_cut() -> None:

@@ -24,6 +24,8 @@ LABELS = 12
 """Most labels that are named."""
 NUMBERS = 5
 """Most rows that a warning names."""
+NAMED = {"classify": "label", "tag": "label", "answer": "answers", "regress": "number"}
+"""What a row of each task with a head has."""
 FEW = 20
 """Rows below which many labels are no sign of anything."""
 
@@ -48,13 +50,15 @@ def first_look(
         rows: The training rows.
         encoded: The same as token ids.
     """
-    said = [f"{settings.task}, {len(rows):,} rows"]
-    if head is not None and settings.task != "answer":
+    said = [f"{settings.task}, {len(rows):,} row{'s' if rows[1:] else ''}"]
+    if head is not None and head.measures:
+        said.append(f"numbers of mean {head.mean:.4g} and deviation {head.deviation:.4g}")
+    elif head is not None and settings.task != "answer":
         named = ", ".join(head.labels[:LABELS])
         more = len(head.labels) - LABELS
         said.append(f"{len(head.labels)} labels: {named}{f', and {more} more' if more > 0 else ''}")
     prompt, target = _first(backbone, settings, rows[0], encoded[0])
-    what = "target" if head is None else "answers" if settings.task == "answer" else "label"
+    what = "target" if head is None else NAMED[head.task]
     return f"{', '.join(said)}; row 1 is read as {_short(prompt)} with the {what} {_short(target)}"
 
 
