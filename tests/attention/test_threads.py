@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 import foreword
+from foreword.attention import attachment
 from foreword.attention.attachment import attachment_of
 from foreword.attention.bound import bind
 from foreword.backbone.probe import evaluating
 from foreword.errors import BusyError, BypassError
 from foreword.prefix import Prefix
 from foreword.train.objective import score
-from tests.conftest import tiny_model
+from tests.conftest import byte_tokenizer, tiny_model
 from tests.oracle import checks
 from tests.oracle.checks import checkpoint_activations
 from tests.oracle.families import BY_NAME
@@ -210,6 +211,37 @@ def test_modules_that_attend_by_themselves_take_turns(name: str) -> None:
     for ours, theirs in zip(found, expected, strict=True):
         assert all(torch.equal(one, theirs) for one in ours)
     assert all(torch.equal(one, key) for one, key in zip(others, keys, strict=True))
+
+
+def test_what_is_attached_while_another_thread_detaches_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Modules were told that they are in no attached model after another thread had attached anew."""
+    backbone = foreword.Backbone(tiny_model(), byte_tokenizer())
+    first, prefix = backbone.capture([5, 6, 7]), backbone.capture([7, 8, 9])
+    expected = alone(backbone, prefix)
+    forget, attached, cleared = attachment.set_place, threading.Event(), threading.Event()
+    threads: list[threading.Thread] = []
+    found: list[Tensor] = []
+
+    def run() -> None:
+        with backbone.attached(prefix):
+            attached.set()
+            cleared.wait(20)
+            found.append(logits(backbone.model))
+
+    def forgetting(module: torch.nn.Module, place: attachment.Place | None) -> None:
+        if place is None and not threads:
+            threads.append(threading.Thread(target=run))
+            threads[0].start()
+            attached.wait(0.5)  # it is attached anew now, or waits for this removal
+        forget(module, place)
+
+    monkeypatch.setattr(attachment, "set_place", forgetting)
+    alone(backbone, first)
+    cleared.set()
+    threads[0].join(20)
+    assert torch.equal(found[0], expected)
 
 
 def test_logits_at_targets_are_each_threads_own(

@@ -165,13 +165,14 @@ class Attachment(Bindings):
             self.model.__dict__.pop(name, None)
             if own is not None:
                 self.model.__dict__[name] = own
-        self.model.__dict__.pop(_HELD, None)
         for module in self._names:
             set_place(module, None)
         for module in self.model.modules():
             function = module.__dict__.get("_gradient_checkpointing_func")
             if isinstance(function, CheckpointInFrame):
                 module.__dict__["_gradient_checkpointing_func"] = function.inner
+        # At last: from here on another thread may attach anew, and nothing of that may be undone.
+        self.model.__dict__.pop(_HELD, None)
 
     def borrow(self) -> bool:
         """Keep the hooks on until `give_back`; False if they were taken off already."""

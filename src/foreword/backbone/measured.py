@@ -67,15 +67,18 @@ def attaching(model: nn.Module) -> Iterator[Attachment]:
     inner = unwrapped(model)
     with _INSTALLING:
         attachment = attachment_of(inner)
-        fresh = attachment is None
-        if attachment is None:
-            attachment, measured = attach_proven(inner)
-            inner.__dict__[_MEASURED] = measured
+        if attachment is not None and attachment.borrow():  # else another thread takes it off now
+            try:
+                yield attachment
+            finally:
+                attachment.give_back()
+            return
+        attachment, measured = attach_proven(inner)
+        inner.__dict__[_MEASURED] = measured
         try:
             yield attachment
         except BaseException:
-            if fresh:
-                attachment.remove()
+            attachment.remove()
             raise
 
 
