@@ -186,8 +186,8 @@ class SlotCache(Cache):  # type: ignore[misc]
         """
         empty = [shelf for shelf in self.shelves if not shelf.slots]
         for shelf in empty:
+            shelf.drop()
             self.shelves.remove(shelf)
-            shelf.resize(0)
         return bool(empty)
 
     def give_back(self, slot: Slot) -> None:

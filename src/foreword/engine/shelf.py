@@ -110,6 +110,12 @@ class Shelf:
             each.resize(size, len(self.slots))
         self.pairs[layer] = pair
 
+    def drop(self) -> None:
+        """Have memory for no slot, and no address space either."""
+        assert not self.slots
+        self.size = 0
+        self.pairs.clear()
+
     def add(self) -> Slot:
         """A free slot, behind those in use."""
         assert len(self.slots) < self.size
