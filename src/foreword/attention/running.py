@@ -30,7 +30,7 @@ class _Frames:
 _every: weakref.WeakSet[_Frames] = weakref.WeakSet()
 """Those of all threads; read and added to under `_listing`."""
 
-_listing = threading.Lock()
+_listing = threading.RLock()  # whose holder may be collecting garbage, and so come to `_forget`
 
 
 def _of_all_threads() -> list[_Frames]:
