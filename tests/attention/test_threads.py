@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import foreword
-from foreword.attention import attachment
+from foreword.attention import attachment, running
 from foreword.attention.attachment import attachment_of
 from foreword.attention.bound import bind
 from foreword.backbone.probe import evaluating
@@ -242,6 +242,19 @@ def test_what_is_attached_while_another_thread_detaches_stays(
     cleared.set()
     threads[0].join(20)
     assert torch.equal(found[0], expected)
+
+
+def test_a_model_may_be_collected_while_its_thread_lists_all_threads() -> None:
+    """The finaliser asked for the lock that its own thread held, and a test run stood still."""
+
+    def collected() -> None:
+        with running._listing:
+            running._forget(-1)
+
+    thread = threading.Thread(target=collected, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
 
 
 def test_logits_at_targets_are_each_threads_own(

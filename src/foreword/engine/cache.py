@@ -35,7 +35,8 @@ PLENTY = 8
 """A request has room for all that it may come to while so small a part of the limit is in use."""
 
 BOUND = 2**14
-"""Columns of one shelf at most, unless a single slot has more: as much is copied when it grows."""
+"""Columns of one shelf at most, unless a single slot has more: where it cannot grow in place, as much
+is copied."""
 
 SHRINK = 4
 """A shelf is halved when it is so many times what is in use."""
