@@ -15,7 +15,8 @@ from foreword.backbone.decoding import neutral
 from foreword.backbone.given import check_backbone
 from foreword.data import Encoder, Task, left_padded
 from foreword.data.collate import padding_of, right_padded
-from foreword.data.inputs import Inputs, inputs_of, of_each
+from foreword.data.each import of_each
+from foreword.data.inputs import Inputs, inputs_of
 from foreword.data.room import Room
 from foreword.data.seq2seq import encoder_of
 from foreword.data.template import as_row

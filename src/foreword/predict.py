@@ -18,7 +18,8 @@ from foreword.backbone.given import check_backbone
 from foreword.backbone.kinds import KINDS
 from foreword.data import Encoded, Task
 from foreword.data.collate import padding_of, unlabelled
-from foreword.data.inputs import Inputs, inputs_of, of_each, texts_of
+from foreword.data.each import of_each
+from foreword.data.inputs import Inputs, inputs_of, texts_of
 from foreword.data.room import Room
 from foreword.data.template import Input
 from foreword.errors import DataError
@@ -27,7 +28,7 @@ from foreword.options import BATCH
 from foreword.prefix import Prefix, check_prefix
 from foreword.progress import Watch, unwatched
 from foreword.tasks import LABELLINGS, Prediction, Reader, Reading, reader_for
-from foreword.tasks.classify import PAIR, read
+from foreword.tasks.texts import PAIR, read
 
 
 def predict(

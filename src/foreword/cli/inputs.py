@@ -9,8 +9,9 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from foreword.cli.console import quiet_libraries
+from foreword.data.each import of_each
 from foreword.data.given import Rows
-from foreword.data.inputs import is_lines, lines_of, of_each, read_lines
+from foreword.data.inputs import is_lines, lines_of, read_lines
 from foreword.data.sources import is_named, read_rows
 from foreword.data.template import Input, Task, as_row, fill
 from foreword.description import PrefixMeta

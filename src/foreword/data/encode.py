@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from foreword.backbone.kinds.base import IGNORED
 from foreword.backbone.tokens import check_known, tokenized
 from foreword.data.chat import asked, assistant_spans, check_turns, rendered
+from foreword.data.each import of_each
 from foreword.data.room import Room
 from foreword.data.template import MESSAGES, Task, fill
 from foreword.errors import DataError, Notice
@@ -117,12 +118,7 @@ class Encoder:
             DataError: A column is missing, or a target cannot be used; the message names the row.
         """
         self.task.check(rows)
-        encoded = []
-        for number, row in enumerate(rows, 1):
-            try:
-                encoded.append(self.row(row))
-            except DataError as error:
-                raise DataError(f"row {number}: {error}") from error
+        encoded = of_each(rows, self.row, "row")
         cut = [one.truncated for one in encoded if one.truncated]
         return encoded, Report(len(encoded), len(cut), sum(cut))
 

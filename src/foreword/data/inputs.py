@@ -1,19 +1,17 @@
-"""Inputs to answer: texts and rows, however they are given, and which of them an error is about."""
+"""Inputs to answer: texts and rows, however they are given."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from foreword.data.each import of_each
 from foreword.data.given import Data, is_rows
 from foreword.data.sources import rows_of
 from foreword.data.template import Input
 from foreword.errors import DataError
-
-T = TypeVar("T")
-U = TypeVar("U")
 
 Inputs = Input | Iterable[Input] | Data
 """A text, a row, several of both, or rows as `Data` has them; a text is an input and no source."""
@@ -75,21 +73,6 @@ def lines_of(content: bytes) -> list[str]:
     """
     lines = [line.removesuffix("\r") for line in content.decode("utf-8-sig").split("\n")]
     return [line for line in lines if line.strip()]
-
-
-def of_each(inputs: Iterable[T], read: Callable[[T], U]) -> list[U]:
-    """What is read of each input, in order.
-
-    Raises:
-        DataError: One cannot be read; the message says which.
-    """
-    found = []
-    for number, one in enumerate(inputs, 1):
-        try:
-            found.append(read(one))
-        except DataError as error:
-            raise DataError(f"input {number}: {error}") from error
-    return found
 
 
 def _input(one: Any) -> Input:

@@ -10,6 +10,7 @@ from typing import Any
 
 from foreword.arguments import check_fields
 from foreword.data.chat import check_answered
+from foreword.data.each import of_each
 from foreword.data.strict_json import refuse_repeats
 from foreword.data.values import in_column, is_missing, text_of
 from foreword.errors import DataError
@@ -84,11 +85,7 @@ class Task:
         """
         rows = list(rows)
         self.check_columns(rows)
-        for number, row in enumerate(rows, 1):
-            try:
-                self._check_values(row)
-            except DataError as error:
-                raise DataError(f"row {number}: {error}") from error
+        of_each(rows, self._check_values, "row")
 
     def _check_values(self, row: Mapping[str, Any]) -> None:
         if self.chat:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from foreword.arguments import check_count, check_text
+from foreword.data.each import of_each
 from foreword.data.strict_json import loaded
 from foreword.data.template import Task
 from foreword.data.words import between_spaces
@@ -56,12 +57,11 @@ class Answer(Labelling):
             raise DataError(
                 "answering reads the columns question, context and answers, and takes no templates"
             )
-        for number, row in enumerate(rows, 1):
-            try:
-                self._check_input(row)
-                _answers(row)
-            except DataError as error:
-                raise DataError(f"row {number}: {error}") from error
+        of_each(rows, self._check_row, "row")
+
+    def _check_row(self, row: Row) -> None:
+        self._check_input(row)
+        _answers(row)
 
     def labels(self, templates: Task, rows: Sequence[Row]) -> tuple[str, ...]:
         """Start and end."""

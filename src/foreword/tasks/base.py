@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from foreword.data.each import of_each
 from foreword.data.encode import Encoded, Report
 from foreword.data.template import Task
 from foreword.errors import DataError
@@ -202,14 +203,14 @@ class Labelling(ABC):
             DataError: One cannot be used; the message names it.
         """
         self.columns(templates, rows)
-        readings, targets = [], []
-        for number, row in enumerate(rows, 1):
-            try:
-                own = self.read(reader, templates, row)
-                readings.append(own)
-                targets.append(self.targets(templates, labels, row, own))
-            except DataError as error:
-                raise DataError(f"row {number}: {error}") from error
+        readings: list[list[Reading]] = []
+        targets: list[list[list[Any]]] = []
+
+        def see(row: Row) -> None:
+            readings.append(self.read(reader, templates, row))
+            targets.append(self.targets(templates, labels, row, readings[-1]))
+
+        of_each(rows, see, "row")
         gold = [self.gold(templates, row) for row in rows]
         return Labelled(rows, readings, targets, gold, templates)
 

@@ -10,34 +10,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from foreword.data.template import Task, as_row, columns, fill
+from foreword.data.each import of_each
+from foreword.data.template import Task, columns, fill
 from foreword.data.values import class_of, in_column
 from foreword.errors import DataError
-from foreword.tasks.base import Classified, Labelling, Row, check_label, in_order, index_of
-from foreword.tasks.reading import Reader, Reading
-
-PAIR = "{text_pair}"
-"""Where the second text of a pair is by default."""
+from foreword.tasks.base import Classified, Row, check_label, in_order, index_of
+from foreword.tasks.reading import Reading
+from foreword.tasks.texts import OfTexts
 
 
-def read(reader: Reader, templates: Task, row: Row) -> Reading:
-    """A row's text, or its two texts together.
-
-    Raises:
-        DataError: It lacks a column, or has no tokens.
-    """
-    assert templates.prompt is not None
-    first = fill(templates.prompt, row)
-    if templates.second is None:
-        return reader.read(first)
-    return reader.pair(first, fill(templates.second, row))
-
-
-class Classify(Labelling):
+class Classify(OfTexts):
     """A text, or a pair of texts, and its label."""
 
     name = "classify"
-    templates = Task("{text}", "{label}")
     figures = (
         ("accuracy %", "accuracy", "{:.1f}"),
         ("macro F1 %", "macro_f1", "{:.1f}"),
@@ -46,13 +31,13 @@ class Classify(Labelling):
     def columns(self, templates: Task, rows: Sequence[Row]) -> None:
         """Those of the text or texts, and one that names a class."""
         super().columns(templates, rows)
-        for number, row in enumerate(rows, 1):
-            try:
-                for name in columns(templates.target or ""):
-                    in_column(row, name, class_of)
-                check_label(self.gold(templates, row))
-            except DataError as error:
-                raise DataError(f"row {number}: {error}") from error
+
+        def check(row: Row) -> None:
+            for name in columns(templates.target or ""):
+                in_column(row, name, class_of)
+            check_label(self.gold(templates, row))
+
+        of_each(rows, check, "row")
 
     def labels(self, templates: Task, rows: Sequence[Row]) -> tuple[str, ...]:
         """Whatever the target template gives."""
@@ -62,15 +47,6 @@ class Classify(Labelling):
                 f"all rows have the label {found[0]!r}; classification needs at least two labels"
             )
         return found
-
-    def given(self, templates: Task, text: str) -> Row:
-        """The one column that the templates name, or a JSON object with several."""
-        row = as_row(text, templates)
-        return {} if isinstance(row, str) else row
-
-    def read(self, reader: Reader, templates: Task, row: Row) -> list[Reading]:
-        """The filled prompt, or the pair of it and its second text."""
-        return [read(reader, templates, row)]
 
     def targets(
         self, templates: Task, labels: Sequence[str], row: Row, readings: Sequence[Reading]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,24 +16,24 @@ import torch
 from torch import Tensor
 
 from foreword.backbone.kinds.base import IGNORED
-from foreword.data.template import Task, as_row, columns
+from foreword.data.each import of_each
+from foreword.data.template import Task, columns
 from foreword.data.values import is_missing
 from foreword.errors import DataError
 from foreword.head import VALUE, Head
-from foreword.tasks.base import Labelling, Measured, Row
-from foreword.tasks.classify import read
+from foreword.tasks.base import Measured, Row
 from foreword.tasks.correlation import pearson, spearman
-from foreword.tasks.reading import Reader, Reading
+from foreword.tasks.reading import Reading
+from foreword.tasks.texts import OfTexts
 
 LARGEST = 1e15
 """Numbers from here on, whose squares float32 would hardly hold, are refused."""
 
 
-class Regress(Labelling):
+class Regress(OfTexts):
     """A text, or a pair of texts, and its number."""
 
     name = "regress"
-    templates = Task("{text}", "{label}")
     figures = (
         ("Pearson r", "pearson", "{:.3f}"),
         ("Spearman rho", "spearman", "{:.3f}"),
@@ -44,24 +45,11 @@ class Regress(Labelling):
         """Those of the text or texts, and one that holds numbers."""
         column_of(templates)
         super().columns(templates, rows)
-        for number, row in enumerate(rows, 1):
-            try:
-                self.gold(templates, row)
-            except DataError as error:
-                raise DataError(f"row {number}: {error}") from error
+        of_each(rows, partial(self.gold, templates), "row")
 
     def labels(self, templates: Task, rows: Sequence[Row]) -> tuple[str, ...]:
         """The one number."""
         return VALUE
-
-    def given(self, templates: Task, text: str) -> Row:
-        """The one column that the templates name, or a JSON object with several."""
-        row = as_row(text, templates)
-        return {} if isinstance(row, str) else row
-
-    def read(self, reader: Reader, templates: Task, row: Row) -> list[Reading]:
-        """The filled prompt, or the pair of it and its second text."""
-        return [read(reader, templates, row)]
 
     def targets(
         self, templates: Task, labels: Sequence[str], row: Row, readings: Sequence[Reading]

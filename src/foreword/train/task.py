@@ -12,8 +12,8 @@ from foreword.data.template import MESSAGES, columns
 from foreword.errors import DataError, PrefixError, TrainingError
 from foreword.head import HEAD_TASKS, POOLED, check_head
 from foreword.tasks import LABELLINGS
-from foreword.tasks.classify import PAIR
 from foreword.tasks.regress import has_fractions
+from foreword.tasks.texts import PAIR
 from foreword.train.settings import TaskName, TrainSettings
 
 Rows = Sequence[Mapping[str, Any]]
