@@ -15,7 +15,7 @@ from foreword.errors import DataError
 from foreword.evaluate.classes import confusion
 from foreword.store import PrefixStore
 from tests.tasks.conftest import encoder, trained  # noqa: F401  (fixtures)
-from tests.tasks.models import CLASSIFY, TAG
+from tests.tasks.models import CLASSIFY, TAG, save_folder
 
 Trained = Callable[[str], foreword.Prefix]
 
@@ -90,9 +90,7 @@ def test_the_command_shows_both(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    encoder.model.save_pretrained(tmp_path / "model")
-    assert encoder.tokenizer is not None
-    encoder.tokenizer.save_pretrained(tmp_path / "model")
+    save_folder(encoder, tmp_path / "model")
     PrefixStore(tmp_path / "store").save("mood", trained("classify"))
     rows = [*CLASSIFY, {"text": "odd film", "label": "odd"}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
@@ -62,3 +64,10 @@ ANSWER = [
     for place in ("Rome", "Oslo", "Ulm")
 ]
 ROWS = {"classify": CLASSIFY, "tag": TAG, "answer": ANSWER}
+
+
+def save_folder(backbone: foreword.Backbone, folder: Path) -> None:
+    """A backbone as a model folder, which the command line loads."""
+    assert backbone.tokenizer is not None
+    backbone.model.save_pretrained(folder)
+    backbone.tokenizer.save_pretrained(folder)

@@ -13,7 +13,7 @@ from foreword.card import card
 from foreword.cli.main import main
 from foreword.evaluate.scores import scores_of
 from foreword.store import PrefixStore
-from tests.tasks.models import ANSWER, ROWS, tiny_encoder
+from tests.tasks.models import ANSWER, ROWS, save_folder, tiny_encoder
 
 STEPS = ("--steps", "100", "--batch-size", "6", "--lr", "0.1", "--length", "6")
 
@@ -23,9 +23,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny encoder, rows of each task, and a store with a prefix for each."""
     folder = tmp_path_factory.mktemp("encoder")
     backbone = tiny_encoder()
-    backbone.model.save_pretrained(folder / "model")
-    assert backbone.tokenizer is not None
-    backbone.tokenizer.save_pretrained(folder / "model")
+    save_folder(backbone, folder / "model")
     for task, rows in ROWS.items():
         lines = [json.dumps(row) for row in rows]
         (folder / f"{task}.jsonl").write_text("\n".join(lines) + "\n")

@@ -29,7 +29,7 @@ from foreword.predict import features, head_logits, predict
 from foreword.tasks import LABELLINGS, Classified, Reader, reader_for
 from foreword.train.run import encode, rows_digest
 from foreword.train.task import for_task
-from tests.tasks.models import CLASSIFY, tiny_encoder
+from tests.tasks.models import CLASSIFY, save_folder, tiny_encoder
 
 classify = LABELLINGS["classify"]
 WORDS = ("cat", "dog", "sits", "runs", "here", "there", "no", "one")
@@ -316,9 +316,7 @@ def test_the_command_line_reads_pairs(
     monkeypatch.setenv("FOREWORD_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("COLUMNS", "200")
     backbone = backbone_of()
-    backbone.model.save_pretrained(tmp_path / "model")
-    assert backbone.tokenizer is not None
-    backbone.tokenizer.save_pretrained(tmp_path / "model")
+    save_folder(backbone, tmp_path / "model")
     data = tmp_path / "rows.jsonl"
     data.write_text("\n".join(map(json.dumps, RENAMED)))
     options = [part for name, text in TEMPLATES.items() for part in (f"--{name}", text)]

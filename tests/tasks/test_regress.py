@@ -25,7 +25,7 @@ from foreword.tasks.correlation import pearson, ranks, spearman
 from foreword.train.objective import head_scores
 from foreword.train.shares import BLANK
 from foreword.train.task import for_task
-from tests.tasks.models import CLASSIFY, tiny_encoder
+from tests.tasks.models import CLASSIFY, save_folder, tiny_encoder
 
 regress = LABELLINGS["regress"]
 TEXTS = Task("{text}", "{label}")
@@ -195,9 +195,7 @@ def test_the_command_line_measures(
     monkeypatch.setenv("FOREWORD_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("COLUMNS", "200")
     backbone = tiny_encoder()
-    backbone.model.save_pretrained(tmp_path / "model")
-    assert backbone.tokenizer is not None
-    backbone.tokenizer.save_pretrained(tmp_path / "model")
+    save_folder(backbone, tmp_path / "model")
     data = tmp_path / "rows.jsonl"
     data.write_text("\n".join(map(json.dumps, ROWS)))
     sizes = ["--length", "6", "--steps", "200", "--batch-size", "6", "--lr", "0.1"]
