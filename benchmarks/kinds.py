@@ -1,7 +1,7 @@
 """Kinds of transformers: a prefix, LoRA of equal size and full fine-tuning, on what each kind is for.
 
-    python benchmarks/kinds.py --models FOLDER [--shared ../shared] [--po FILE] [--quick] [--only SET]
-        [--table]
+    python benchmarks/kinds.py --models FOLDER [--shared ../shared] [--sets FOLDER] [--po FILE]
+        [--quick] [--only SET] [--table]
 
 FOLDER holds the backbones: flan-t5-small (an int8 copy that was tuned to write titles), opus-mt-zh-en
 (an int8 copy) and minilm-l6-v2. FILE is a gettext catalogue of a program's texts in Chinese, which are
@@ -29,6 +29,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import label_sets
 import label_sides
 import text_sides
 from common import SHARED, Results, Row, machine, read_rows, shuffled, table
@@ -127,9 +128,9 @@ MARIAN: dict[str, Any] = {
 }
 
 
-def labelled(steps: int, batch: int = 16) -> TrainSettings:
+def labelled(steps: int, batch: int = 16, **others: Any) -> TrainSettings:
     """The default recipe on labelled rows."""
-    return TrainSettings(steps=steps, batch_size=batch)
+    return TrainSettings(steps=steps, batch_size=batch, **others)
 
 
 def written(prompt: str, target: str, steps: int = 100) -> TrainSettings:
@@ -232,6 +233,24 @@ def sets(shared: Path, catalogue: Path | None) -> list[Set]:
     return found
 
 
+def further(folder: Path) -> list[Set]:
+    """Pairs, numbers and several labels, as `label_sets` reads them."""
+    pairs, numbers, several = (
+        split_of(folder) for split_of in (label_sets.sick, label_sets.stsb, label_sets.goemotions)
+    )
+    return [
+        Set("sick", settings=labelled(600), shown=("accuracy", "macro_f1"), **pairs, **MINILM),
+        Set("sts-b", settings=labelled(600), shown=("pearson", "spearman"), **numbers, **MINILM),
+        Set(
+            "goemotions",
+            settings=labelled(600),
+            shown=("micro_f1", "macro_f1"),
+            **several,
+            **MINILM,
+        ),
+    ]
+
+
 def longer(task: Set) -> Set:
     """A set of `LONGER` with more steps."""
     steps = 3 * (task.settings.steps or 0)
@@ -296,7 +315,7 @@ def runs(task: Set, backbone: Backbone | None, results: Results, mark: str) -> d
 def cell(lines: Sequence[Row], figure: str) -> str:
     """The mean over seeds and, of several, the standard deviation."""
     values = [line[f"test_{figure}"] for line in lines]
-    digits = 3 if figure == "nll" else 1
+    digits = 3 if figure in {"nll", "pearson", "spearman"} else 1
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{spread}"
 
@@ -332,6 +351,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", type=Path, required=True, help="folder of the backbones")
     parser.add_argument("--shared", type=Path, default=SHARED)
+    parser.add_argument("--sets", type=Path, help="folder of sick, stsb and goemotions")
     parser.add_argument("--po", type=Path, help="a gettext catalogue in Chinese")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", help="one set")
@@ -341,6 +361,8 @@ def main() -> None:
     results = Results(Path(__file__).parent / "results" / "kinds.jsonl")
     lines: list[Row] = []
     tasks = sets(arguments.shared, arguments.po)
+    if arguments.sets is not None:
+        tasks += further(arguments.sets)
     if not arguments.quick:
         tasks += [longer(task) for task in tasks if task.name in LONGER]
     for task in tasks:

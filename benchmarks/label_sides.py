@@ -65,10 +65,16 @@ class Headed(nn.Module):
         return self._beside[1].made_of(self.weight * weight, self.bias * bias)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor,
+        token_type_ids: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Summed NLL of a batch's labels, and their number."""
-        scores = score(self._beside[0], input_ids, attention_mask, labels, self.head)
+        """Summed loss of a batch's labels, and their number."""
+        scores = score(
+            self._beside[0], input_ids, attention_mask, labels, self.head, token_type_ids
+        )
         return {"loss": scores.nll_N.sum(), "targets": torch.tensor(len(scores.nll_N))}
 
 
