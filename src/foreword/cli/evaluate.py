@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from rich.table import Table
 
-from foreword.cli.console import note, out, say, table, visible, working
+from foreword.cli.console import note, say, show, table, visible, working
 from foreword.cli.inputs import rows_from, templates_in
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.cli.progress import parts
@@ -117,11 +117,11 @@ def evaluate(
         return
     if isinstance(found, LabelEvaluation):
         for shown in (label_figures(name, found), *class_figures(found)):
-            out.print(shown)
+            show(shown)
         for said in (f"{found.rows} rows; {found.truncation}", *found.remarks):
             note(said)
         return
-    out.print(figures(name, found))
+    show(figures(name, found))
     note(f"{counted(found)}, {found.targets} target tokens; {found.truncation}")
 
 
