@@ -75,9 +75,10 @@ def evaluate(
 ) -> None:
     """Score a prefix on a task's rows, with the frozen model beside it.
 
-    Rows with the same prompt are references of one input: each is scored, text is generated once. A
-    prefix with a head is scored by its labels, with the same head on the frozen model beside it; of one
-    that classifies, figures of each class and the confusion matrix are shown as well.
+    Rows with the same prompt are references of one input, as are the entries of a list in a target
+    column: each is scored, text is generated once. A prefix with a head is scored by its labels, with
+    the same head on the frozen model beside it; of one that classifies, figures of each class and the
+    confusion matrix are shown as well.
 
     Parameters
     ----------

@@ -41,7 +41,10 @@ def text_of(value: Any) -> str:
         return str(value)
     several = ""
     if isinstance(value, list | tuple):
-        several = ". If it is several references of one input, give each a row of its own"
+        several = (
+            ". If it is several references of one input, give each a row of its own; evaluate alone "
+            "reads a list of them in a target column"
+        )
     raise DataError(f"found {_kind(value)}, {EXPECTED}; write it as text first{several}")
 
 

@@ -25,6 +25,7 @@ from foreword.errors import DataError
 from foreword.evaluate import metrics
 from foreword.evaluate.labels import Figure, LabelEvaluation, evaluate_labels
 from foreword.evaluate.metrics import Tokenisation
+from foreword.evaluate.references import one_each
 from foreword.generate import encoder_for, generate_ids, task_of
 from foreword.options import BATCH, GenerateOptions
 from foreword.prefix import Prefix, check_prefix
@@ -212,7 +213,8 @@ def evaluate_text(
     """Score and generate on a task's rows.
 
     Rows with the same prompt are taken as references of one input: each is scored, text is
-    generated once.
+    generated once. So are the entries of a list in a target column; the target template is filled for
+    each.
 
     Args:
         backbone: The backbone, left as it was found.
@@ -241,7 +243,7 @@ def evaluate_text(
     backbone.check(prefix, strict=strict)
     task = task_of(prefix) if task is None else task
     expect("task", task, Task, "a Task of templates", DataError)
-    task.check(rows)
+    rows = one_each(rows, task)
     if task.chat:
         rows = [_to_last_answer(row) for row in rows]
     options = GenerateOptions() if options is None else options
