@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
@@ -35,6 +33,7 @@ from foreword.progress import Progress, Watch, unwatched
 from foreword.progress import unseen as untold
 from foreword.tasks import LABELLINGS, Classified, Labelled, Prediction
 from foreword.train.objective import head_scores
+from foreword.train.unseen import Unseen, unseen_in
 
 Figure = tuple[str, str, str]
 """A figure as tables show it: label, name, format."""
@@ -152,8 +151,10 @@ def evaluate_labels(
     head = head_of(prefix)
     rows = rows_of(data)[:limit]
     backbone.check(prefix, strict=strict)
-    unseen = _unseen(prefix, rows)
-    seen = labelled(backbone, prefix, rows, tuple(unseen))
+    unseen = unseen_in(head, templates_of(prefix), rows)
+    # A head that knows none of the labels is of another task; the first row's error says so.
+    others = () if unseen.knows_none else tuple(unseen.counts)
+    seen = labelled(backbone, prefix, rows, others)
     given = head, seen, batch_size
     watch = partial(progress, "with the prefix")
     predictions, ours = measured_labels(backbone, prefix, *given, watch)
@@ -174,8 +175,8 @@ def evaluate_labels(
         data=name_of(data),
         digest=prefix.digest,
         remarks=[*LABELLINGS[head.task].remarks(head.labels), *_told(unseen, head)],
-        unseen=unseen,
-        confusion=_confusion(head, predictions, seen.gold, tuple(unseen)),
+        unseen=unseen.counts,
+        confusion=_confusion(head, predictions, seen.gold, others),
     )
 
 
@@ -210,28 +211,14 @@ def labelled(
     return replace(seen, targets=targets)
 
 
-def _unseen(prefix: Prefix, rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Labels that rows have and the head does not know, and how often; none if it knows none at all."""
-    head, templates = head_of(prefix), templates_of(prefix)
-    if head.task not in ("classify", "tag"):
-        return {}
-    labelling = LABELLINGS[head.task]
-    labelling.columns(templates, rows)
-    gold = [labelling.gold(templates, row) for row in rows]
-    found = Counter(gold if head.task == "classify" else chain.from_iterable(gold))
-    unseen = {label: found[label] for label in sorted(set(found) - set(head.labels))}
-    return unseen if len(unseen) < len(found) else {}
-
-
-def _told(unseen: Mapping[str, int], head: Head) -> list[str]:
+def _told(unseen: Unseen, head: Head) -> list[str]:
     """What is to be said of labels that the head does not know."""
-    if not unseen:
+    if not unseen.counts:
         return []
     what = "rows" if head.task == "classify" else "words"
-    named = ", ".join(f"{label!r} ({count})" for label, count in unseen.items())
     return [
-        f"the head does not know these labels of {what}: {named}; they count as wrong and are left out "
-        "of the NLL"
+        f"the head does not know these labels of {what}: {unseen.named}; they count as wrong and are "
+        "left out of the NLL"
     ]
 
 
