@@ -45,6 +45,7 @@ _PIPELINES: dict[str | None, str] = {
     "tag": "token-classification",
     "answer": "question-answering",
     "regress": "text-classification",
+    "multilabel": "text-classification",
 }
 """What the Hub calls the tasks of heads, and of a prefix without one."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +19,7 @@ from foreword.options import GenerateOptions
 
 if TYPE_CHECKING:
     from foreword.evaluate import Evaluation, LabelEvaluation, Metrics
+    from foreword.evaluate.classes import ClassFigures, LabelFigures
 
 MOST_COLUMNS = 12
 """Labels up to which the confusion matrix is shown; --json always has it."""
@@ -78,7 +79,7 @@ def evaluate(
     Rows with the same prompt are references of one input, as are the entries of a list in a target
     column: each is scored, text is generated once. A prefix with a head is scored by its labels, with
     the same head on the frozen model beside it; of one that classifies, figures of each class and the
-    confusion matrix are shown as well.
+    confusion matrix are shown as well, of one for several labels those of each label.
 
     Parameters
     ----------
@@ -153,13 +154,14 @@ def label_figures(name: str, found: LabelEvaluation) -> Table:
 
 
 def class_figures(found: LabelEvaluation) -> Iterator[Table]:
-    """Each class, and which label was said of which, of a head that classifies."""
+    """Each class, and which label was said of which, of a head that classifies; or each label."""
+    if found.by_label:
+        yield _label_by_label(found.by_label)
     if found.confusion is None:
         return
     made = table("", "class", "precision %", "recall %", "F1 %", "rows")
     for one in found.classes:
-        figures = (f"{figure:.1f}" for figure in (one.precision, one.recall, one.f1))
-        made.add_row(visible(one.label), *figures, str(one.support))
+        made.add_row(*_cells(one))
     yield made
     labels, counts = found.confusion.labels, found.confusion.counts
     if len(labels) <= MOST_COLUMNS:
@@ -167,3 +169,16 @@ def class_figures(found: LabelEvaluation) -> Iterator[Table]:
         for label, row in zip(labels, counts, strict=True):
             made.add_row(visible(label), *map(str, row))
         yield made
+
+
+def _label_by_label(labels: Sequence[LabelFigures]) -> Table:
+    """Each label, the rows that have it, and those of which it was said."""
+    made = table("", "label", "precision %", "recall %", "F1 %", "rows", "rows said")
+    for one in labels:
+        made.add_row(*_cells(one), str(one.said))
+    return made
+
+
+def _cells(one: ClassFigures) -> tuple[str, ...]:
+    figures = (f"{figure:.1f}" for figure in (one.precision, one.recall, one.f1))
+    return visible(one.label), *figures, str(one.support)

@@ -18,7 +18,13 @@ from foreword.backbone.kinds.base import IGNORED
 from foreword.data import Report, rows_of
 from foreword.data.given import Data, name_of
 from foreword.errors import DataError
-from foreword.evaluate.classes import ClassFigures, Confusion, confusion
+from foreword.evaluate.classes import (
+    ClassFigures,
+    Confusion,
+    LabelFigures,
+    confusion,
+    label_figures,
+)
 from foreword.head import Head, HeadTask
 from foreword.options import BATCH
 from foreword.predict import (
@@ -31,7 +37,7 @@ from foreword.predict import (
 from foreword.prefix import Prefix
 from foreword.progress import Progress, Watch, unwatched
 from foreword.progress import unseen as untold
-from foreword.tasks import LABELLINGS, Classified, Labelled, Prediction
+from foreword.tasks import LABELLINGS, Classified, Labelled, Multilabelled, Prediction
 from foreword.train.objective import head_scores
 from foreword.train.unseen import Unseen, unseen_in
 
@@ -59,10 +65,11 @@ class LabelEvaluation:
     """A prefix with a head on one set.
 
     Attributes:
-        task: ``classify``, ``tag``, ``answer`` or ``regress``.
+        task: ``classify``, ``tag``, ``answer``, ``regress`` or ``multilabel``.
         prefix: Figures by name, see `figures_of`: shares are 0 to 100, correlations -1 to 1, ``nll`` is
-            the mean negative log-likelihood of a label in nats, ``loss`` the mean squared error in units
-            of the training rows' deviation.
+            the mean negative log-likelihood of a label in nats (of several labels each counts, that it
+            holds or that it does not), ``loss`` the mean squared error in units of the training rows'
+            deviation.
         base: Figures of the same head on the frozen model without the prefix, or None. The head was
             trained with the prefix, so this says what the prefix does, not what another head could do.
         rows: Rows scored.
@@ -77,6 +84,7 @@ class LabelEvaluation:
         unseen: By label that rows have and the head does not know, how many rows have it, or words of a
             head that tags. They count as wrong, and are left out of ``nll``.
         confusion: Of a head that classifies, how often which label was said of which class.
+        by_label: Of a head for several labels, what `classes` gives.
     """
 
     task: HeadTask
@@ -93,11 +101,12 @@ class LabelEvaluation:
     remarks: list[str] = field(default_factory=list)
     unseen: dict[str, int] = field(default_factory=dict)
     confusion: Confusion | None = field(default=None, repr=False)
+    by_label: tuple[LabelFigures, ...] = field(default=(), repr=False)
 
     @property
     def classes(self) -> tuple[ClassFigures, ...]:
-        """Precision, recall, F1 and support of each class, of a head that classifies."""
-        return () if self.confusion is None else self.confusion.classes
+        """Precision, recall, F1 and support of each class or label, of a head that classifies."""
+        return self.by_label if self.confusion is None else self.confusion.classes
 
     @property
     def figures(self) -> tuple[Figure, ...]:
@@ -111,8 +120,10 @@ class LabelEvaluation:
 
     def as_json(self) -> dict[str, Any]:
         """All of it as JSON values."""
+        found = asdict(self)
+        del found["by_label"]
         classes = [asdict(one) for one in self.classes]
-        return {**asdict(self), "inputs": self.inputs, "classes": classes}
+        return {**found, "inputs": self.inputs, "classes": classes}
 
 
 def evaluate_labels(
@@ -177,6 +188,7 @@ def evaluate_labels(
         remarks=[*LABELLINGS[head.task].remarks(head.labels), *_told(unseen, head)],
         unseen=unseen.counts,
         confusion=_confusion(head, predictions, seen.gold, others),
+        by_label=_by_label(head, predictions, seen.gold, others),
     )
 
 
@@ -203,11 +215,8 @@ def labelled(
     seen = LABELLINGS[head.task].labelled(reader, templates_of(prefix), labels, rows)
     if not unseen:
         return seen
-    known = len(head.labels)
-    targets = [
-        [[target if target < known else IGNORED for target in one] for one in own]
-        for own in seen.targets
-    ]
+    known = partial(LABELLINGS[head.task].known, count=len(head.labels))
+    targets = [[known(one) for one in own] for own in seen.targets]
     return replace(seen, targets=targets)
 
 
@@ -215,7 +224,7 @@ def _told(unseen: Unseen, head: Head) -> list[str]:
     """What is to be said of labels that the head does not know."""
     if not unseen.counts:
         return []
-    what = "rows" if head.task == "classify" else "words"
+    what = "words" if head.task == "tag" else "rows"
     return [
         f"the head does not know these labels of {what}: {unseen.named}; they count as wrong and are "
         "left out of the NLL"
@@ -229,6 +238,15 @@ def _confusion(
         return None
     said = [one.label for one in predictions if isinstance(one, Classified)]
     return confusion(said, gold, (*head.labels, *unseen))
+
+
+def _by_label(
+    head: Head, predictions: Sequence[Prediction], gold: Sequence[Any], unseen: tuple[str, ...]
+) -> tuple[LabelFigures, ...]:
+    said = [one.labels for one in predictions if isinstance(one, Multilabelled)]
+    if head.task != "multilabel":
+        return ()
+    return label_figures(said, gold, (*head.labels, *unseen))
 
 
 def measured_labels(

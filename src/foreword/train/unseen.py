@@ -56,7 +56,7 @@ def unseen_in(head: Head, templates: Task, rows: Rows) -> Unseen:
     Raises:
         DataError: A row has not what the task needs.
     """
-    if head.task not in ("classify", "tag"):
+    if head.task not in ("classify", "tag", "multilabel"):
         return Unseen({}, (), knows_none=False)
     labelling, known = LABELLINGS[head.task], set(head.labels)
     labelling.columns(templates, rows)
