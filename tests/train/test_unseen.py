@@ -51,6 +51,15 @@ def test_so_are_rows_with_an_unseen_tag() -> None:
     assert found == losses(TAG, TAG)
 
 
+def test_so_are_rows_with_an_unseen_label_among_several() -> None:
+    rows = [{"text": row["text"], "labels": [row["label"], "film"]} for row in CLASSIFY]
+    more = {"text": "odd film", "labels": ["good", "odd"]}
+    none = {"text": "film", "labels": []}
+    with pytest.warns(DoubtfulData, match=r"1 of 5 evaluation rows .*: 'odd' \(1\) \(row 2\)"):
+        found = losses([none, more, *rows[:3]], rows)
+    assert found == losses([none, *rows[:3]], rows)
+
+
 def test_a_task_without_classes_has_no_unseen_labels() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
