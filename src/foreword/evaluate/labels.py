@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -39,7 +39,7 @@ from foreword.progress import Progress, Watch, unwatched
 from foreword.progress import unseen as untold
 from foreword.tasks import LABELLINGS, Classified, Labelled, Multilabelled, Prediction
 from foreword.train.objective import head_scores
-from foreword.train.unseen import Unseen, unseen_in
+from foreword.train.unseen import Unseen, known_alone, unseen_in
 
 Figure = tuple[str, str, str]
 """A figure as tables show it: label, name, format."""
@@ -213,11 +213,7 @@ def labelled(
     reader = prefix_reader(backbone, prefix)
     labels = (*head.labels, *unseen)
     seen = LABELLINGS[head.task].labelled(reader, templates_of(prefix), labels, rows)
-    if not unseen:
-        return seen
-    known = partial(LABELLINGS[head.task].known, count=len(head.labels))
-    targets = [[known(one) for one in own] for own in seen.targets]
-    return replace(seen, targets=targets)
+    return known_alone(seen, head) if unseen else seen
 
 
 def _told(unseen: Unseen, head: Head) -> list[str]:

@@ -242,7 +242,7 @@ def encode_evaluation(
     unseen = unseen_in(head, settings.templates, rows)
     tell_of_unseen(unseen, head, len(rows))
     labels = (*head.labels, *unseen.counts)
-    return unseen.left(_labelled(backbone, rows, settings, prefix, labels)).encoded
+    return unseen.left(_labelled(backbone, rows, settings, prefix, labels), head).encoded
 
 
 def _labelled(

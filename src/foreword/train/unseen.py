@@ -6,6 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -37,17 +38,26 @@ class Unseen:
         """The labels, and how often each stands."""
         return ", ".join(f"{label!r} ({count})" for label, count in self.counts.items())
 
-    def left(self, seen: Labelled) -> Labelled:
-        """The rows whose labels the head knows."""
+    def left(self, seen: Labelled, head: Head) -> Labelled:
+        """The rows whose labels the head knows, read with those that it does not know after them."""
+        if not self.places:
+            return seen
         out = set(self.places)
         stays = [place for place in range(len(seen.rows)) if place not in out]
+        known = known_alone(seen, head)
         return replace(
-            seen,
-            rows=[seen.rows[place] for place in stays],
-            readings=[seen.readings[place] for place in stays],
-            targets=[seen.targets[place] for place in stays],
-            gold=[seen.gold[place] for place in stays],
+            known,
+            rows=[known.rows[place] for place in stays],
+            readings=[known.readings[place] for place in stays],
+            targets=[known.targets[place] for place in stays],
+            gold=[known.gold[place] for place in stays],
         )
+
+
+def known_alone(seen: Labelled, head: Head) -> Labelled:
+    """Rows that were read with more labels after the head's own, without the targets of these."""
+    known = partial(LABELLINGS[head.task].known, count=len(head.labels))
+    return replace(seen, targets=[[known(one) for one in own] for own in seen.targets])
 
 
 def unseen_in(head: Head, templates: Task, rows: Rows) -> Unseen:
