@@ -14,7 +14,6 @@ from torch import Tensor
 from foreword.arguments import check_count
 from foreword.backbone import Backbone
 from foreword.backbone.given import check_backbone
-from foreword.backbone.kinds.base import IGNORED
 from foreword.data import Report, rows_of
 from foreword.data.given import Data, name_of
 from foreword.errors import DataError
@@ -269,8 +268,6 @@ def _nll(head: Head, logits: Sequence[Tensor], targets: Sequence[list[int]]) -> 
     """Mean over all labels, in nats."""
     total, count = 0.0, 0
     for own, target in zip(logits, targets, strict=True):
-        if all(one == IGNORED for one in target):
-            continue  # its label is none of the head's
         mask = torch.ones(1, len(own), dtype=torch.long)
         scores = head_scores(head, own[None], torch.tensor([target]), mask)
         total += float(scores.nll_N.double().sum())

@@ -181,7 +181,10 @@ class Labelling(ABC):
     def flat(
         self, logits: Tensor, labels: Tensor, mask_BT: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of each target (N, ...), the index that each should have (N,), and its row (N,)."""
+        """Logits of each target (N, ...), the index that each should have (N,), and its row (N,).
+
+        Every row that comes here has a target.
+        """
 
     def losses(self, head: Head, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor] | None:
         """The loss (N,) of each target that `flat` gives, and whether it is met; None: the NLL."""

@@ -104,7 +104,7 @@ class PrefixModule(nn.Module):
         self.seen_tokens += int(attention_mask.sum())
         nll_N = scores.nll_N
         if self.weights_L is not None and self.training:
-            nll_N = weighted(nll_N, labels[:, 0], self.weights_L)
+            nll_N = weighted(nll_N, labels[scores.row_N, 0], self.weights_L)
         return {"loss": nll_N.sum(), "targets": torch.tensor(len(scores.nll_N))}
 
     def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
