@@ -150,7 +150,7 @@ class Reader:
         Not counted on a pair with an empty second text: the tokenizer takes that for one text alone,
         which has fewer marks.
         """
-        own = sum(sequence == 0 for sequence in self._tokens(first).sequence_ids())
+        own: int = sum(sequence == 0 for sequence in self._tokens(first).sequence_ids())
         marks: int = self.tokenizer.num_special_tokens_to_add(pair=True) if self.marks else 0
         return own + marks
 
