@@ -220,6 +220,16 @@ def test_rows_are_as_long_as_their_tokens_however_many_labels_there_are(
     assert max(given[0]) < 5 + len(rows)
 
 
+def test_a_step_in_parts_is_the_step_of_the_whole() -> None:
+    """The mean is over all labels of the step's rows, however many passes they take."""
+    whole, parts = (
+        foreword.train(tiny_encoder(), ROWS, changed(steps=4, **sizes)).history
+        for sizes in ({"batch_size": 14}, {"batch_size": 4, "accumulate": 4})
+    )
+    assert [one["loss"] for one in whole] == pytest.approx([one["loss"] for one in parts], rel=1e-5)
+    assert whole[3]["loss"] < whole[2]["loss"] < whole[1]["loss"]
+
+
 def test_a_resumed_run_ends_as_the_undisturbed_one(tmp_path: Path) -> None:
     more = {"steps": 6, "checkpoint_every": 3}
     whole = foreword.train(tiny_encoder(), ROWS, changed(**more), evaluation=ROWS).prefix
