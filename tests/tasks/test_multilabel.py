@@ -124,6 +124,10 @@ def test_labels_are_learned(result: foreword.TrainResult) -> None:
     backbone, head = tiny_encoder(), result.prefix.head
     assert head is not None
     assert (head.task, head.labels, head.pooling) == ("multilabel", LABELS, "mean")
+    assert result.first_look == (
+        "multilabel, 14 rows, 5 labels: bad, film, food, good, warm; row 1 is read as "
+        "'<s>fine film</s>' with the labels ['good', 'film']"
+    )
     losses = [entry["loss"] for entry in result.history]
     assert losses[0] == pytest.approx(np.log(2), rel=1e-5)  # a head of zeros: one half everywhere
     assert losses[-1] < 0.3 * losses[0]
@@ -378,6 +382,7 @@ def test_the_command_line_labels(
     )
     assert "micro F1 %" in shown_card
     assert "pipeline_tag: text-classification" in shown_card
+    assert "type: f1\n      value: 100" in shown_card
     assert main(["inspect", "topics"]) == 0
     assert "multilabel: 5 labels (bad, film, food, good, warm), from the mean" in (
         capfd.readouterr().out
