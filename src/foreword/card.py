@@ -33,6 +33,7 @@ _METRICS = {
     "rouge_l": "rouge",
     "accuracy": "accuracy",
     "f1": "f1",
+    "micro_f1": "f1",
     "exact_match": "exact_match",
     "pearson": "pearsonr",
     "spearman": "spearmanr",

@@ -124,6 +124,10 @@ def test_labels_are_learned(result: foreword.TrainResult) -> None:
     backbone, head = tiny_encoder(), result.prefix.head
     assert head is not None
     assert (head.task, head.labels, head.pooling) == ("multilabel", LABELS, "mean")
+    assert result.first_look == (
+        "multilabel, 14 rows, 5 labels: bad, film, food, good, warm; row 1 is read as "
+        "'<s>fine film</s>' with the labels ['good', 'film']"
+    )
     losses = [entry["loss"] for entry in result.history]
     assert losses[0] == pytest.approx(np.log(2), rel=1e-5)  # a head of zeros: one half everywhere
     assert losses[-1] < 0.3 * losses[0]
@@ -218,6 +222,16 @@ def test_rows_are_as_long_as_their_tokens_however_many_labels_there_are(
     foreword.train(backbone, rows, changed(steps=1))
     assert given[0] == [len(backbone.tokens(row["text"])) for row in rows]
     assert max(given[0]) < 5 + len(rows)
+
+
+def test_a_step_in_parts_is_the_step_of_the_whole() -> None:
+    """The mean is over all labels of the step's rows, however many passes they take."""
+    whole, parts = (
+        foreword.train(tiny_encoder(), ROWS, changed(steps=4, **sizes)).history
+        for sizes in ({"batch_size": 14}, {"batch_size": 4, "accumulate": 4})
+    )
+    assert [one["loss"] for one in whole] == pytest.approx([one["loss"] for one in parts], rel=1e-5)
+    assert whole[3]["loss"] < whole[2]["loss"] < whole[1]["loss"]
 
 
 def test_a_resumed_run_ends_as_the_undisturbed_one(tmp_path: Path) -> None:
@@ -368,6 +382,7 @@ def test_the_command_line_labels(
     )
     assert "micro F1 %" in shown_card
     assert "pipeline_tag: text-classification" in shown_card
+    assert "type: f1\n      value: 100" in shown_card
     assert main(["inspect", "topics"]) == 0
     assert "multilabel: 5 labels (bad, film, food, good, warm), from the mean" in (
         capfd.readouterr().out

@@ -19,13 +19,13 @@ from foreword.data import Collator, Encoded, Report, Task, rows_of
 from foreword.data.chat import answers, asked
 from foreword.data.collate import padding_of
 from foreword.data.given import Data, name_of
+from foreword.data.references import one_each
 from foreword.data.template import MESSAGES
 from foreword.data.written import written_for
 from foreword.errors import DataError
 from foreword.evaluate import metrics
 from foreword.evaluate.labels import Figure, LabelEvaluation, evaluate_labels
 from foreword.evaluate.metrics import Tokenisation
-from foreword.evaluate.references import one_each
 from foreword.generate import encoder_for, generate_ids, task_of
 from foreword.options import BATCH, GenerateOptions
 from foreword.prefix import Prefix, check_prefix

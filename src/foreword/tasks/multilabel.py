@@ -138,8 +138,8 @@ class Multilabel(OfTexts):
         given = row.get(name)
         if not isinstance(given, list | tuple):
             raise DataError(
-                f"column {name!r}: found {repr(given)[:40]}, expected a list of labels; a row without "
-                "any has an empty list"
+                f"column {name!r}: found {repr(given)[:40]}, expected a list of labels, empty where "
+                "none holds; text is not split, and .jsonl or .parquet files hold lists"
             )
         return list(dict.fromkeys(_label(name, place, one) for place, one in enumerate(given, 1)))
 

@@ -24,6 +24,7 @@ from foreword.backbone.kinds.base import IGNORED
 from foreword.data import Collator, Encoded, Report, rows_of
 from foreword.data.collate import padding_of
 from foreword.data.given import Data
+from foreword.data.references import one_each
 from foreword.data.room import LONGEST, Room
 from foreword.data.seq2seq import encoder_of
 from foreword.data.written import SPECIAL, specials_of
@@ -104,7 +105,8 @@ def train(
 
     Args:
         backbone: The backbone, left as it was found.
-        data: Rows, or where to read them.
+        data: Rows, or where to read them. A list in a target column is several references: the row is
+            trained on once with each.
         settings: The recipe; ``TrainSettings(prompt=..., target=...)`` at the least.
         evaluation: Rows to choose the best prefix by, never trained on. Those with a label that the
             head does not know are left out.
@@ -152,6 +154,7 @@ def train(
         asked = settings.task
         settings = for_task(backbone, settings, rows)
         check_labels(asked, settings, rows)
+        rows = _spread(rows, settings)
         _room(backbone, settings, settings.length or 1)
         first = with_head(backbone, start(backbone, settings, rows, store), settings, rows)
         settings = _resolved(settings, first)
@@ -209,6 +212,11 @@ def train(
         return _run(trainer, settings, report, training, begun, look)
 
 
+def _spread(rows: list[Mapping[str, Any]], settings: TrainSettings) -> list[Mapping[str, Any]]:
+    """Rows of text with one reference each, other rows as they are."""
+    return rows if settings.task in HEAD_TASKS else one_each(rows, settings.templates)
+
+
 def encode(
     backbone: Backbone, data: Data, settings: TrainSettings, prefix: Prefix
 ) -> tuple[list[Encoded], Report]:
@@ -238,7 +246,7 @@ def encode_evaluation(
     """
     head, rows = prefix.head, rows_of(data)
     if head is None:
-        return encode(backbone, rows, settings, prefix)[0]
+        return encode(backbone, _spread(rows, settings), settings, prefix)[0]
     unseen = unseen_in(head, settings.templates, rows)
     tell_of_unseen(unseen, head, len(rows))
     labels = (*head.labels, *unseen.counts)

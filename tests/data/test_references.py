@@ -12,9 +12,9 @@ import pytest
 import foreword
 from foreword.cli.main import main
 from foreword.data import Task
+from foreword.data.references import one_each
 from foreword.errors import DataError
 from foreword.evaluate import evaluate
-from foreword.evaluate.references import one_each
 from foreword.generate import GenerateOptions
 from foreword.prefix import Prefix
 from foreword.store import PrefixStore
@@ -97,12 +97,21 @@ def test_errors_after_a_list_name_the_row_that_was_given() -> None:
         one_each([SEVERAL[0], {"mr": ["a"], "refs": "b"}], TASK)
 
 
-def test_training_says_that_evaluation_reads_a_list(tiny: foreword.Backbone) -> None:
-    settings = foreword.TrainSettings(prompt="{mr} ->", target=" {refs}", steps=1, length=2)
-    with pytest.raises(DataError, match=r"row 1: column 'refs'.*a row of its own; evaluate alone"):
+def test_training_takes_each_entry_as_a_row(tiny: foreword.Backbone) -> None:
+    settings = foreword.TrainSettings(
+        prompt="{mr} ->", target=" {refs}", steps=2, checkpoint_every=1, length=2
+    )
+    several = foreword.train(tiny, SEVERAL, settings, evaluation=SEVERAL)
+    single = foreword.train(tiny, SINGLE, settings, evaluation=SINGLE)
+    assert several.prefix.digest == single.prefix.digest
+    assert several.history == single.history
+    assert several.report.rows == 5
+
+
+def test_a_list_in_a_prompt_is_refused_in_training(tiny: foreword.Backbone) -> None:
+    settings = foreword.TrainSettings(prompt="{refs} ->", target=" {mr}", steps=1, length=2)
+    with pytest.raises(DataError, match=r"row 1: column 'refs'.*Only the target may name a column"):
         foreword.train(tiny, SEVERAL, settings)
-    with pytest.raises(DataError, match=r"row 1: column 'refs'.*a row of its own; evaluate alone"):
-        foreword.train(tiny, SINGLE, settings, evaluation=SEVERAL)
 
 
 def test_the_command_reads_a_list(
