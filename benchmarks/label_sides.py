@@ -92,6 +92,7 @@ def _figures(backbone: Backbone, side: str, task: Set, settings: TrainSettings) 
         return _measured(backbone, prefix, prefix, tests, prefix.parameters)
     settings = for_task(backbone, settings, rows)
     like = with_head(backbone, start(backbone, settings), settings, rows)
+    like = like.with_meta(recipe=settings.as_json())  # which has the templates
     encoded = encode(backbone, rows, settings, like)[0]
     set_seed(settings.seed)
     model: Any = backbone.model
