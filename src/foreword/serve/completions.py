@@ -17,7 +17,6 @@ from foreword.data.template import as_row
 from foreword.data.written import end_of_turn, stop_of_turn
 from foreword.engine import Engine, Event, Request, Sampling, Weighted
 from foreword.engine.request import Completion, completion
-from foreword.engine.residency import Residency
 from foreword.errors import ForewordError, TooLong
 from foreword.generate import PLAIN, encoder_for, task_of
 from foreword.prefix import Prefix
@@ -25,6 +24,7 @@ from foreword.serve.crews import Crews
 from foreword.serve.failures import TOO_LONG, Failure, no_model
 from foreword.serve.journal import Line
 from foreword.serve.metrics import Metrics
+from foreword.serve.residency import Residency
 from foreword.serve.schemas import ChatRequest, CompletionRequest, Sampled
 
 Body = CompletionRequest | ChatRequest

@@ -22,14 +22,21 @@ from torch import Tensor
 from foreword.attention.attachment import Attachment
 from foreword.backbone import Backbone
 from foreword.data.written import Written, written_for
-from foreword.engine.inbox import Inbox
-from foreword.engine.job import Job, Sink
-from foreword.engine.request import Completion, Event, FinishReason, Request, completion
-from foreword.engine.runner import PROBE, Row, Runner
-from foreword.engine.sampler import Stack, chosen, likeliest, logprobs_of
-from foreword.engine.scheduler import Limits, Scheduler
+from foreword.engine.request import (
+    Completion,
+    EngineClosed,
+    Event,
+    FinishReason,
+    Request,
+    completion,
+)
+from foreword.engine.slots.inbox import Inbox
+from foreword.engine.slots.job import Job, Sink
+from foreword.engine.slots.runner import PROBE, Row, Runner
+from foreword.engine.slots.sampler import Stack, chosen, likeliest, logprobs_of
+from foreword.engine.slots.scheduler import Limits, Scheduler
 from foreword.engine.threads import give_up_pool
-from foreword.errors import DataError, ServeError, TooLong, first_line
+from foreword.errors import DataError, TooLong, first_line
 from foreword.generate import PLAIN, refuse_head, task_of
 from foreword.prefix import Prefix
 from foreword.weights.packing import packed
@@ -37,10 +44,6 @@ from foreword.weights.packing import packed
 log = logging.getLogger("foreword.engine")
 
 CLOSED = "the engine takes no more requests: it is being closed"
-
-
-class EngineClosed(ServeError):
-    """A request came to an engine that takes no more."""
 
 
 def _logits(backbone: Backbone, attachment: Attachment) -> Tensor:
