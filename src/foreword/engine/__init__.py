@@ -1,5 +1,6 @@
 """The engine: many requests at once on one backbone, each with its own prefix."""
 
+from foreword.engine.protocol import EngineClient, Stats
 from foreword.engine.request import (
     Completion,
     EngineClosed,
@@ -15,11 +16,13 @@ from foreword.engine.slots.scheduler import Limits
 __all__ = [
     "Completion",
     "Engine",
+    "EngineClient",
     "EngineClosed",
     "Event",
     "Limits",
     "Request",
     "Sampling",
+    "Stats",
     "TokenLogprobs",
     "Weighted",
 ]

@@ -13,7 +13,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from starlette.concurrency import run_in_threadpool
 
 from foreword.backbone import Backbone
-from foreword.engine import Engine
+from foreword.engine import EngineClient
 from foreword.serve import failures
 from foreword.serve.catalogue import Catalogue
 from foreword.serve.completions import Completions
@@ -56,7 +56,10 @@ class ServeOptions:
 
 
 def create_app(
-    backbone: Backbone, engine: Engine, residency: Residency, options: ServeOptions | None = None
+    backbone: Backbone,
+    engine: EngineClient,
+    residency: Residency,
+    options: ServeOptions | None = None,
 ) -> FastAPI:
     """OpenAI's API over an engine.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from foreword.data import Task
 from foreword.data.chat import rendered
 from foreword.data.template import as_row
 from foreword.data.written import end_of_turn, stop_of_turn
-from foreword.engine import Engine, Event, Request, Sampling, Weighted
+from foreword.engine import EngineClient, Event, Request, Sampling, Weighted
 from foreword.engine.request import Completion, completion
 from foreword.errors import ForewordError, TooLong
 from foreword.generate import PLAIN, encoder_for, task_of
@@ -79,7 +79,7 @@ class Completions:
     def __init__(
         self,
         backbone: Backbone,
-        engine: Engine,
+        engine: EngineClient,
         residency: Residency,
         metrics: Metrics,
         crews: Crews,
@@ -280,18 +280,11 @@ class Completions:
     async def events(self, asked: Asked) -> AsyncGenerator[tuple[int, Event]]:
         """The events of all choices as they come; leaving early cancels what has not ended."""
         loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-        unfinished: set[int] = set()
+        places = {request.name: index for index, request in enumerate(asked.requests)}
+        unfinished = set(range(len(places)))
         last = [time.perf_counter()] * len(asked.requests)
         begun: set[int] = set()
         ended, generated = "cancelled", 0
-
-        def sink_of(index: int) -> Any:
-            def sink(event: Event) -> None:
-                with suppress(RuntimeError):  # the loop has ended, and nobody waits
-                    loop.call_soon_threadsafe(queue.put_nowait, (index, event))
-
-            return sink
 
         def give_up() -> None:
             for index in unfinished:
@@ -300,13 +293,12 @@ class Completions:
         # While a client does not read, nothing asks for events, and the time would not be noticed.
         until = loop.time() + self.seconds
         alarm = loop.call_at(until, give_up)
+        stream = self.engine.stream(*asked.requests)
         try:
-            for index, request in enumerate(asked.requests):
-                self.engine.submit(request, sink_of(index))
-                unfinished.add(index)
             while unfinished:
                 async with asyncio.timeout_at(until):
-                    index, event = await queue.get()
+                    event = await anext(stream)
+                index = places[event.request]
                 now = time.perf_counter()
                 generated += len(event.tokens)
                 if event.tokens:
@@ -334,9 +326,9 @@ class Completions:
             raise
         finally:
             alarm.cancel()
+            await stream.aclose()
             self.metrics.prompt_tokens.labels(asked.body.model).inc(asked.prompt_tokens)
-            for index in unfinished:
-                self.engine.cancel(asked.requests[index].name)
+            for _ in unfinished:
                 self.metrics.requests.labels(asked.body.model, ended).inc()
             asked.line["prompt_tokens"] = asked.prompt_tokens
             asked.line["completion_tokens"] = generated

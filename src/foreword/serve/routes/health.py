@@ -6,13 +6,13 @@ from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
-from foreword.engine import Engine
+from foreword.engine import EngineClient
 from foreword.serve import failures
 from foreword.serve.failures import Failure, told
 from foreword.serve.metrics import Metrics
 
 
-def add_health_routes(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
+def add_health_routes(app: FastAPI, engine: EngineClient, metrics: Metrics) -> None:
     """Add them to an application."""
 
     @app.head("/health", include_in_schema=False)
