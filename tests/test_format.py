@@ -38,11 +38,13 @@ GOLDEN_2 = GOLDEN.with_name("v2.safetensors")
 GOLDEN_3 = GOLDEN.with_name("v3.safetensors")
 GOLDEN_4 = GOLDEN.with_name("v4.safetensors")
 GOLDEN_5 = GOLDEN.with_name("v5.safetensors")
+GOLDEN_5_SEVERAL = GOLDEN.with_name("v5-multilabel.safetensors")
 GOLDEN_DIGEST = "c2dbc7ee5f50efe2a5c988907c825859fb4db6479d3d1d7a4257788b07a0739c"
 GOLDEN_2_DIGEST = "b519956ecbef624ae7bb7e3a1939f35bfca58d8923bd88687c3877dd6c8c1b26"
 GOLDEN_3_DIGEST = "e28b89aa83d4ade32adf796a652925a171cb7435de5fda0dfdedfe4897876a3d"
 GOLDEN_4_DIGEST = "d8dd1bdc99d570303fae321e5da1515128cfaa188c203c628390ecaf1ed4fe77"
 GOLDEN_5_DIGEST = "93d979e391ee2a583743d932f3b29a3c601a5ca1e810ec8b0ee50f82363269ce"
+GOLDEN_5_SEVERAL_DIGEST = "31c21d0ce5c63e87c91a3450d5c55e378502e4e5e4cface53016f1f90b5cda5f"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 REFUSED: dict[str, tuple[type[FormatError], str]] = {
@@ -260,6 +262,28 @@ REFUSED: dict[str, tuple[type[FormatError], str]] = {
     "head-regress-deviation-zero": (CorruptFile, "a deviation above 0; found 0.0"),
     "head-regress-deviation-missing": (CorruptFile, "a deviation above 0; found None"),
     "head-regress-pooling-missing": (CorruptFile, "a head for 'regress' has a pooling among"),
+    "head-multilabel-in-version-3": (
+        CorruptFile,
+        "task is 'multilabel'; version 5 is for 'regress' and 'multilabel'",
+    ),
+    "head-multilabel-in-version-4": (CorruptFile, "task is 'multilabel'; version 5 is for"),
+    "head-multilabel-doubled": (CorruptFile, "at least two labels, all different; found 3"),
+    "head-multilabel-fewer-labels": (
+        FormatError,
+        "tensor 'head.weight' has shape [3, 2], expected [2, 2]",
+    ),
+    "head-multilabel-one-label": (CorruptFile, "at least two labels, all different; found 1"),
+    "head-multilabel-shape": (
+        FormatError,
+        "tensor 'head.weight' has shape [3, 2], expected [3, 3]",
+    ),
+    "head-multilabel-with-scale": (CorruptFile, "its head has an unknown 'deviation'"),
+    "head-multilabel-pair-missing": (CorruptFile, "its head has no 'pair'"),
+    "head-multilabel-pair-number": (CorruptFile, "its head: pair is 1, expected true or false"),
+    "head-multilabel-pooling-missing": (
+        CorruptFile,
+        "a head for 'multilabel' has a pooling among",
+    ),
     "head-pair-in-version-3": (CorruptFile, "its head has an unknown 'pair'"),
     "head-pair-false": (CorruptFile, "its head: pair is False, expected true"),
     "head-pair-number": (CorruptFile, "its head: pair is 1, expected true"),
@@ -513,6 +537,25 @@ def test_the_golden_file_of_version_5_loads_and_is_still_written() -> None:
     assert (found.head.mean, found.head.deviation) == (3.0, 1e-05)
     assert found.head.weight.tolist() == [[-1.0, -0.875, -0.75, -0.625]]
     assert prefix_file.encode(expected) == GOLDEN_5.read_bytes()
+
+
+def for_several_labels() -> Prefix:
+    """The golden prefix with a head for several labels of a text, number by number."""
+    tags = with_head().head
+    assert tags is not None
+    labels = ("Sport", "Politik", "日本")
+    return golden().with_head(Head("multilabel", labels, "last", tags.weight, tags.bias))
+
+
+def test_the_golden_file_of_several_labels_loads_and_is_still_written() -> None:
+    found, expected = prefix_file.load(GOLDEN_5_SEVERAL), for_several_labels()
+    assert found.digest == GOLDEN_5_SEVERAL_DIGEST == expected.digest
+    assert found.head is not None
+    assert (found.head.task, found.head.pooling, found.head.pair) == ("multilabel", "last", False)
+    assert found.head.labels == ("Sport", "Politik", "日本")
+    assert (found.head.mean, found.head.deviation) == (None, None)
+    assert found.head.weight[2, 3].item() == 23 / 8 - 1
+    assert prefix_file.encode(expected) == GOLDEN_5_SEVERAL.read_bytes()
 
 
 def test_a_head_comes_back_bit_for_bit(tmp_path: Path) -> None:
@@ -812,7 +855,7 @@ def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
 def test_one_table_says_what_each_version_is_for() -> None:
     """Each kind of prefix has one version, and no version two meanings."""
     kinds = [
-        (version.has_head, version.says_inputs, version.measures, softmax)
+        (version.has_head, version.says_inputs, version.later, softmax)
         for version in versions.TABLE
         for softmax in version.softmaxes
     ]

@@ -33,6 +33,7 @@ _METRICS = {
     "rouge_l": "rouge",
     "accuracy": "accuracy",
     "f1": "f1",
+    "micro_f1": "f1",
     "exact_match": "exact_match",
     "pearson": "pearsonr",
     "spearman": "spearmanr",
@@ -45,6 +46,7 @@ _PIPELINES: dict[str | None, str] = {
     "tag": "token-classification",
     "answer": "question-answering",
     "regress": "text-classification",
+    "multilabel": "text-classification",
 }
 """What the Hub calls the tasks of heads, and of a prefix without one."""
 

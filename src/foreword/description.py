@@ -22,7 +22,7 @@ Positions = Literal["free", "offset"]
 WindowPolicy = Literal["visible", "windowed"]
 Bos = Literal["prefix", "input", "none"]
 Softmax = Literal["joint", "own"]
-HeadTask = Literal["classify", "tag", "answer", "regress"]
+HeadTask = Literal["classify", "tag", "answer", "regress", "multilabel"]
 Pooling = Literal["mean", "first", "last"]
 
 POSITIONS: tuple[Positions, ...] = ("free", "offset")
@@ -40,8 +40,10 @@ MAX_DEPTH = 64
 
 HEAD_TASKS: tuple[HeadTask, ...] = get_args(HeadTask)
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
-POOLED: tuple[HeadTask, ...] = ("classify", "regress")
+POOLED: tuple[HeadTask, ...] = ("classify", "regress", "multilabel")
 """Tasks in which one vector stands for a row."""
+LATER: tuple[HeadTask, ...] = ("regress", "multilabel")
+"""Tasks that the first versions of the file format with a head did not know."""
 MAX_LABEL = 256
 """Longest label, in characters."""
 _NO_TEXT = frozenset({"Cc", "Cs", "Co", "Zl", "Zp"})

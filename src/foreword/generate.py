@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 
@@ -25,6 +26,23 @@ from foreword.errors import DataError, MismatchError
 from foreword.options import GenerateOptions
 from foreword.prefix import Prefix, check_prefix
 from foreword.progress import Watch, unwatched
+
+Finish = Literal["stop", "length"]
+"""Why a text ends: the model ended it, or it had all the tokens that it may have."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A generated text.
+
+    Attributes:
+        text: It, without special tokens and outer spaces.
+        finish: Why it ends there.
+    """
+
+    text: str
+    finish: Finish
+
 
 PLAIN = Task("{input}", "{output}")
 """Text as it is given."""
@@ -88,6 +106,20 @@ def generate(
         >>> foreword.generate(backbone, ["name[Zizzi], food[Thai]"], prefix)  # doctest: +SKIP
         [['Zizzi serves Thai food.']]
     """
+    return _texts(generated(backbone, inputs, prefix, options, task=task, like=like, strict=strict))
+
+
+def generated(
+    backbone: Backbone,
+    inputs: Inputs,
+    prefix: Prefix | None = None,
+    options: GenerateOptions | None = None,
+    *,
+    task: Task | None = None,
+    like: Prefix | None = None,
+    strict: bool = False,
+) -> list[list[Generated]]:
+    """As `generate`, where each text says why it ends."""
     check_backbone(backbone)
     if prefix is not None:
         check_prefix(prefix)
@@ -104,7 +136,11 @@ def generate(
     if prefix is not None:
         backbone.check(prefix, strict=strict)
     written = written_for(backbone, prefix, task, like)
-    return generate_ids(backbone, prompts, prefix, options, written)
+    return _generated_ids(backbone, prompts, prefix, options, written)
+
+
+def _texts(made: Sequence[Sequence[Generated]]) -> list[list[str]]:
+    return [[one.text for one in each] for each in made]
 
 
 def refuse_head(prefix: Prefix) -> None:
@@ -138,12 +174,24 @@ def generate_ids(
         written: How texts begin and end; by default as in the prefix's training.
         watch: Told how far it is after each batch.
     """
+    return _texts(_generated_ids(backbone, prompts, prefix, options, written, watch))
+
+
+def _generated_ids(
+    backbone: Backbone,
+    prompts: Sequence[Sequence[int]],
+    prefix: Prefix | None,
+    options: GenerateOptions,
+    written: Written | None = None,
+    watch: Watch = unwatched,
+) -> list[list[Generated]]:
+    """As `generate_ids`, where each text says why it ends."""
     tokenizer = backbone.tokenizer
     assert tokenizer is not None
     pad = padding_of(tokenizer, backbone.vocabulary)
     written = written or written_for(backbone, prefix, PLAIN if prefix is None else task_of(prefix))
     arguments = {**neutral(backbone.model, pad), **options.arguments(), **_tokens(written)}
-    texts: list[list[str]] = [[] for _ in prompts]
+    made: list[list[Generated]] = [[] for _ in prompts]
     continues = backbone.kind == "decoder"  # an encoder-decoder's output begins anew
     pad_batch = left_padded if continues else right_padded
     done = 0
@@ -159,10 +207,12 @@ def generate_ids(
                 )
             out = backbone.model.generate(**moved, pad_token_id=pad, **arguments)
             for place, ids in enumerate(out[:, given:].tolist()):
-                texts[batch[place // options.num_return_sequences]].append(written.text(ids))
+                finish: Finish = "stop" if written.is_ended(ids) else "length"
+                one = Generated(written.text(ids), finish)
+                made[batch[place // options.num_return_sequences]].append(one)
             done += len(batch)
             watch(done, len(prompts))
-    return texts
+    return made
 
 
 _DRAWS = threading.Lock()

@@ -16,6 +16,7 @@ from torch import Tensor
 from foreword.arguments import check_fields
 from foreword.description import (
     HEAD_TASKS,
+    LATER,
     MAX_LABEL,
     POOLED,
     POOLINGS,
@@ -53,10 +54,11 @@ class Head:
     Attributes:
         task: ``classify``: a label for each row, from one vector that stands for it; ``tag``: a label
             for each word, from its first token; ``answer``: where an answer starts and ends;
-            ``regress``: a number for each row.
+            ``regress``: a number for each row; ``multilabel``: any number of labels for each row.
         labels: What each output means; of a head that answers, `SPAN`, of one that measures, `VALUE`.
+            Of one for several labels each output is the logit of its own label alone.
         pooling: Which vector stands for a row that is classified or measured: the ``mean`` of its
-            tokens, the ``first`` or the ``last``. None for the other tasks.
+            tokens, the ``first`` or the ``last``. None for the tasks `tag` and `answer`.
         weight: (L, D).
         bias: (L,), of the same dtype.
         pair: Whether a row that is classified or measured is two texts, which the tokenizer puts
@@ -108,7 +110,12 @@ class Head:
     @property
     def is_plain(self) -> bool:
         """Whether task, labels and pooling say all of it, as in the heads of the format's version 3."""
-        return not self.pair and not self.measures
+        return not self.pair and not self.is_later
+
+    @property
+    def is_later(self) -> bool:
+        """Whether its task is one that the format knows since version 5."""
+        return self.task in LATER
 
     @property
     def measures(self) -> bool:
@@ -146,7 +153,7 @@ class Head:
         return self.mean + self.deviation * logits.double()
 
     def logits(self, hidden_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-        """Float32 logits: (B, L) of a head that classifies or measures, else (B, T, L).
+        """Float32 logits: (B, L) of a head with a pooling, else (B, T, L).
 
         Args:
             hidden_BTD: The backbone's last hidden states.

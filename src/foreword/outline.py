@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from foreword.arguments import path_of
 from foreword.description import (
+    LATER,
     SOFTMAX,
     PrefixMeta,
     Site,
@@ -187,7 +188,8 @@ def _described(version: Version, described: Mapping[str, Any], digest: str) -> O
 def _head(version: Version, entry: Any) -> dict[str, Any]:
     """The description of a head, checked."""
     own = {"pair"} if version.says_inputs else set()
-    own |= {"mean", "deviation"} if version.measures else set()
+    several = isinstance(entry, dict) and entry.get("task") == "multilabel"
+    own |= {"mean", "deviation"} if version.later and not several else set()
     _check_fields("its head", entry, {"task", "labels", "pooling", "width"} | own)
     if not _is_count(entry["width"]):
         raise CorruptFile(f"its head: width is {short(entry['width'])}, expected {_COUNT}")
@@ -196,13 +198,14 @@ def _head(version: Version, entry: Any) -> dict[str, Any]:
     for name in ("task", "pooling"):
         if not isinstance(entry[name], str | None):
             raise CorruptFile(f"its head: {name} is {short(entry[name])}, expected text or null")
-    if (entry["task"] == "regress") != version.measures:
+    if (entry["task"] in LATER) != version.later:
         raise CorruptFile(
-            f"its head: task is {short(entry['task'])}; version 5 is for 'regress', and no other is"
+            f"its head: task is {short(entry['task'])}; version 5 is for "
+            f"{' and '.join(map(repr, LATER))}, and no other is"
         )
-    if version.measures and type(entry["pair"]) is not bool:
+    if version.later and type(entry["pair"]) is not bool:
         raise CorruptFile(f"its head: pair is {short(entry['pair'])}, expected true or false")
-    if version.says_inputs and not version.measures and entry["pair"] is not True:
+    if version.says_inputs and not version.later and entry["pair"] is not True:
         raise CorruptFile(
             f"its head: pair is {short(entry['pair'])}, expected true; a head that reads one text is "
             "one of version 3"

@@ -51,7 +51,8 @@ def predict(
         strict: Refuse a backbone with other weights than the prefix was made on.
 
     Returns:
-        Per input a `Classified`, a `Tagged`, an `Answered` or a `Measured`, by the head's task.
+        Per input a `Classified`, a `Tagged`, an `Answered`, a `Measured` or a `Multilabelled`, by the
+        head's task.
 
     Raises:
         DataError: The prefix has no head, or an input is not what it labels.
@@ -155,7 +156,7 @@ def head_of(prefix: Prefix) -> Head:
     if prefix.head is None:
         raise DataError(
             "this prefix has no head, so it writes text and labels nothing; use generate, or train one "
-            "with the task classify, tag, answer or regress"
+            "with the task classify, tag, answer, regress or multilabel"
         )
     return prefix.head
 
@@ -199,7 +200,7 @@ def head_logits(
     batch_size: int,
     watch: Watch = unwatched,
 ) -> list[Tensor]:
-    """What a head says of each reading: (L,) of one that classifies, else (T, L); on the CPU."""
+    """What a head says of each reading: (L,) of one with a pooling, else (T, L); on the CPU."""
     return list(_each(backbone, prefix, readings, batch_size, head.logits, watch))
 
 

@@ -19,7 +19,8 @@ class Version(NamedTuple):
         says_softmax: Whether it spells that out; else it is the only one.
         has_head: Whether they carry a head.
         says_inputs: Whether it says what a head's inputs are, and is for those alone that need it said.
-        measures: Whether the heads are those that give numbers, and it says on which scale.
+        later: Whether the heads are those of `LATER` tasks; of those that give numbers it says on which
+            scale.
     """
 
     name: str
@@ -27,7 +28,7 @@ class Version(NamedTuple):
     says_softmax: bool
     has_head: bool
     says_inputs: bool = False
-    measures: bool = False
+    later: bool = False
 
 
 TABLE = (
@@ -35,7 +36,7 @@ TABLE = (
     Version("2", ("own",), says_softmax=True, has_head=False),
     Version("3", SOFTMAX, says_softmax=True, has_head=True),
     Version("4", SOFTMAX, says_softmax=True, has_head=True, says_inputs=True),
-    Version("5", SOFTMAX, says_softmax=True, has_head=True, says_inputs=True, measures=True),
+    Version("5", SOFTMAX, says_softmax=True, has_head=True, says_inputs=True, later=True),
 )
 """Versions that are read; a prefix is written as the first that can say it."""
 VERSIONS = tuple(version.name for version in TABLE)

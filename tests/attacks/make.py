@@ -195,6 +195,13 @@ def as_version_5(**changes: Any) -> bytes:
     return built(description, parts, version="5")
 
 
+def for_several(**changes: Any) -> bytes:
+    """The good file with a head for several labels of a row, as one of version 5."""
+    entry = {**head(), "task": "multilabel", "pair": False, **changes}
+    description = described(meta=meta(softmax="joint"), head=entry)
+    return built(description, head_tensors(), version="5")
+
+
 def as_version_4(**changes: Any) -> bytes:
     """The good file with a head for pairs of texts, as one of version 4."""
     entry = {**head(), "pair": True, **changes}
@@ -446,6 +453,20 @@ def heads() -> dict[str, bytes]:
         "head-regress-deviation-zero": as_version_5(deviation=0.0),
         "head-regress-deviation-missing": as_version_5(deviation=None),
         "head-regress-pooling-missing": as_version_5(pooling=None),
+        "head-multilabel-in-version-3": as_version_3(task="multilabel"),
+        "head-multilabel-in-version-4": as_version_4(task="multilabel"),
+        "head-multilabel-doubled": for_several(labels=["a", "b", "a"]),
+        "head-multilabel-fewer-labels": for_several(labels=["a", "b"]),
+        "head-multilabel-one-label": for_several(labels=["a"]),
+        "head-multilabel-shape": for_several(width=3),
+        "head-multilabel-with-scale": for_several(mean=3.0, deviation=0.5),
+        "head-multilabel-pair-missing": built(
+            described(meta=meta(softmax="joint"), head=head(task="multilabel")),
+            head_tensors(),
+            version="5",
+        ),
+        "head-multilabel-pair-number": for_several(pair=1),
+        "head-multilabel-pooling-missing": for_several(pooling=None),
         "head-pair-in-version-3": as_version_3(pair=True),
         "head-pair-false": as_version_4(pair=False),
         "head-pair-number": as_version_4(pair=1),

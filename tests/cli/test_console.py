@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from rich.text import Text
 
 import foreword
 from foreword.cli import console, progress
@@ -40,6 +41,36 @@ def place(
         "labels", prefix.with_head(head).with_meta(recipe={"prompt": "{t}", "target": "{l}"})
     )
     return tmp_path
+
+
+def test_a_list_has_each_task_and_whole_names_where_it_is_no_terminal(
+    place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A terminal of 60 columns shortens them; a pipe used to be cut at 80."""
+    store, name = PrefixStore(), "a-long-name-" * 8
+    backbone = "/models/" + "deep/" * 30
+    store.save(name, store.load("writes").with_meta(backbone=backbone))
+    assert main(["list"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    rows = {
+        cells[0]: cells
+        for cells in ([*map(str.strip, line.split("│")[1:])] for line in lines)
+        if cells
+    }
+    assert rows[name][1] == rows["writes"][1] == "text"
+    assert rows["labels"][1] == "classify"
+    assert rows[name][5] == backbone
+    assert rows[name][6] == store.load(name).digest[:12]
+
+
+def test_a_list_on_a_terminal_keeps_to_its_width(
+    place: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    PrefixStore().save("a-long-name-" * 8, PrefixStore().load("writes"))
+    monkeypatch.setattr("foreword.cli.console.out", Console(force_terminal=True, width=60))
+    assert main(["list"]) == 0
+    shown = Text.from_ansi(capfd.readouterr().out).plain
+    assert {len(line) for line in shown.splitlines()} == {60}
 
 
 def test_text_is_written_as_it_is(capfd: pytest.CaptureFixture[str]) -> None:

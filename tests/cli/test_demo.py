@@ -34,7 +34,7 @@ def fast(step: float, monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 def test_a_fast_machine_runs_the_whole_demo(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = fast(1.5, monkeypatch)
+    asked = fast(1.0, monkeypatch)
     assert module._scale(None, module.DemoArguments()) == module.Scale()  # type: ignore[arg-type]
     assert asked == [("foreword/e2e:train", module.SETTINGS)]
 

@@ -318,6 +318,16 @@ def test_evaluate_takes_other_templates(place: Path, call) -> None:
     assert (code, "a prompt template needs a target template" in err) == (1, True)
 
 
+def test_each_output_in_json_says_why_it_ends(place: Path, call) -> None:
+    assert call(*train())[0] == 0
+    several = ("--num-beams", "2", "--num-return-sequences", "2", "--max-new-tokens", "3")
+    code, out, _ = call("generate", "food", *F32, "--input", "some.jsonl", *several, "--json")
+    found = [json.loads(line) for line in out.splitlines()]
+    assert (code, len(found)) == (0, 3)
+    assert all(len(one["outputs"]) == 2 for one in found)
+    assert all(one["finish"] == ["length", "length"] for one in found), "three tokens end nothing"
+
+
 def test_tensorboard_files_stay(place: Path, call) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

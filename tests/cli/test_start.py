@@ -45,6 +45,8 @@ print("code", code, "large", *names, file=sys.stderr)
         (["train", "rows.jsonl", "--name", "x", "--length", "0"], 1),
         (["train", "rows.jsonl", "--name", "x", "--early-stop", "2"], 1),
         (["train", "rows.jsonl", "--name", "x", "--prompt", "{b}", "--target", "{a}"], 1),
+        (["train", "rows.jsonl", "--name", "x", "--backbone", "./minilm"], 1),
+        (["train", "rows.jsonl", "--name", "x", "--task", "tag"], 1),
         (["generate", "fod", "x"], 1),
         (["generate", "food", "--input", "no.txt"], 1),
         (["generate", "food", "--input", "no.jsonl"], 1),
@@ -104,6 +106,18 @@ def place(tiny: foreword.Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("train rows.jsonl --name x --init food --length 9", "'food', has length"),
         ("train rows.jsonl --name x --lr -1", "lr must be above 0"),
         ("train rows.jsonl --name x --prompt {a} --target {ref}", "row 1 has no column 'a'"),
+        (
+            "train rows.jsonl --name x",
+            "row 1 has no columns that any task reads by itself; its columns are: mr, ref. Expected "
+            "messages (to write text); text, label (to classify or to measure); text, labels (for "
+            "several labels each); tokens, tags (to tag words); question, context, answers (to find "
+            "answers). Rename them, or name them with templates, as in --prompt '{mr}' --target '{ref}'",
+        ),
+        (
+            "train rows.jsonl --name x --task tag",
+            "row 1 has no columns that task 'tag' reads by itself; its columns are: mr, ref. Expected "
+            "tokens, tags (to tag words).",
+        ),
         ("generate food --input no.txt", "cannot read inputs from no.txt"),
         (
             "generate food --input rows.jsonl",

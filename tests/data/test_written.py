@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from foreword.data.written import (
     written_for,
 )
 from foreword.engine import Engine, Limits, Request, Sampling, Weighted
-from foreword.generate import GenerateOptions, generate, generate_ids
+from foreword.generate import GenerateOptions, generate, generate_ids, generated
 from foreword.prefix import Prefix
 from tests.backbone.test_decoding import tiny_bart
 from tests.conftest import CHAT, byte_tokenizer
@@ -260,6 +261,50 @@ def test_what_the_tokenizer_cannot_write_is_no_text(
     assert found.kept == frozenset()
     assert found.reference("a<sep>b") == "a<sep>b"
     assert found.text([*tiny.tokenizer("a")["input_ids"], sep, 1]) == "a"
+
+
+def test_a_text_says_whether_the_model_ended_it(tiny: foreword.Backbone, prefix: Prefix) -> None:
+    """As the engine does, which looks at each token as it comes: ended by a token, or cut."""
+    asked = [ASKED, "x"]
+    tokens = [written(tiny, prefix, f"{one} ->") for one in asked]
+    end = next(token for token in tokens[0][3:] if token not in tokens[1])
+    tiny.model.generation_config.eos_token_id = end
+    tiny.tokenizer.eos_token = tiny.tokenizer.convert_ids_to_tokens(end)
+    found = generated(tiny, asked, prefix, LONG)
+    assert [[one.finish for one in each] for each in found] == [["stop"], ["length"]]
+    assert [[one.text for one in each] for each in found] == generate(tiny, asked, prefix, LONG)
+    count = tokens[0].index(end)
+    for most, finish in ((count, "length"), (count + 1, "stop")):
+        options = GenerateOptions(max_new_tokens=most)
+        assert generated(tiny, ASKED, prefix, options)[0][0].finish == finish
+        ids = tuple(tiny.tokenizer(f"{ASKED} ->")["input_ids"])
+        sampling = Sampling(max_tokens=most, temperature=0)
+        with Engine(tiny, Limits(rows=2)) as engine:
+            request = Request(ids, sampling, (Weighted(prefix),))
+            assert engine.generate([request])[0].finish == finish
+
+
+def test_each_of_several_texts_says_whether_the_model_ended_it(
+    tiny: foreword.Backbone, prefix: Prefix
+) -> None:
+    options = GenerateOptions(max_new_tokens=12, do_sample=True, num_return_sequences=8)
+    plain = generated(tiny, ASKED, prefix, options)[0]
+    assert {one.finish for one in plain} == {"length"}
+    spared = plain[1].text
+    letter = next(one for one in plain[0].text if one.isascii() and one not in spared)
+    (end,) = tiny.tokenizer(letter, add_special_tokens=False)["input_ids"]
+    tiny.tokenizer.eos_token = tiny.tokenizer.convert_ids_to_tokens(end)
+    found = generated(tiny, ASKED, prefix, options)[0]
+    assert [one.finish for one in found][:2] == ["stop", "length"]
+
+
+def test_an_end_of_turn_in_plain_text_ends_a_text_as_a_token_does(
+    tiny: foreword.Backbone, prefix: Prefix
+) -> None:
+    found = replace(written_for(tiny, prefix, TASK), stop=("ver)",))
+    for text, ended in (("It is over", False), ("It is (over)", True), ("It is</s>", True)):
+        ids = tiny.tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert found.is_ended(ids) is ended
 
 
 def test_a_reference_ends_where_a_text_would(tiny: foreword.Backbone, prefix: Prefix) -> None:

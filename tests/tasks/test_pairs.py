@@ -344,7 +344,8 @@ def test_the_command_line_reads_pairs(
 
 def test_what_pairs_cannot_be_used_for_is_refused() -> None:
     with pytest.raises(
-        TrainingError, match="pair is only used with task='classify' or task='regress'; found"
+        TrainingError,
+        match="pair is only used with task='classify' or task='regress' or task='multilabel'; found",
     ):
         for_task(backbone_of(), changed(**TEMPLATES, task="tag"), RENAMED)
     with pytest.raises(DataError, match="the pair template '{b}' needs a prompt template"):

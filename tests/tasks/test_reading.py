@@ -6,6 +6,8 @@ import itertools
 from types import SimpleNamespace
 
 import pytest
+from tokenizers import normalizers
+from tokenizers.processors import TemplateProcessing
 
 import foreword
 from foreword.errors import DataError
@@ -68,6 +70,46 @@ def test_windows_hold_the_question_and_together_the_whole_context() -> None:
 def test_a_question_that_leaves_no_room_is_refused() -> None:
     with pytest.raises(DataError, match="its question leaves 0 of 12 tokens"):
         reader(12).windows("a long one", "context", stride=8)
+
+
+SEPARATED = TemplateProcessing(
+    single="<s> $A </s>",
+    pair="<s> $A </s> </s> $B </s>",
+    special_tokens=[("<s>", 0), ("</s>", 1)],
+)
+"""Marks as RoBERTa's tokenizer has them: two between the texts of a pair, so four in all."""
+
+
+@pytest.mark.parametrize("question", ["Who?", "", "\x00\x00"])
+@pytest.mark.parametrize("separated", [False, True])
+def test_windows_leave_room_for_all_marks_of_a_pair(question: str, separated: bool) -> None:
+    """The room was counted on an empty context, which is read as one text: a mark or two too few.
+
+    A question that left no room then ended in a tokenizer's own exception, or in windows of one token.
+    """
+    tokenizer = marking_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\x00", "")
+    if separated:
+        tokenizer.backend_tokenizer.post_processor = SEPARATED
+    around = len(question.strip("\x00")) + (4 if separated else 3)
+    for room in (0, 1):
+        with pytest.raises(DataError, match=f"leaves {room} of {around + room} tokens"):
+            Reader(tokenizer, True, "none", around + room).windows(question, TEXT, stride=8)
+    for room in (2, 3, 9):
+        found = Reader(tokenizer, True, "none", around + room).windows(question, TEXT, stride=8)
+        spans = [[span for span in one.spans if span is not None] for one in found]
+        assert all(len(one.ids) <= around + room for one in found)
+        assert all(len(own) == room for own in spans[:-1])
+        assert {place for own in spans for span in own for place in range(*span)} == {
+            *range(len(TEXT))
+        }
+
+
+def test_windows_of_a_decoder_have_no_marks() -> None:
+    found = reader(10, marks=False, bos="input").windows("Who?", TEXT, stride=2)
+    assert [len(one.ids) for one in found[:-1]] == [10] * (len(found) - 1)
+    assert found[0].ids[0] == 0
+    assert 1 not in found[0].ids
 
 
 def test_a_text_without_tokens_is_refused() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from foreword.cli.console import out, say, table
+from foreword.cli.console import say, show, table
 from foreword.weights import embedded
 
 
@@ -16,10 +16,10 @@ def backbones() -> None:
         state = f"needs: {embedded.INSTALL}"
     made = table("Embedded", "name", "what", "state")
     made.add_row(embedded.NAME, embedded.NOTE, state)
-    out.print(made)
+    show(made)
     columns = ("family", "kind", "positions", "kernel", "verdict")
     families = table("Families that the oracle verifies", *columns)
     for row in verified_families():
         families.add_row(*(row[column] for column in columns))
-    out.print(families)
+    show(families)
     say("Any model of these families works: a local folder, or a name on the Hub.")

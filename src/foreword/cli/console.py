@@ -21,6 +21,9 @@ from foreword.train import launched
 FIRST = launched.index() == 0
 """Whether this process speaks; of several that train together, one does."""
 
+WIDEST = 2**16
+"""Columns of a table in a file or a pipe, at most."""
+
 out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
@@ -92,6 +95,13 @@ def table(title: str, *columns: str) -> Table:
     for index, column in enumerate(columns):
         made.add_column(column, justify="left" if index == 0 else "right")
     return made
+
+
+def show(made: Table) -> None:
+    """A table on standard output: as wide as its cells, unless a terminal has less room."""
+    if not out.is_terminal:
+        made.width = out.measure(made, options=out.options.update(max_width=WIDEST)).maximum
+    out.print(made)
 
 
 def quiet_libraries() -> None:

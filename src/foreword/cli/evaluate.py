@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from rich.table import Table
 
-from foreword.cli.console import note, out, say, table, visible, working
+from foreword.cli.console import note, say, show, table, visible, working
 from foreword.cli.inputs import rows_from, templates_in
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.cli.progress import parts
@@ -19,6 +19,7 @@ from foreword.options import GenerateOptions
 
 if TYPE_CHECKING:
     from foreword.evaluate import Evaluation, LabelEvaluation, Metrics
+    from foreword.evaluate.classes import ClassFigures, LabelFigures
 
 MOST_COLUMNS = 12
 """Labels up to which the confusion matrix is shown; --json always has it."""
@@ -75,9 +76,10 @@ def evaluate(
 ) -> None:
     """Score a prefix on a task's rows, with the frozen model beside it.
 
-    Rows with the same prompt are references of one input: each is scored, text is generated once. A
-    prefix with a head is scored by its labels, with the same head on the frozen model beside it; of one
-    that classifies, figures of each class and the confusion matrix are shown as well.
+    Rows with the same prompt are references of one input, as are the entries of a list in a target
+    column: each is scored, text is generated once. A prefix with a head is scored by its labels, with
+    the same head on the frozen model beside it; of one that classifies, figures of each class and the
+    confusion matrix are shown as well, of one for several labels those of each label.
 
     Parameters
     ----------
@@ -117,11 +119,11 @@ def evaluate(
         return
     if isinstance(found, LabelEvaluation):
         for shown in (label_figures(name, found), *class_figures(found)):
-            out.print(shown)
+            show(shown)
         for said in (f"{found.rows} rows; {found.truncation}", *found.remarks):
             note(said)
         return
-    out.print(figures(name, found))
+    show(figures(name, found))
     note(f"{counted(found)}, {found.targets} target tokens; {found.truncation}")
 
 
@@ -152,13 +154,14 @@ def label_figures(name: str, found: LabelEvaluation) -> Table:
 
 
 def class_figures(found: LabelEvaluation) -> Iterator[Table]:
-    """Each class, and which label was said of which, of a head that classifies."""
+    """Each class, and which label was said of which, of a head that classifies; or each label."""
+    if found.by_label:
+        yield _label_by_label(found.by_label)
     if found.confusion is None:
         return
     made = table("", "class", "precision %", "recall %", "F1 %", "rows")
     for one in found.classes:
-        figures = (f"{figure:.1f}" for figure in (one.precision, one.recall, one.f1))
-        made.add_row(visible(one.label), *figures, str(one.support))
+        made.add_row(*_cells(one))
     yield made
     labels, counts = found.confusion.labels, found.confusion.counts
     if len(labels) <= MOST_COLUMNS:
@@ -166,3 +169,16 @@ def class_figures(found: LabelEvaluation) -> Iterator[Table]:
         for label, row in zip(labels, counts, strict=True):
             made.add_row(visible(label), *map(str, row))
         yield made
+
+
+def _label_by_label(labels: Sequence[LabelFigures]) -> Table:
+    """Each label, the rows that have it, and those of which it was said."""
+    made = table("", "label", "precision %", "recall %", "F1 %", "rows", "rows said")
+    for one in labels:
+        made.add_row(*_cells(one), str(one.said))
+    return made
+
+
+def _cells(one: ClassFigures) -> tuple[str, ...]:
+    figures = (f"{figure:.1f}" for figure in (one.precision, one.recall, one.f1))
+    return visible(one.label), *figures, str(one.support)

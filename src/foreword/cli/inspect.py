@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from foreword.cli.console import note, out, say, table, visible, working
+from foreword.cli.console import note, say, show, table, visible, working
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.errors import DataError
 
@@ -123,7 +123,7 @@ def inspect(
     for site, entry in zip(prefix.sites, norms(prefix), strict=True):
         window = "" if site.window is None else str(site.window)
         made.add_row(site.label, f"{entry['key']:.3f}", f"{entry['value']:.3f}", window)
-    out.print(made)
+    show(made)
 
 
 def _draw(name: str, prefix: Prefix, picture: PictureArguments, *, as_json: bool) -> None:

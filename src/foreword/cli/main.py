@@ -19,6 +19,7 @@ from foreword.cli.demo import demo
 from foreword.cli.evaluate import evaluate
 from foreword.cli.export import export
 from foreword.cli.generate import generate
+from foreword.cli.headings import help_of
 from foreword.cli.import_ import import_
 from foreword.cli.inspect import inspect
 from foreword.cli.list import list_
@@ -65,7 +66,8 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 for _verb in VERBS:
-    app.command(_verb, name=_verb.__name__.rstrip("_"))
+    _name = _verb.__name__.rstrip("_")
+    app.command(_verb, name=_name, **help_of(_name))
 
 
 def main(arguments: Sequence[str]) -> int:

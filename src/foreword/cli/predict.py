@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from foreword.tasks import Prediction
 
 
+NO_LABEL = "-"
+"""What is printed of an input of whose labels none holds."""
+
+
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class PredictArguments:
@@ -91,10 +95,13 @@ def predict(
 
 def line(prediction: Prediction) -> str:
     """A prediction for people."""
-    from foreword.tasks import Answered, Classified, Measured
+    from foreword.tasks import Answered, Classified, Measured, Multilabelled
 
     if isinstance(prediction, Classified):
         return f"{prediction.label}  {prediction.probabilities[prediction.label]:.3f}"
+    if isinstance(prediction, Multilabelled):
+        held = (f"{label}  {prediction.probabilities[label]:.3f}" for label in prediction.labels)
+        return ", ".join(held) or NO_LABEL
     if isinstance(prediction, Measured):
         return f"{prediction.value:.6g}"
     if isinstance(prediction, Answered):

@@ -16,6 +16,7 @@ from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.errors import FormatError, NameTaken, StoreError
 from foreword.interrupt import undisturbed
 from foreword.store import PrefixStore, taken
+from foreword.train.columns import check_default_columns
 from foreword.train.named import check_start
 from foreword.train.settings import TrainSettings
 from foreword.train.summary import summary
@@ -89,7 +90,7 @@ def train(
 def _checked_rows(
     data: str, settings: TrainSettings, arguments: TrainArguments
 ) -> tuple[Data, Data | None]:
-    """Training and evaluation rows, with the columns that the templates name.
+    """Training and evaluation rows, with the columns that the templates name, or that tasks read.
 
     Raises:
         DataError: A source cannot be read, or lacks a column.
@@ -98,7 +99,9 @@ def _checked_rows(
     settings.check_evaluation(is_given=arguments.evaluation is not None)
     rows = rows_from(data)
     evaluation = None if arguments.evaluation is None else rows_from(arguments.evaluation)
-    if settings.prompt is not None:
+    if settings.prompt is None:
+        check_default_columns(settings, rows, evaluation or [])
+    else:
         settings.templates.check_columns(rows)
         settings.templates.check_columns(evaluation or [])
     return rows, evaluation

@@ -85,9 +85,14 @@ class Task:
         """
         rows = list(rows)
         self.check_columns(rows)
-        of_each(rows, self._check_values, "row")
+        of_each(rows, self.check_values, "row")
 
-    def _check_values(self, row: Mapping[str, Any]) -> None:
+    def check_values(self, row: Mapping[str, Any]) -> None:
+        """Check that a row, which has the columns, has text in those that are named.
+
+        Raises:
+            DataError: It has not; the message names the column.
+        """
         if self.chat:
             check_answered(row[MESSAGES])
             return

@@ -60,6 +60,12 @@ class Written:
             text = text.partition(stop)[0]
         return text.strip()
 
+    def is_ended(self, ids: Sequence[int]) -> bool:
+        """Whether written tokens came to an end of their own; else there was no room for more."""
+        if not self.ends.isdisjoint(ids):
+            return True
+        return bool(self.stop) and any(stop in self.spelled(ids) for stop in self.stop)
+
     def spelled(self, ids: Sequence[int]) -> str:
         """The text of tokens, as they stand: without special tokens that are no text."""
         text: str = self.tokenizer.decode(

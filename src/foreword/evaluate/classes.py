@@ -1,10 +1,12 @@
-"""What a classifier gets right and wrong, class by class."""
+"""What a classifier gets right and wrong, class by class, or label by label."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from foreword.tasks.multilabel import Counts, counted
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,17 @@ class ClassFigures:
     recall: float
     f1: float
     support: int
+
+
+@dataclass(frozen=True)
+class LabelFigures(ClassFigures):
+    """Figures of a label of which rows may have several; what a class has, and how often it was said.
+
+    Attributes:
+        said: Rows that were given the label.
+    """
+
+    said: int
 
 
 @dataclass(frozen=True)
@@ -60,3 +73,22 @@ def confusion(said: Sequence[str], gold: Sequence[str], labels: Sequence[str]) -
     found = Counter(zip(gold, said, strict=True))
     counts = tuple(tuple(found[right, given] for given in labels) for right in labels)
     return Confusion(tuple(labels), counts)
+
+
+def label_figures(
+    said: Sequence[Sequence[str]], gold: Sequence[Sequence[str]], labels: Sequence[str]
+) -> tuple[LabelFigures, ...]:
+    """Figures of each of `labels`, by the labels that rows were given beside those that are right."""
+    found = counted(said, gold)
+    return tuple(_of_label(label, found.get(label, Counts(0, 0, 0))) for label in labels)
+
+
+def _of_label(label: str, counts: Counts) -> LabelFigures:
+    return LabelFigures(
+        label,
+        precision=100 * counts.hits / max(1, counts.said),
+        recall=100 * counts.hits / max(1, counts.right),
+        f1=counts.f1,
+        support=counts.right,
+        said=counts.said,
+    )

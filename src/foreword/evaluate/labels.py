@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
@@ -16,11 +14,16 @@ from torch import Tensor
 from foreword.arguments import check_count
 from foreword.backbone import Backbone
 from foreword.backbone.given import check_backbone
-from foreword.backbone.kinds.base import IGNORED
 from foreword.data import Report, rows_of
 from foreword.data.given import Data, name_of
 from foreword.errors import DataError
-from foreword.evaluate.classes import ClassFigures, Confusion, confusion
+from foreword.evaluate.classes import (
+    ClassFigures,
+    Confusion,
+    LabelFigures,
+    confusion,
+    label_figures,
+)
 from foreword.head import Head, HeadTask
 from foreword.options import BATCH
 from foreword.predict import (
@@ -33,8 +36,9 @@ from foreword.predict import (
 from foreword.prefix import Prefix
 from foreword.progress import Progress, Watch, unwatched
 from foreword.progress import unseen as untold
-from foreword.tasks import LABELLINGS, Classified, Labelled, Prediction
+from foreword.tasks import LABELLINGS, Classified, Labelled, Multilabelled, Prediction
 from foreword.train.objective import head_scores
+from foreword.train.unseen import Unseen, known_alone, unseen_in
 
 Figure = tuple[str, str, str]
 """A figure as tables show it: label, name, format."""
@@ -60,10 +64,11 @@ class LabelEvaluation:
     """A prefix with a head on one set.
 
     Attributes:
-        task: ``classify``, ``tag``, ``answer`` or ``regress``.
+        task: ``classify``, ``tag``, ``answer``, ``regress`` or ``multilabel``.
         prefix: Figures by name, see `figures_of`: shares are 0 to 100, correlations -1 to 1, ``nll`` is
-            the mean negative log-likelihood of a label in nats, ``loss`` the mean squared error in units
-            of the training rows' deviation.
+            the mean negative log-likelihood of a label in nats (of several labels each counts, that it
+            holds or that it does not), ``loss`` the mean squared error in units of the training rows'
+            deviation.
         base: Figures of the same head on the frozen model without the prefix, or None. The head was
             trained with the prefix, so this says what the prefix does, not what another head could do.
         rows: Rows scored.
@@ -78,6 +83,7 @@ class LabelEvaluation:
         unseen: By label that rows have and the head does not know, how many rows have it, or words of a
             head that tags. They count as wrong, and are left out of ``nll``.
         confusion: Of a head that classifies, how often which label was said of which class.
+        by_label: Of a head for several labels, what `classes` gives.
     """
 
     task: HeadTask
@@ -94,11 +100,12 @@ class LabelEvaluation:
     remarks: list[str] = field(default_factory=list)
     unseen: dict[str, int] = field(default_factory=dict)
     confusion: Confusion | None = field(default=None, repr=False)
+    by_label: tuple[LabelFigures, ...] = field(default=(), repr=False)
 
     @property
     def classes(self) -> tuple[ClassFigures, ...]:
-        """Precision, recall, F1 and support of each class, of a head that classifies."""
-        return () if self.confusion is None else self.confusion.classes
+        """Precision, recall, F1 and support of each class or label, of a head that classifies."""
+        return self.by_label if self.confusion is None else self.confusion.classes
 
     @property
     def figures(self) -> tuple[Figure, ...]:
@@ -112,8 +119,10 @@ class LabelEvaluation:
 
     def as_json(self) -> dict[str, Any]:
         """All of it as JSON values."""
+        found = asdict(self)
+        del found["by_label"]
         classes = [asdict(one) for one in self.classes]
-        return {**asdict(self), "inputs": self.inputs, "classes": classes}
+        return {**found, "inputs": self.inputs, "classes": classes}
 
 
 def evaluate_labels(
@@ -152,8 +161,10 @@ def evaluate_labels(
     head = head_of(prefix)
     rows = rows_of(data)[:limit]
     backbone.check(prefix, strict=strict)
-    unseen = _unseen(prefix, rows)
-    seen = labelled(backbone, prefix, rows, tuple(unseen))
+    unseen = unseen_in(head, templates_of(prefix), rows)
+    # A head that knows none of the labels is of another task; the first row's error says so.
+    others = () if unseen.knows_none else tuple(unseen.counts)
+    seen = labelled(backbone, prefix, rows, others)
     given = head, seen, batch_size
     watch = partial(progress, "with the prefix")
     predictions, ours = measured_labels(backbone, prefix, *given, watch)
@@ -174,8 +185,9 @@ def evaluate_labels(
         data=name_of(data),
         digest=prefix.digest,
         remarks=[*LABELLINGS[head.task].remarks(head.labels), *_told(unseen, head)],
-        unseen=unseen,
-        confusion=_confusion(head, predictions, seen.gold, tuple(unseen)),
+        unseen=unseen.counts,
+        confusion=_confusion(head, predictions, seen.gold, others),
+        by_label=_by_label(head, predictions, seen.gold, others),
     )
 
 
@@ -200,38 +212,17 @@ def labelled(
     reader = prefix_reader(backbone, prefix)
     labels = (*head.labels, *unseen)
     seen = LABELLINGS[head.task].labelled(reader, templates_of(prefix), labels, rows)
-    if not unseen:
-        return seen
-    known = len(head.labels)
-    targets = [
-        [[target if target < known else IGNORED for target in one] for one in own]
-        for own in seen.targets
-    ]
-    return replace(seen, targets=targets)
+    return known_alone(seen, head) if unseen else seen
 
 
-def _unseen(prefix: Prefix, rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Labels that rows have and the head does not know, and how often; none if it knows none at all."""
-    head, templates = head_of(prefix), templates_of(prefix)
-    if head.task not in ("classify", "tag"):
-        return {}
-    labelling = LABELLINGS[head.task]
-    labelling.columns(templates, rows)
-    gold = [labelling.gold(templates, row) for row in rows]
-    found = Counter(gold if head.task == "classify" else chain.from_iterable(gold))
-    unseen = {label: found[label] for label in sorted(set(found) - set(head.labels))}
-    return unseen if len(unseen) < len(found) else {}
-
-
-def _told(unseen: Mapping[str, int], head: Head) -> list[str]:
+def _told(unseen: Unseen, head: Head) -> list[str]:
     """What is to be said of labels that the head does not know."""
-    if not unseen:
+    if not unseen.counts:
         return []
-    what = "rows" if head.task == "classify" else "words"
-    named = ", ".join(f"{label!r} ({count})" for label, count in unseen.items())
+    what = "words" if head.task == "tag" else "rows"
     return [
-        f"the head does not know these labels of {what}: {named}; they count as wrong and are left out "
-        "of the NLL"
+        f"the head does not know these labels of {what}: {unseen.named}; they count as wrong and are "
+        "left out of the NLL"
     ]
 
 
@@ -242,6 +233,15 @@ def _confusion(
         return None
     said = [one.label for one in predictions if isinstance(one, Classified)]
     return confusion(said, gold, (*head.labels, *unseen))
+
+
+def _by_label(
+    head: Head, predictions: Sequence[Prediction], gold: Sequence[Any], unseen: tuple[str, ...]
+) -> tuple[LabelFigures, ...]:
+    said = [one.labels for one in predictions if isinstance(one, Multilabelled)]
+    if head.task != "multilabel":
+        return ()
+    return label_figures(said, gold, (*head.labels, *unseen))
 
 
 def measured_labels(
@@ -268,8 +268,6 @@ def _nll(head: Head, logits: Sequence[Tensor], targets: Sequence[list[int]]) -> 
     """Mean over all labels, in nats."""
     total, count = 0.0, 0
     for own, target in zip(logits, targets, strict=True):
-        if all(one == IGNORED for one in target):
-            continue  # its label is none of the head's
         mask = torch.ones(1, len(own), dtype=torch.long)
         scores = head_scores(head, own[None], torch.tensor([target]), mask)
         total += float(scores.nll_N.double().sum())

@@ -19,6 +19,7 @@ from foreword.data import Collator, Encoded, Report, Task, rows_of
 from foreword.data.chat import answers, asked
 from foreword.data.collate import padding_of
 from foreword.data.given import Data, name_of
+from foreword.data.references import one_each
 from foreword.data.template import MESSAGES
 from foreword.data.written import written_for
 from foreword.errors import DataError
@@ -212,7 +213,8 @@ def evaluate_text(
     """Score and generate on a task's rows.
 
     Rows with the same prompt are taken as references of one input: each is scored, text is
-    generated once.
+    generated once. So are the entries of a list in a target column; the target template is filled for
+    each.
 
     Args:
         backbone: The backbone, left as it was found.
@@ -241,7 +243,7 @@ def evaluate_text(
     backbone.check(prefix, strict=strict)
     task = task_of(prefix) if task is None else task
     expect("task", task, Task, "a Task of templates", DataError)
-    task.check(rows)
+    rows = one_each(rows, task)
     if task.chat:
         rows = [_to_last_answer(row) for row in rows]
     options = GenerateOptions() if options is None else options

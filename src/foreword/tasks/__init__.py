@@ -10,10 +10,12 @@ from foreword.tasks.base import (
     Labelled,
     Labelling,
     Measured,
+    Multilabelled,
     Prediction,
     Tagged,
 )
 from foreword.tasks.classify import Classify
+from foreword.tasks.multilabel import Multilabel
 from foreword.tasks.reading import Reader, Reading, reader_for
 from foreword.tasks.regress import Regress
 from foreword.tasks.tag import Tag
@@ -25,6 +27,7 @@ __all__ = [
     "Labelled",
     "Labelling",
     "Measured",
+    "Multilabelled",
     "Prediction",
     "Reader",
     "Reading",
@@ -37,5 +40,6 @@ LABELLINGS: dict[HeadTask, Labelling] = {
     "tag": Tag(),
     "answer": Answer(),
     "regress": Regress(),
+    "multilabel": Multilabel(),
 }
 """By the task that a head names."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from foreword.backbone.kinds.base import IGNORED
 from foreword.data.each import of_each
 from foreword.data.encode import Encoded, Report
 from foreword.data.template import Task
@@ -74,7 +75,20 @@ class Measured:
     value: float
 
 
-Prediction = Classified | Tagged | Answered | Measured
+@dataclass(frozen=True)
+class Multilabelled:
+    """The labels of a row, as many as hold.
+
+    Attributes:
+        labels: Those with a probability above one half, in the head's order.
+        probabilities: Of each label, that it holds; they are of one another independent.
+    """
+
+    labels: tuple[str, ...]
+    probabilities: dict[str, float]
+
+
+Prediction = Classified | Tagged | Answered | Measured | Multilabelled
 
 
 @dataclass(frozen=True)
@@ -159,11 +173,18 @@ class Labelling(ABC):
             DataError: The row has a label that is not among them, or none.
         """
 
+    def known(self, target: Sequence[Any], count: int) -> list[Any]:
+        """What `targets` gives, where only the first `count` labels are those of the head."""
+        return [one if one < count else IGNORED for one in target]
+
     @abstractmethod
     def flat(
         self, logits: Tensor, labels: Tensor, mask_BT: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of each target (N, ...), the index that each should have (N,), and its row (N,)."""
+        """Logits of each target (N, ...), the index that each should have (N,), and its row (N,).
+
+        Every row that comes here has a target.
+        """
 
     def losses(self, head: Head, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor] | None:
         """The loss (N,) of each target that `flat` gives, and whether it is met; None: the NLL."""

@@ -6,6 +6,8 @@ Shapes: B rows, T tokens, L labels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from reprlib import repr as short
 
 import torch
 from torch import Tensor
@@ -30,6 +32,7 @@ class Classify(OfTexts):
 
     def columns(self, templates: Task, rows: Sequence[Row]) -> None:
         """Those of the text or texts, and one that names a class."""
+        of_each(rows, partial(_refuse_lists, templates), "row")
         super().columns(templates, rows)
 
         def check(row: Row) -> None:
@@ -94,3 +97,12 @@ class Classify(OfTexts):
             "accuracy": 100 * sum(a == b for a, b in pairs) / len(pairs),
             "macro_f1": 100 * sum(scores) / len(scores),
         }
+
+
+def _refuse_lists(templates: Task, row: Row) -> None:
+    for name in columns(templates.target or ""):
+        if isinstance(row.get(name), list | tuple):
+            raise DataError(
+                f"column {name!r}: found a {type(row[name]).__name__}, {short(row[name])}, expected one "
+                "label; where a row may have several, ask for task 'multilabel' (--task multilabel)"
+            )

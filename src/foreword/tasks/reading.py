@@ -122,9 +122,11 @@ class Reader:
         Raises:
             DataError: The question leaves no room.
         """
-        room = self._room - len(self._tokens(question, "")["input_ids"])
+        room = self._room - self._around_second(question)
         if room < 2:
-            raise DataError(f"its question leaves {room} of {self.limit} tokens for the context")
+            raise DataError(
+                f"its question leaves {max(room, 0)} of {self.limit} tokens for the context"
+            )
         found = self._tokens(
             question,
             context,
@@ -141,6 +143,16 @@ class Reader:
             shown = [span if own else None for span, own in zip(spans, second, strict=True)]
             made.append(Reading([*self._front, *ids], [*[None] * len(self._front), *shown]))
         return made
+
+    def _around_second(self, first: str) -> int:
+        """Tokens of a pair that are not of its second text: those of the first, and all marks.
+
+        Not counted on a pair with an empty second text: the tokenizer takes that for one text alone,
+        which has fewer marks.
+        """
+        own: int = sum(sequence == 0 for sequence in self._tokens(first).sequence_ids())
+        marks: int = self.tokenizer.num_special_tokens_to_add(pair=True) if self.marks else 0
+        return own + marks
 
     @property
     def _front(self) -> list[int]:

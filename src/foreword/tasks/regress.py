@@ -24,7 +24,7 @@ from foreword.head import VALUE, Head
 from foreword.tasks.base import Measured, Row
 from foreword.tasks.correlation import pearson, spearman
 from foreword.tasks.reading import Reading
-from foreword.tasks.texts import OfTexts
+from foreword.tasks.texts import OfTexts, target_column
 
 LARGEST = 1e15
 """Numbers from here on, whose squares float32 would hardly hold, are refused."""
@@ -63,9 +63,8 @@ class Regress(OfTexts):
     def flat(
         self, logits: Tensor, labels: Tensor, mask_BT: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One target for each row that has one."""
-        wanted_B = labels[:, 0] != IGNORED
-        return logits[wanted_B, 0], labels[wanted_B, 0], wanted_B.nonzero()[:, 0]
+        """One target for each row."""
+        return logits[:, 0], labels[:, 0], torch.arange(len(labels), device=labels.device)
 
     def losses(self, head: Head, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Squared errors in units of the deviation that the head was trained on; none is a hit."""
@@ -140,13 +139,9 @@ def column_of(templates: Task) -> str:
     Raises:
         DataError: The target template names more, or writes something beside it.
     """
-    names = columns(templates.target or "")
-    if [f"{{{name}}}" for name in names] != [templates.target]:
-        raise DataError(
-            "for regression the target template names one column of numbers, such as {label}; found "
-            f"{templates.target!r}"
-        )
-    return names[0]
+    return target_column(
+        templates, "for regression the target template names one column of numbers, such as {label}"
+    )
 
 
 def number_of(value: Any) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from foreword.data.template import Task, as_row, fill
+from foreword.data.template import Task, as_row, columns, fill
+from foreword.errors import DataError
 from foreword.tasks.base import Labelling, Row
 from foreword.tasks.reading import Reader, Reading
 
@@ -21,6 +22,18 @@ def read(reader: Reader, templates: Task, row: Row) -> Reading:
     if templates.second is None:
         return reader.read(first)
     return reader.pair(first, fill(templates.second, row))
+
+
+def target_column(templates: Task, needs: str) -> str:
+    """The one column that the target template names, with nothing beside it.
+
+    Raises:
+        DataError: It names more, or writes something beside it; `needs` says what is expected.
+    """
+    names = columns(templates.target or "")
+    if [f"{{{name}}}" for name in names] != [templates.target]:
+        raise DataError(f"{needs}; found {templates.target!r}")
+    return names[0]
 
 
 class OfTexts(Labelling):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from foreword.backbone import Backbone
@@ -24,7 +25,13 @@ LABELS = 12
 """Most labels that are named."""
 NUMBERS = 5
 """Most rows that a warning names."""
-NAMED = {"classify": "label", "tag": "label", "answer": "answers", "regress": "number"}
+NAMED = {
+    "classify": "label",
+    "tag": "label",
+    "answer": "answers",
+    "regress": "number",
+    "multilabel": "labels",
+}
 """What a row of each task with a head has."""
 FEW = 20
 """Rows below which many labels are no sign of anything."""
@@ -76,25 +83,28 @@ def check_labels(asked: TaskName | None, settings: TrainSettings, rows: Rows) ->
     Warns:
         DoubtfulData: They do, and the user did.
     """
-    if settings.task != "classify" or len(rows) < FEW:
+    task = settings.task
+    if task not in ("classify", "multilabel") or len(rows) < FEW:
         return
-    labelling = LABELLINGS["classify"]
+    labelling = LABELLINGS[task]
     labelling.columns(settings.templates, rows)
-    found = list(dict.fromkeys(labelling.gold(settings.templates, row) for row in rows))
-    if 2 * len(found) <= len(rows):
+    gold = [labelling.gold(settings.templates, row) for row in rows]
+    named = gold if task == "classify" else list(chain.from_iterable(gold))
+    found = list(dict.fromkeys(named))
+    if len(named) < FEW or 2 * len(found) <= len(named):
         return
     what = (
         f"{len(rows)} rows have {len(found)} different labels, such as {_short(found[0])} and "
         f"{_short(found[1])}"
     )
-    if asked == "classify":
+    if asked == task:
         warnings.warn(f"{what}; few rows say what each one means", DoubtfulData, stacklevel=3)
         return
     raise DataError(
         f"{what}, which looks like text to write and not like classes. Name the column of the classes "
         "in the target template (--target); for text use a decoder or an encoder-decoder as the "
-        "backbone, with a prompt and a target template; if these are classes, ask for task 'classify' "
-        "(--task classify)"
+        f"backbone, with a prompt and a target template; if these are classes, ask for task {task!r} "
+        f"(--task {task})"
     )
 
 
@@ -154,7 +164,8 @@ def _blanks(settings: TrainSettings, rows: Rows) -> list[tuple[str, list[int]]]:
     if settings.prompt is None:
         return [("last answer", _where(_is_blank(_last_answer(row)) for row in rows))]
     found = []
-    for what, template in (("text", settings.prompt), ("target", settings.target or "")):
+    parts = [("text", settings.prompt), ("target", settings.target or "")]
+    for what, template in parts[:1] if settings.task == "multilabel" else parts:
         names = columns(template)
         blank = (bool(names) and all(_is_blank(row[name]) for name in names) for row in rows)
         found.append((what, _where(blank)))

@@ -64,8 +64,15 @@ def score(
 
 
 def head_scores(head: Head, logits: Tensor, labels: Tensor, mask_BT: Tensor) -> Scores:
-    """Score what a head says: `Head.logits`, the labels that `Labelling.targets` gives."""
+    """Score what a head says: `Head.logits`, the labels that `Labelling.targets` gives.
+
+    A row without a target, which fills a batch up, is left out before its task sees it, whichever the
+    task is: it adds nothing to the loss, nor to the number of targets.
+    """
     labelling = LABELLINGS[head.task]
-    outputs, targets_N, row_N = labelling.flat(logits, labels, mask_BT)
+    filled_B = (labels != IGNORED).any(dim=1)
+    seen_BT = mask_BT.expand(len(labels), -1)[filled_B]
+    outputs, targets_N, place_N = labelling.flat(logits[filled_B], labels[filled_B], seen_BT)
     own = labelling.losses(head, outputs, targets_N)
+    row_N = filled_B.nonzero()[:, 0][place_N]
     return Scores(*(token_nll(outputs, targets_N) if own is None else own), row_N)

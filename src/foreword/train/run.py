@@ -24,6 +24,7 @@ from foreword.backbone.kinds.base import IGNORED
 from foreword.data import Collator, Encoded, Report, rows_of
 from foreword.data.collate import padding_of
 from foreword.data.given import Data
+from foreword.data.references import one_each
 from foreword.data.room import LONGEST, Room
 from foreword.data.seq2seq import encoder_of
 from foreword.data.written import SPECIAL, specials_of
@@ -32,7 +33,7 @@ from foreword.head import HEAD_TASKS
 from foreword.interrupt import Terminated
 from foreword.prefix import Prefix
 from foreword.store import PrefixStore
-from foreword.tasks import LABELLINGS, reader_for
+from foreword.tasks import LABELLINGS, Labelled, reader_for
 from foreword.train.class_weights import class_weights
 from foreword.train.dropout import PrefixDropout
 from foreword.train.first_look import check_labels, first_look, warn_of_doubts
@@ -47,6 +48,7 @@ from foreword.train.settings import LENGTH, TrainSettings
 from foreword.train.summary import last_and_best
 from foreword.train.task import for_task
 from foreword.train.trainer import REMEDY, NotFinite, PrefixModule, PrefixTrainer, detached
+from foreword.train.unseen import tell_of_unseen, unseen_in
 
 log = logging.getLogger("foreword.train")
 """Where `train` says, as INFO, what it is about to learn."""
@@ -103,9 +105,11 @@ def train(
 
     Args:
         backbone: The backbone, left as it was found.
-        data: Rows, or where to read them.
+        data: Rows, or where to read them. A list in a target column is several references: the row is
+            trained on once with each.
         settings: The recipe; ``TrainSettings(prompt=..., target=...)`` at the least.
-        evaluation: Rows to choose the best prefix by, never trained on.
+        evaluation: Rows to choose the best prefix by, never trained on. Those with a label that the
+            head does not know are left out.
         folder: Where checkpoints go, so that a killed run can be resumed; a temporary one by default.
         resume: Go on from the folder's newest whole checkpoint, or start if there is none.
         logs: Where TensorBoard's files go, if the settings ask for them; the last part names the run
@@ -125,7 +129,8 @@ def train(
             carries the best so far.
 
     Warns:
-        DoubtfulData: Texts or targets are blank, or labels differ by spaces or case alone.
+        DoubtfulData: Texts or targets are blank, labels differ by spaces or case alone, or evaluation
+            rows have labels that the head does not know.
 
     Examples:
         >>> settings = TrainSettings(prompt="{mr} ->", target=" {ref}")
@@ -149,13 +154,16 @@ def train(
         asked = settings.task
         settings = for_task(backbone, settings, rows)
         check_labels(asked, settings, rows)
+        rows = _spread(rows, settings)
         _room(backbone, settings, settings.length or 1)
         first = with_head(backbone, start(backbone, settings, rows, store), settings, rows)
         settings = _resolved(settings, first)
         train_rows, report = encode(backbone, rows, settings, first)
         warn_of_doubts(settings, first.head, rows)
         look = first_look(backbone, settings, first.head, rows, train_rows)
-        eval_rows = [] if evaluation is None else encode(backbone, evaluation, settings, first)[0]
+        eval_rows = []
+        if evaluation is not None:
+            eval_rows = encode_evaluation(backbone, evaluation, settings, first)
         digest = _common_digest(train_rows, ranks)
         parameterization = parameterise(backbone, first, settings, train_rows)
         trained = sum(parameter.numel() for parameter in parameterization.parameters())
@@ -204,6 +212,11 @@ def train(
         return _run(trainer, settings, report, training, begun, look)
 
 
+def _spread(rows: list[Mapping[str, Any]], settings: TrainSettings) -> list[Mapping[str, Any]]:
+    """Rows of text with one reference each, other rows as they are."""
+    return rows if settings.task in HEAD_TASKS else one_each(rows, settings.templates)
+
+
 def encode(
     backbone: Backbone, data: Data, settings: TrainSettings, prefix: Prefix
 ) -> tuple[list[Encoded], Report]:
@@ -214,12 +227,44 @@ def encode(
     """
     rows = rows_of(data)
     room = _room(backbone, settings, prefix.length)
-    templates, head = settings.templates, prefix.head
-    if head is not None:
-        reader = reader_for(backbone, prefix.meta.bos, room.limit)
-        seen = LABELLINGS[head.task].labelled(reader, templates, head.labels, rows)
+    if prefix.head is not None:
+        seen = _labelled(backbone, rows, settings, prefix, prefix.head.labels)
         return seen.encoded, seen.report
-    return encoder_of(backbone, templates, prefix.meta.bos, room).rows(rows)
+    return encoder_of(backbone, settings.templates, prefix.meta.bos, room).rows(rows)
+
+
+def encode_evaluation(
+    backbone: Backbone, data: Data, settings: TrainSettings, prefix: Prefix
+) -> list[Encoded]:
+    """As `encode`, without the rows that have a label which the prefix's head does not know.
+
+    Raises:
+        DataError: There are no others, or one cannot be used.
+
+    Warns:
+        DoubtfulData: There are such rows.
+    """
+    head, rows = prefix.head, rows_of(data)
+    if head is None:
+        return encode(backbone, _spread(rows, settings), settings, prefix)[0]
+    unseen = unseen_in(head, settings.templates, rows)
+    tell_of_unseen(unseen, head, len(rows))
+    labels = (*head.labels, *unseen.counts)
+    return unseen.left(_labelled(backbone, rows, settings, prefix, labels), head).encoded
+
+
+def _labelled(
+    backbone: Backbone,
+    rows: Sequence[Mapping[str, Any]],
+    settings: TrainSettings,
+    prefix: Prefix,
+    labels: tuple[str, ...],
+) -> Labelled:
+    """Rows as the head of a prefix sees them, if it had these labels."""
+    assert settings.task in HEAD_TASKS
+    room = _room(backbone, settings, prefix.length)
+    reader = reader_for(backbone, prefix.meta.bos, room.limit)
+    return LABELLINGS[settings.task].labelled(reader, settings.templates, labels, rows)
 
 
 def _room(backbone: Backbone, settings: TrainSettings, length: int) -> Room:

@@ -18,7 +18,7 @@ INIT_WORDS = ("text", "demonstrations", "vocab", "noise", "zeros")
 
 Parameterizing = Literal["direct", "mlp", "gated"]
 Optimizer = Literal["soap", "adamw"]
-TaskName = Literal["causal", "seq2seq", "classify", "tag", "answer", "regress"]
+TaskName = Literal["causal", "seq2seq", "classify", "tag", "answer", "regress", "multilabel"]
 ClassWeights = Literal["balanced"]
 Reporting = Literal["none", "tensorboard", "wandb"]
 
@@ -65,8 +65,9 @@ class TrainSettings:
 
     task: TaskName | None = None
     """What is learned: causal or seq2seq, to write text; classify, tag or answer, to label it with a
-    head that the prefix carries; regress, to give it a number. Default: what backbone and data are
-    for; labels that are numbers, some of them with a fraction, are learned by regression."""
+    head that the prefix carries; regress, to give it a number; multilabel, to give it any number of
+    labels. Default: what backbone and data are for; labels that are numbers, some of them with a
+    fraction, are learned by regression, lists of labels as several of them."""
 
     prompt: str | None = None
     """Template of what the model is given; names columns: "{mr} ->". Without templates, rows hold a
@@ -74,7 +75,7 @@ class TrainSettings:
 
     target: str | None = None
     """Template of what the model shall say: " {ref}". The end of sequence is added. Of a head: its
-    label, by default "{label}", or "{tags}"."""
+    label, by default "{label}", or "{tags}"; of lists of labels "{labels}", if there is no "{label}"."""
 
     pair: str | None = None
     """Template of the second text, where pairs of texts are classified or measured: "{hypothesis}". By
@@ -157,8 +158,8 @@ class TrainSettings:
 
     class_weights: ClassWeights | None = None
     """How much a row counts in the loss of classification: balanced, n / (k * count) for n rows, k
-    classes and the rows of its own, so that each class counts alike; default: every row alike.
-    Evaluation never weighs."""
+    classes and the rows of its own, so that each class counts alike; default: every row alike. Only
+    with task classify, not with several labels (multilabel). Evaluation never weighs."""
 
     positions: Positions | None = None
     """Position policy, free or offset; default: the one under which text is exact on the backbone."""

@@ -8,10 +8,11 @@ from typing import Any
 
 from foreword.backbone import Backbone
 from foreword.backbone.kinds import KINDS, with_article
-from foreword.data.template import MESSAGES, columns
+from foreword.data.template import MESSAGES, Task, columns
 from foreword.errors import DataError, PrefixError, TrainingError
-from foreword.head import HEAD_TASKS, POOLED, check_head
+from foreword.head import HEAD_TASKS, POOLED, HeadTask, check_head
 from foreword.tasks import LABELLINGS
+from foreword.tasks.multilabel import LISTED, has_lists
 from foreword.tasks.regress import has_fractions
 from foreword.tasks.texts import PAIR
 from foreword.train.settings import TaskName, TrainSettings
@@ -25,6 +26,7 @@ _KINDS: dict[TaskName, tuple[str, ...]] = {
     "tag": ("encoder", "decoder"),
     "answer": ("encoder", "decoder"),
     "regress": ("encoder", "decoder"),
+    "multilabel": ("encoder", "decoder"),
 }
 """Kinds of backbones that can learn each task."""
 _POOLED = " or ".join(f"task={task!r}" for task in POOLED)
@@ -39,8 +41,7 @@ def for_task(backbone: Backbone, settings: TrainSettings, rows: Rows) -> TrainSe
     """
     task = settings.task or _suited(backbone, settings, rows)
     if settings.task is None and task == "classify":
-        own = settings.templates if settings.prompt is not None else LABELLINGS[task].templates
-        task = "regress" if has_fractions(own or settings.templates, rows) else task
+        task = _by_target(settings, rows)
     if backbone.kind not in _KINDS[task]:
         able = [name for name, kinds in _KINDS.items() if backbone.kind in kinds]
         raise TrainingError(
@@ -62,7 +63,7 @@ def for_task(backbone: Backbone, settings: TrainSettings, rows: Rows) -> TrainSe
         return settings
     if settings.init == "demonstrations":
         raise TrainingError(f"init='demonstrations' needs a task that writes text; found {task!r}")
-    default = LABELLINGS[task].templates
+    default = _default_templates(task, rows)
     if settings.prompt is not None or default is None:
         return settings
     pair = PAIR if task in POOLED and columns(PAIR)[0] in rows[0] else None
@@ -81,15 +82,43 @@ def _suited(backbone: Backbone, settings: TrainSettings, rows: Rows) -> TaskName
             return "answer"
         if {"tokens", "tags"} <= names:
             return "tag"
-        if backbone.kind == "encoder" or {"text", "label"} <= names:
+        if backbone.kind == "encoder" or {"text", "label"} <= names or _is_listed(rows):
             return "classify"
         return "causal"
     if settings.pair is not None:
         return "classify"
     if backbone.kind == "decoder":
         return "causal"
-    first = columns(settings.target or "")[0]
-    return "tag" if isinstance(rows[0].get(first), list) else "classify"
+    lists = (_holds_list(one, rows[0]) for one in (settings.prompt, settings.target or ""))
+    return "tag" if all(lists) else "classify"
+
+
+def _holds_list(template: str, row: Mapping[str, Any]) -> bool:
+    """Whether the first column that a template names holds a list."""
+    names = columns(template)
+    return bool(names) and isinstance(row.get(names[0]), list | tuple)
+
+
+def _is_listed(rows: Rows) -> bool:
+    """Whether rows have a text and, in the column for that, a list of labels."""
+    return {"text", "labels"} <= set(rows[0]) and has_lists(LISTED, rows[:1])
+
+
+def _by_target(settings: TrainSettings, rows: Rows) -> TaskName:
+    """What texts are labelled with: several labels each, a number, or a class."""
+    own = settings.templates
+    if settings.prompt is None:
+        own = _default_templates("multilabel", rows) or own
+    if has_lists(own, rows):
+        return "multilabel"
+    return "regress" if has_fractions(own, rows) else "classify"
+
+
+def _default_templates(task: HeadTask, rows: Rows) -> Task | None:
+    """A task's templates where none are given; lists of labels may be in a column of their own."""
+    if task == "multilabel" and "labels" in rows[0] and "label" not in rows[0]:
+        return LISTED
+    return LABELLINGS[task].templates
 
 
 def labelling_rows(rows: Rows, settings: TrainSettings) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from foreword.data import Collator, Encoded
 from foreword.data.grouping import GroupedByLength
 from foreword.errors import StoreError, TrainingError, first_line
 from foreword.files import refused
+from foreword.head import HEAD_TASKS
 from foreword.prefix import Prefix
 from foreword.train.checkpoint import IDENTITY, keep_newest, publish
 from foreword.train.class_weights import weighted
@@ -103,7 +104,7 @@ class PrefixModule(nn.Module):
         self.seen_tokens += int(attention_mask.sum())
         nll_N = scores.nll_N
         if self.weights_L is not None and self.training:
-            nll_N = weighted(nll_N, labels[:, 0], self.weights_L)
+            nll_N = weighted(nll_N, labels[scores.row_N, 0], self.weights_L)
         return {"loss": nll_N.sum(), "targets": torch.tensor(len(scores.nll_N))}
 
     def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
@@ -176,6 +177,7 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
         self.patience = settings.early_stop
         self.optimizer_name = settings.optimizer
         self.grouped = settings.group_by_length
+        self.headed = settings.task in HEAD_TASKS
         self.best_path = folder / BEST_FILE
         self.best: Prefix | None = None
         self.rows = train_rows
@@ -197,7 +199,8 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
         at_once = args.train_batch_size * count
         order: Any
         if self.grouped:
-            lengths = [row.size for row in self.rows]
+            # Labels of a head are no tokens, however many there are.
+            lengths = [len(row.input_ids) if self.headed else row.size for row in self.rows]
             order = GroupedByLength(lengths, at_once * args.gradient_accumulation_steps, args.seed)
         elif count == 1:
             return super()._get_train_sampler(train_dataset)
