@@ -110,7 +110,7 @@ def test_training_takes_each_entry_as_a_row(tiny: foreword.Backbone) -> None:
 
 def test_a_list_in_a_prompt_is_refused_in_training(tiny: foreword.Backbone) -> None:
     settings = foreword.TrainSettings(prompt="{refs} ->", target=" {mr}", steps=1, length=2)
-    with pytest.raises(DataError, match=r"row 1: column 'refs'.*Only the target may name a column"):
+    with pytest.raises(DataError, match=r"row 1: column 'refs'.*Only the target may name"):
         foreword.train(tiny, SEVERAL, settings)
 
 

@@ -41,7 +41,7 @@ def text_of(value: Any) -> str:
         return str(value)
     several = ""
     if isinstance(value, list | tuple):
-        several = ". Only the target may name a column of lists, which are several references of one input"
+        several = ". Only the target may name a column of lists: several references of one input"
     raise DataError(f"found {_kind(value)}, {EXPECTED}; write it as text first{several}")
 
 
