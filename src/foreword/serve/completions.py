@@ -11,15 +11,12 @@ from functools import partial
 from typing import Any
 
 from foreword.backbone import Backbone
-from foreword.data import Task
-from foreword.data.chat import rendered
-from foreword.data.template import as_row
 from foreword.data.written import end_of_turn, stop_of_turn
 from foreword.engine import EngineClient, Event, Request, Sampling, Weighted
 from foreword.engine.request import Completion, completion
 from foreword.errors import ForewordError, TooLong
-from foreword.generate import PLAIN, encoder_for, task_of
 from foreword.prefix import Prefix
+from foreword.prompts import chat_ids, has_templates, text_ids
 from foreword.serve.crews import Crews
 from foreword.serve.failures import TOO_LONG, Failure, no_model
 from foreword.serve.journal import Line
@@ -31,9 +28,6 @@ Body = CompletionRequest | ChatRequest
 
 OPEN = 2**31 - 1
 """Most tokens of a choice whose request says none."""
-
-CHAT = Task(None, None)
-"""Conversations in the backbone's own chat template."""
 
 
 @dataclass(frozen=True)
@@ -205,34 +199,19 @@ class Completions:
 
     def _prompt(self, prompt: str | list[int], prefix: Prefix | None) -> list[int]:
         """Token ids of a completion's prompt, taken as it is."""
-        if not isinstance(prompt, str):
-            return prompt
-        return encoder_for(self.backbone, prefix, PLAIN).uncut({"input": prompt})
+        return text_ids(self.backbone, prefix, prompt) if isinstance(prompt, str) else prompt
 
     def _conversation(self, body: ChatRequest, prefix: Prefix | None) -> list[int]:
-        """Token ids of a conversation.
-
-        A prefix that was trained with templates is asked in them: the last user message fills the
-        prompt template, as `foreword generate` fills it. Others get the chat template.
-        """
+        """Token ids of a conversation."""
         turns = [message.turn for message in body.messages]
-        task = CHAT if prefix is None else task_of(prefix)
-        if task.chat or prefix is None or "prompt" not in prefix.meta.recipe:
-            tokenizer: Any = self.backbone.tokenizer
-            text = rendered(tokenizer, turns, ask=True)
-            encoder = encoder_for(self.backbone, prefix, CHAT)
-            ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-            return encoder.within_recipe(encoder.without_doubled_bos(ids))
-        if len(turns) != 1 or turns[0]["role"] != "user":
+        if has_templates(prefix) and (len(turns) != 1 or turns[0]["role"] != "user"):
             raise Failure(
                 400,
                 f"messages: the prefix {body.model!r} was trained with a prompt template, so it is "
                 "asked with one message of the user; or send the whole prompt to /v1/completions",
                 "messages",
             )
-        row = as_row(turns[0]["content"], task)
-        encoder = encoder_for(self.backbone, prefix, task)
-        return encoder.within_recipe(encoder.uncut(row))
+        return chat_ids(self.backbone, prefix, turns)
 
     def _sampling(self, body: Sampled, max_tokens: int | None) -> Sampling:
         return Sampling(

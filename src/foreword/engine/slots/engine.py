@@ -38,8 +38,8 @@ from foreword.engine.slots.sampler import Stack, chosen, likeliest, logprobs_of
 from foreword.engine.slots.scheduler import Limits, Scheduler
 from foreword.engine.threads import give_up_pool
 from foreword.errors import DataError, TooLong, first_line
-from foreword.generate import PLAIN, refuse_head, task_of
 from foreword.prefix import Prefix
+from foreword.prompts import PLAIN, refuse_head, task_of
 from foreword.weights.packing import packed
 
 log = logging.getLogger("foreword.engine")
