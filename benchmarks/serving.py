@@ -41,9 +41,9 @@ import foreword
 from foreword.backbone import Backbone
 from foreword.data import left_padded
 from foreword.engine import Engine, Event, Request, Sampling, Weighted
-from foreword.engine.residency import Residency
 from foreword.engine.threads import give_up_pool
 from foreword.prefix import Prefix
+from foreword.serve.residency import Residency
 from foreword.store import PrefixStore
 from foreword.weights.embedded import NAME
 

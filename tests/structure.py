@@ -25,7 +25,7 @@ LAYERS = (
     "backbone",
     "peft data",
     "tasks",
-    "train generate predict engine",
+    "prompts train generate predict engine",
     "evaluate",
     "card",
     "hub",

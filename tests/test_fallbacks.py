@@ -10,7 +10,7 @@ from torch import nn
 
 from foreword import fallbacks
 from foreword.attention import merge
-from foreword.engine import runner
+from foreword.engine.slots import runner
 from foreword.fallbacks import note_fallback
 from foreword.weights import packing
 from foreword.weights.packing import packed

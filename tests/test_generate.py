@@ -14,8 +14,9 @@ from foreword.attention.attachment import attachment_of
 from foreword.data import Task
 from foreword.data.encode import Truncated
 from foreword.errors import DataError, MismatchError
-from foreword.generate import GenerateOptions, as_row, generate, generate_ids, task_of
+from foreword.generate import GenerateOptions, as_row, generate, generate_ids
 from foreword.prefix import Prefix
+from foreword.prompts import task_of
 from foreword.tasks import LABELLINGS
 from tests.conftest import byte_tokenizer, tiny_model
 

@@ -14,18 +14,17 @@ from foreword.arguments import expect
 from foreword.backbone import Backbone
 from foreword.backbone.decoding import neutral
 from foreword.backbone.given import check_backbone
-from foreword.data import Encoder, Task, left_padded
+from foreword.data import Task, left_padded
 from foreword.data.collate import padding_of, right_padded
 from foreword.data.each import of_each
 from foreword.data.inputs import Inputs, inputs_of
-from foreword.data.room import Room
-from foreword.data.seq2seq import encoder_of
 from foreword.data.template import as_row
 from foreword.data.written import Written, written_for
-from foreword.errors import DataError, MismatchError
+from foreword.errors import DataError
 from foreword.options import GenerateOptions
 from foreword.prefix import Prefix, check_prefix
 from foreword.progress import Watch, unwatched
+from foreword.prompts import PLAIN, encoder_for, refuse_head, task_of
 
 Finish = Literal["stop", "length"]
 """Why a text ends: the model ended it, or it had all the tokens that it may have."""
@@ -42,33 +41,6 @@ class Generated:
 
     text: str
     finish: Finish
-
-
-PLAIN = Task("{input}", "{output}")
-"""Text as it is given."""
-
-
-def task_of(prefix: Prefix) -> Task:
-    """The templates that the prefix was trained with; plain text for one that was captured."""
-    recipe = prefix.meta.recipe
-    if "prompt" not in recipe:
-        return PLAIN
-    return Task(recipe.get("prompt"), recipe.get("target"))
-
-
-def encoder_for(
-    backbone: Backbone, prefix: Prefix | None, task: Task, like: Prefix | None = None
-) -> Encoder:
-    """The encoder of inputs for a prefix, or for the frozen model alone (None).
-
-    Args:
-        backbone: The backbone.
-        prefix: The prefix that will be attached.
-        task: The templates.
-        like: Without a prefix, one to leave room for, so that both see the same text.
-    """
-    bos = prefix.meta.bos if prefix is not None else backbone.bos
-    return encoder_of(backbone, task, bos, Room.behind(backbone, prefix or like))
 
 
 def generate(
@@ -141,19 +113,6 @@ def generated(
 
 def _texts(made: Sequence[Sequence[Generated]]) -> list[list[str]]:
     return [[one.text for one in each] for each in made]
-
-
-def refuse_head(prefix: Prefix) -> None:
-    """Check that a prefix is one that writes text.
-
-    Raises:
-        MismatchError: It carries a head.
-    """
-    if prefix.head is not None:
-        raise MismatchError(
-            f"this prefix carries a head for {prefix.head.task!r}, so it labels text and writes none; "
-            "use predict, or prefix.with_head(None) for its keys and values alone"
-        )
 
 
 def generate_ids(

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from foreword.engine.cache import BOUND, LEAST, NoMemory, SlotCache
-from foreword.engine.growing import Growing
-from foreword.engine.shelf import Shelf, Slot, Widths
+from foreword.engine.slots.cache import BOUND, LEAST, NoMemory, SlotCache
+from foreword.engine.slots.growing import Growing
+from foreword.engine.slots.shelf import Shelf, Slot, Widths
 
 LAYERS = 2
 WIDTHS = Widths(heads=1, key=2, value=3, dtype=torch.float32, device=torch.device("cpu"))

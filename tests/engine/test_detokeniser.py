@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import foreword
-from foreword.engine.detokeniser import Detokeniser
-from foreword.engine.stops import Stop
+from foreword.engine.slots.detokeniser import Detokeniser
+from foreword.engine.slots.stops import Stop
 from tests.conftest import byte_tokenizer
 from tests.vocabularies import sentencepiece_tokenizer, unigram_tokenizer
 

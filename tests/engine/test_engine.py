@@ -23,10 +23,10 @@ from foreword.engine import (
     Request,
     Sampling,
     Weighted,
-    bank,
 )
-from foreword.engine.job import Job
-from foreword.engine.runner import Row, Runner
+from foreword.engine.slots import bank
+from foreword.engine.slots.job import Job
+from foreword.engine.slots.runner import Row, Runner
 from foreword.errors import DataError, MismatchError, UnsupportedModel
 from foreword.prefix import Prefix
 from tests.conftest import byte_tokenizer, tiny_model
@@ -259,7 +259,7 @@ def test_memory_follows_the_tokens_that_are_there(
     backbone: foreword.Backbone, sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One long request made every slot as long: 770 tokens took 1,125 MiB."""
-    monkeypatch.setattr("foreword.engine.inbox.PATIENCE", 0.01)
+    monkeypatch.setattr("foreword.engine.slots.inbox.PATIENCE", 0.01)
     with Engine(backbone, replace(SMALL, rows=32)) as engine:
         one = sum(each.bytes for each in engine.runner.cache.widths.values())
         engine.generate([ask([3] * 150, max_tokens=20), *[ask([5], max_tokens=20)] * 3])

@@ -18,8 +18,8 @@ import torch
 
 import foreword
 from foreword.engine import Engine, Event, Limits, Request, Sampling, Weighted
-from foreword.engine.residency import Residency
 from foreword.prefix import Prefix
+from foreword.serve.residency import Residency
 from foreword.store import PrefixStore
 from tests.conftest import byte_tokenizer, tiny_model
 from tests.engine.lone import alone, generated

@@ -16,11 +16,11 @@ import torch
 
 import foreword
 from foreword.engine import Completion, Engine, EngineClosed, Event, Limits, Request
-from foreword.engine import engine as module
-from foreword.engine.growing import Growing
 from foreword.engine.request import completion
-from foreword.engine.runner import Row, Runner
-from foreword.engine.sampler import Draw
+from foreword.engine.slots import engine as module
+from foreword.engine.slots.growing import Growing
+from foreword.engine.slots.runner import Row, Runner
+from foreword.engine.slots.sampler import Draw
 from tests.conftest import byte_tokenizer, tiny_model
 from tests.engine.test_engine import SMALL, ask, check
 
@@ -196,7 +196,7 @@ def test_nobody_begins_while_one_that_has_begun_waits_for_room(
 def test_rows_on_many_shelves_give_what_they_give_alone(
     backbone: foreword.Backbone, monkeypatch: pytest.MonkeyPatch, flat: bool
 ) -> None:
-    monkeypatch.setattr("foreword.engine.cache.JOINED", 1)
+    monkeypatch.setattr("foreword.engine.slots.cache.JOINED", 1)
     requests = [ask([7 + size % 5] * size, max_tokens=30) for size in (3, 110, 120, 150, 180, 210)]
     prefix = backbone.capture([9, 8, 7, 6, 5])
     requests += [ask([5] * 110, one, max_tokens=40) for one in (prefix, None)]
@@ -299,7 +299,7 @@ def test_under_a_limit_of_the_address_space_the_engine_goes_on() -> None:
     """A request whose keys and values take 192 MiB, where there are 128 more."""
     told = run("""
 import time
-from foreword.engine import inbox
+from foreword.engine.slots import inbox
 inbox.PATIENCE = 0
 with Engine(backbone, Limits(rows=4)) as engine:
     engine.generate([ask([3] * 300, max_tokens=2), ask([4], max_tokens=2)])
@@ -324,7 +324,7 @@ def test_what_the_operator_allows_is_what_resident_memory_shows() -> None:
     """8,192 tokens of 6 KiB are 48 MiB: never much more, and given back by an idle engine."""
     told = run("""
 import threading, time
-from foreword.engine.runner import Runner
+from foreword.engine.slots.runner import Runner
 limit = 8192
 with Engine(backbone, Limits(rows=64, cache_tokens=limit)) as engine:
     engine.generate([ask([3] * 300, max_tokens=2) for _ in range(2)])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from foreword.engine.request import Sampling
-from foreword.engine.sampler import Draw, _kept, logprobs_of, sample
+from foreword.engine.slots.sampler import Draw, _kept, logprobs_of, sample
 
 CPU = torch.device("cpu")
 LOGITS = torch.tensor([[1.0, 3.0, 2.0, -1.0, 0.0]])

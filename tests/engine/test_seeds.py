@@ -7,7 +7,7 @@ import torch
 
 import foreword
 from foreword.engine import Engine, Limits, Request
-from foreword.engine.job import Job
+from foreword.engine.slots.job import Job
 from tests.conftest import byte_tokenizer, tiny_model
 from tests.engine.test_engine import ask
 from tests.engine.test_memory import together

@@ -12,8 +12,8 @@ import uvicorn
 
 import foreword
 from foreword.engine import Engine, Limits
-from foreword.engine.residency import Residency
 from foreword.serve import ServeOptions, create_app
+from foreword.serve.residency import Residency
 from foreword.store import PrefixStore
 
 WAIT = 60.0

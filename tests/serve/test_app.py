@@ -17,9 +17,9 @@ from fastapi.testclient import TestClient
 import foreword
 from foreword.data.encode import Truncated
 from foreword.engine import Engine, Limits
-from foreword.engine.residency import Residency
 from foreword.serve import ServeOptions, create_app
 from foreword.serve.completions import Completions
+from foreword.serve.residency import Residency
 from foreword.store import PrefixStore
 from tests.conftest import byte_tokenizer, tiny_model
 

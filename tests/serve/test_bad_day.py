@@ -17,10 +17,10 @@ from fastapi.testclient import TestClient
 import foreword
 from foreword.cli import serve as cli
 from foreword.engine import Engine, Limits
-from foreword.engine.residency import Residency
 from foreword.errors import ServeError
 from foreword.serve import ServeOptions, create_app
-from foreword.serve import app as module
+from foreword.serve.residency import Residency
+from foreword.serve.routes import completions as module
 from foreword.store import PrefixStore
 from tests.conftest import byte_tokenizer, tiny_model
 

@@ -14,10 +14,10 @@ from fastapi.testclient import TestClient
 import foreword
 from foreword import format as prefix_file
 from foreword.engine import Engine, Limits
-from foreword.engine.residency import Residency
 from foreword.errors import FormatError, MismatchError, StoreError
 from foreword.serve import create_app
 from foreword.serve.catalogue import Catalogue
+from foreword.serve.residency import Residency
 from foreword.store import PrefixStore
 from tests.attacks import make
 from tests.conftest import byte_tokenizer, tiny_model

@@ -11,10 +11,10 @@ from fastapi.testclient import TestClient
 
 import foreword
 from foreword.engine import Engine, Limits
-from foreword.engine.engine import EngineClosed
-from foreword.engine.residency import Residency
+from foreword.engine.slots.engine import EngineClosed
 from foreword.serve import create_app
 from foreword.serve.failures import Failure
+from foreword.serve.residency import Residency
 from foreword.store import PrefixStore
 from tests.conftest import byte_tokenizer, tiny_model
 

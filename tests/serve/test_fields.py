@@ -17,8 +17,8 @@ from openai.types.chat import completion_create_params as chat_create_params
 
 import foreword
 from foreword.engine import Engine, Limits
-from foreword.engine.residency import Residency
 from foreword.serve import create_app, schemas
+from foreword.serve.residency import Residency
 from foreword.store import PrefixStore
 from tests.conftest import byte_tokenizer, tiny_model
 

@@ -18,9 +18,9 @@ from fastapi.testclient import TestClient
 
 import foreword
 from foreword.engine import Engine, Limits
-from foreword.engine.residency import Residency
 from foreword.serve import ServeOptions, create_app
 from foreword.serve.completions import Completions
+from foreword.serve.residency import Residency
 from foreword.store import PrefixStore
 from tests.attacks import make
 from tests.conftest import byte_tokenizer, tiny_model

@@ -23,8 +23,8 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 import foreword
 from foreword.engine import Engine, Limits
-from foreword.engine.residency import Residency
 from foreword.serve import ServeOptions, create_app, failures
+from foreword.serve.residency import Residency
 from foreword.store import PrefixStore
 from tests.attacks import make
 from tests.conftest import byte_tokenizer, tiny_model

@@ -19,9 +19,9 @@ from starlette.datastructures import UploadFile
 import foreword
 from foreword import format as prefix_file
 from foreword.engine import Engine, Limits
-from foreword.engine.residency import Residency
 from foreword.serve import ServeOptions, create_app
 from foreword.serve.catalogue import Catalogue
+from foreword.serve.residency import Residency
 from foreword.store import PrefixStore
 from tests.conftest import byte_tokenizer, tiny_model
 

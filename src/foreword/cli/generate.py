@@ -61,7 +61,7 @@ def generate(
     place = store.open()
     outline = place.outline(name)
     if outline.head is not None and arguments.prefix:
-        from foreword.generate import refuse_head
+        from foreword.prompts import refuse_head
 
         refuse_head(place.load(name))
     given = inputs.read(text)

@@ -98,7 +98,7 @@ def serve(
             "serving needs FastAPI, uvicorn and prometheus-client: pip install 'foreword[serve]'"
         ) from error
     from foreword.engine import Engine, Limits
-    from foreword.engine.residency import Residency
+    from foreword.serve.residency import Residency
 
     with working("loading the backbone"):
         loaded = backbone.load()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from foreword.errors import DataError
+from foreword.errors import DataError, ServeError
 from foreword.prefix import Prefix
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
@@ -17,6 +17,10 @@ COLDEST = 1e-5
 """At a temperature below it the likeliest token is taken: logits divided by it could overflow."""
 
 _numbers = itertools.count()
+
+
+class EngineClosed(ServeError):
+    """A request came to an engine that takes no more."""
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from torch import Tensor
 from foreword.backbone import Backbone
 from foreword.data.template import Input, as_row
 from foreword.errors import UnsupportedModel
-from foreword.generate import encoder_for, task_of
 from foreword.prefix import Prefix
+from foreword.prompts import encoder_for, task_of
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,11 @@ from foreword.errors import DataError
 from foreword.evaluate import metrics
 from foreword.evaluate.labels import Figure, LabelEvaluation, evaluate_labels
 from foreword.evaluate.metrics import Tokenisation
-from foreword.generate import encoder_for, generate_ids, task_of
+from foreword.generate import generate_ids
 from foreword.options import BATCH, GenerateOptions
 from foreword.prefix import Prefix, check_prefix
 from foreword.progress import Progress, Watch, unseen, unwatched
+from foreword.prompts import encoder_for, task_of
 from foreword.train.objective import score
 
 FIGURES: tuple[Figure, ...] = (

@@ -9,8 +9,8 @@ from typing import Any
 from foreword import format as prefix_file
 from foreword.backbone import Backbone
 from foreword.errors import FormatError, MismatchError, StoreError
-from foreword.generate import refuse_head
 from foreword.prefix import Prefix
+from foreword.prompts import refuse_head
 from foreword.store import PrefixStore, Stamp
 
 

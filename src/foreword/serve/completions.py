@@ -5,35 +5,29 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from foreword.backbone import Backbone
-from foreword.data import Task
-from foreword.data.chat import rendered
-from foreword.data.template import as_row
 from foreword.data.written import end_of_turn, stop_of_turn
-from foreword.engine import Engine, Event, Request, Sampling, Weighted
+from foreword.engine import EngineClient, Event, Request, Sampling, Weighted
 from foreword.engine.request import Completion, completion
-from foreword.engine.residency import Residency
 from foreword.errors import ForewordError, TooLong
-from foreword.generate import PLAIN, encoder_for, task_of
 from foreword.prefix import Prefix
+from foreword.prompts import chat_ids, has_templates, text_ids
 from foreword.serve.crews import Crews
 from foreword.serve.failures import TOO_LONG, Failure, no_model
 from foreword.serve.journal import Line
 from foreword.serve.metrics import Metrics
+from foreword.serve.residency import Residency
 from foreword.serve.schemas import ChatRequest, CompletionRequest, Sampled
 
 Body = CompletionRequest | ChatRequest
 
 OPEN = 2**31 - 1
 """Most tokens of a choice whose request says none."""
-
-CHAT = Task(None, None)
-"""Conversations in the backbone's own chat template."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +73,7 @@ class Completions:
     def __init__(
         self,
         backbone: Backbone,
-        engine: Engine,
+        engine: EngineClient,
         residency: Residency,
         metrics: Metrics,
         crews: Crews,
@@ -205,34 +199,19 @@ class Completions:
 
     def _prompt(self, prompt: str | list[int], prefix: Prefix | None) -> list[int]:
         """Token ids of a completion's prompt, taken as it is."""
-        if not isinstance(prompt, str):
-            return prompt
-        return encoder_for(self.backbone, prefix, PLAIN).uncut({"input": prompt})
+        return text_ids(self.backbone, prefix, prompt) if isinstance(prompt, str) else prompt
 
     def _conversation(self, body: ChatRequest, prefix: Prefix | None) -> list[int]:
-        """Token ids of a conversation.
-
-        A prefix that was trained with templates is asked in them: the last user message fills the
-        prompt template, as `foreword generate` fills it. Others get the chat template.
-        """
+        """Token ids of a conversation."""
         turns = [message.turn for message in body.messages]
-        task = CHAT if prefix is None else task_of(prefix)
-        if task.chat or prefix is None or "prompt" not in prefix.meta.recipe:
-            tokenizer: Any = self.backbone.tokenizer
-            text = rendered(tokenizer, turns, ask=True)
-            encoder = encoder_for(self.backbone, prefix, CHAT)
-            ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-            return encoder.within_recipe(encoder.without_doubled_bos(ids))
-        if len(turns) != 1 or turns[0]["role"] != "user":
+        if has_templates(prefix) and (len(turns) != 1 or turns[0]["role"] != "user"):
             raise Failure(
                 400,
                 f"messages: the prefix {body.model!r} was trained with a prompt template, so it is "
                 "asked with one message of the user; or send the whole prompt to /v1/completions",
                 "messages",
             )
-        row = as_row(turns[0]["content"], task)
-        encoder = encoder_for(self.backbone, prefix, task)
-        return encoder.within_recipe(encoder.uncut(row))
+        return chat_ids(self.backbone, prefix, turns)
 
     def _sampling(self, body: Sampled, max_tokens: int | None) -> Sampling:
         return Sampling(
@@ -280,18 +259,11 @@ class Completions:
     async def events(self, asked: Asked) -> AsyncGenerator[tuple[int, Event]]:
         """The events of all choices as they come; leaving early cancels what has not ended."""
         loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-        unfinished: set[int] = set()
+        places = {request.name: index for index, request in enumerate(asked.requests)}
+        unfinished = set(range(len(places)))
         last = [time.perf_counter()] * len(asked.requests)
         begun: set[int] = set()
         ended, generated = "cancelled", 0
-
-        def sink_of(index: int) -> Any:
-            def sink(event: Event) -> None:
-                with suppress(RuntimeError):  # the loop has ended, and nobody waits
-                    loop.call_soon_threadsafe(queue.put_nowait, (index, event))
-
-            return sink
 
         def give_up() -> None:
             for index in unfinished:
@@ -300,13 +272,12 @@ class Completions:
         # While a client does not read, nothing asks for events, and the time would not be noticed.
         until = loop.time() + self.seconds
         alarm = loop.call_at(until, give_up)
+        stream = self.engine.stream(*asked.requests)
         try:
-            for index, request in enumerate(asked.requests):
-                self.engine.submit(request, sink_of(index))
-                unfinished.add(index)
             while unfinished:
                 async with asyncio.timeout_at(until):
-                    index, event = await queue.get()
+                    event = await anext(stream)
+                index = places[event.request]
                 now = time.perf_counter()
                 generated += len(event.tokens)
                 if event.tokens:
@@ -334,9 +305,9 @@ class Completions:
             raise
         finally:
             alarm.cancel()
+            await stream.aclose()
             self.metrics.prompt_tokens.labels(asked.body.model).inc(asked.prompt_tokens)
-            for index in unfinished:
-                self.engine.cancel(asked.requests[index].name)
+            for _ in unfinished:
                 self.metrics.requests.labels(asked.body.model, ended).inc()
             asked.line["prompt_tokens"] = asked.prompt_tokens
             asked.line["completion_tokens"] = generated

@@ -8,12 +8,12 @@ from typing import Any, BinaryIO
 
 from foreword import format as prefix_file
 from foreword.backbone import Backbone
-from foreword.engine.residency import Residency
 from foreword.engine.threads import give_up_pool
 from foreword.errors import FormatError, StoreError
 from foreword.files import reason, refusing
 from foreword.prefix import Prefix
 from foreword.serve.catalogue import check_servable
+from foreword.serve.residency import Residency
 
 PART = 2**20
 """Bytes that are copied at once."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.registry import Collector
 
-from foreword.engine import Engine
-from foreword.engine.residency import Residency
+from foreword.engine import EngineClient
+from foreword.serve.residency import Residency
 
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
@@ -19,7 +19,7 @@ class Metrics:
         residency: The prefixes in memory.
     """
 
-    def __init__(self, engine: Engine, residency: Residency) -> None:
+    def __init__(self, engine: EngineClient, residency: Residency) -> None:
         self.registry = CollectorRegistry()
         self.requests = self._counter(
             "requests", "Requests by prefix and how they ended", ["model", "finish"]
@@ -33,11 +33,10 @@ class Metrics:
         self.between_tokens = self._histogram(
             "time_between_tokens_seconds", "From one token of a request to the next"
         )
-        scheduler = engine.scheduler
-        self._gauge("waiting", "Requests without a place", lambda: len(scheduler.waiting))
-        self._gauge("running", "Requests with a place: the batch", lambda: len(scheduler.running))
-        self._gauge("steps", "Steps of the engine so far", lambda: engine.steps)
-        self._gauge("cache_bytes", "Size of the slot cache", lambda: engine.runner.cache.bytes)
+        self._gauge("waiting", "Requests without a place", lambda: engine.stats.waiting)
+        self._gauge("running", "Requests with a place: the batch", lambda: engine.stats.running)
+        self._gauge("steps", "Steps of the engine so far", lambda: engine.stats.steps)
+        self._gauge("cache_bytes", "Size of the slot cache", lambda: engine.stats.cache_bytes)
         self._gauge("resident_prefixes", "Prefixes in memory", lambda: len(residency.resident))
         self._gauge("resident_bytes", "Size of the prefixes in memory", lambda: residency.bytes)
         self._gauge("prefix_hits", "Times that a prefix was in memory", lambda: residency.hits)

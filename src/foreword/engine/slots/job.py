@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from foreword.data.written import Written
-from foreword.engine.detokeniser import Detokeniser
 from foreword.engine.request import Event, TokenLogprobs
-from foreword.engine.sampler import Draw, logprobs_of
-from foreword.engine.scheduler import Active
+from foreword.engine.slots.detokeniser import Detokeniser
+from foreword.engine.slots.sampler import Draw, logprobs_of
+from foreword.engine.slots.scheduler import Active
 
 Sink = Callable[[Event], None]
 """Called with each event of a request, in the engine's thread; it must not block."""

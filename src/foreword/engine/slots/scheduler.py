@@ -12,10 +12,10 @@ from typing import Generic, TypeVar
 
 from torch import Tensor
 
-from foreword.engine.cache import SlotCache
 from foreword.engine.request import Request
-from foreword.engine.runner import COPIED, Front
-from foreword.engine.shelf import Slot
+from foreword.engine.slots.cache import SlotCache
+from foreword.engine.slots.runner import COPIED, Front
+from foreword.engine.slots.shelf import Slot
 
 
 @dataclass(eq=False)

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import foreword
-from foreword.engine.residency import Residency
 from foreword.errors import FormatError, StoreError
 from foreword.prefix import Prefix
+from foreword.serve.residency import Residency
 from foreword.store import PrefixStore
 from tests.conftest import byte_tokenizer, tiny_model
 

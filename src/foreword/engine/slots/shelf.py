@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from foreword.engine.growing import Growing
+from foreword.engine.slots.growing import Growing
 
 
 @dataclass(frozen=True)

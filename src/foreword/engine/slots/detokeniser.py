@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from foreword.data.written import Written
-from foreword.engine.stops import Stop
+from foreword.engine.slots.stops import Stop
 
 REPLACEMENT = "\ufffd"
 """What a tokenizer decodes the beginning of a character to."""

@@ -20,9 +20,9 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-from foreword.engine.growing import NONE_LEFT
-from foreword.engine.shelf import Shelf, Slot, Widths
-from foreword.engine.steps import Step, rounded
+from foreword.engine.slots.growing import NONE_LEFT
+from foreword.engine.slots.shelf import Shelf, Slot, Widths
+from foreword.engine.slots.steps import Step, rounded
 from foreword.errors import ServeError, first_line
 
 LEAST = 128

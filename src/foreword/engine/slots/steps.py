@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from foreword.engine.shelf import Shelf, Slot
+from foreword.engine.slots.shelf import Shelf, Slot
 
 BLOCK = 32
 """Columns are read in multiples of this: a kernel is made anew for each number that it has not seen."""

@@ -26,10 +26,10 @@ from foreword.attention.segments import Segment
 from foreword.attention.signature import parameters_of
 from foreword.backbone import Backbone
 from foreword.backbone.output_layer import head_sees
-from foreword.engine.bank import IDENTITY, Bank
-from foreword.engine.cache import SlotCache
-from foreword.engine.shelf import Slot
-from foreword.engine.steps import Flat, Padded, Rows
+from foreword.engine.slots.bank import IDENTITY, Bank
+from foreword.engine.slots.cache import SlotCache
+from foreword.engine.slots.shelf import Slot
+from foreword.engine.slots.steps import Flat, Padded, Rows
 from foreword.errors import UnsupportedModel, first_line
 from foreword.fallbacks import note_fallback
 from foreword.prefix import Prefix

@@ -11,8 +11,8 @@ import itertools
 import logging
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 
@@ -22,25 +22,29 @@ from torch import Tensor
 from foreword.attention.attachment import Attachment
 from foreword.backbone import Backbone
 from foreword.data.written import Written, written_for
-from foreword.engine.inbox import Inbox
-from foreword.engine.job import Job, Sink
-from foreword.engine.request import Completion, Event, FinishReason, Request, completion
-from foreword.engine.runner import PROBE, Row, Runner
-from foreword.engine.sampler import Stack, chosen, likeliest, logprobs_of
-from foreword.engine.scheduler import Limits, Scheduler
+from foreword.engine.protocol import Stats
+from foreword.engine.request import (
+    Completion,
+    EngineClosed,
+    Event,
+    FinishReason,
+    Request,
+    completion,
+)
+from foreword.engine.slots.inbox import Inbox
+from foreword.engine.slots.job import Job, Sink
+from foreword.engine.slots.runner import PROBE, Row, Runner
+from foreword.engine.slots.sampler import Stack, chosen, likeliest, logprobs_of
+from foreword.engine.slots.scheduler import Limits, Scheduler
 from foreword.engine.threads import give_up_pool
-from foreword.errors import DataError, ServeError, TooLong, first_line
-from foreword.generate import PLAIN, refuse_head, task_of
+from foreword.errors import DataError, TooLong, first_line
 from foreword.prefix import Prefix
+from foreword.prompts import PLAIN, refuse_head, task_of
 from foreword.weights.packing import packed
 
 log = logging.getLogger("foreword.engine")
 
 CLOSED = "the engine takes no more requests: it is being closed"
-
-
-class EngineClosed(ServeError):
-    """A request came to an engine that takes no more."""
 
 
 def _logits(backbone: Backbone, attachment: Attachment) -> Tensor:
@@ -108,6 +112,13 @@ class Engine:
     def accepts(self) -> bool:
         """Whether requests are taken."""
         return self._accepts
+
+    @property
+    def stats(self) -> Stats:
+        """How it is doing."""
+        scheduler = self.scheduler
+        waiting, running = len(scheduler.waiting), len(scheduler.running)
+        return Stats(waiting, running, self.steps, self.runner.cache.bytes)
 
     def when_lost(self, call: Callable[[], None]) -> None:
         """Have something called, in the engine's thread, should the engine be lost."""
@@ -197,24 +208,28 @@ class Engine:
             ended.get()
         return [completion(request, each) for request, each in zip(requests, found, strict=True)]
 
-    async def stream(self, request: Request) -> AsyncIterator[Event]:
-        """A request's events as they come; leaving the loop early cancels it."""
+    async def stream(self, *requests: Request) -> AsyncGenerator[Event]:
+        """The events of requests as they come; leaving the loop early cancels what has not ended."""
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event] = asyncio.Queue()
+        unfinished: set[str] = set()
 
         def sink(event: Event) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
+            with suppress(RuntimeError):  # the loop has ended, and nobody waits
+                loop.call_soon_threadsafe(events.put_nowait, event)
 
-        self.submit(request, sink)
-        finished = False
         try:
-            while not finished:
+            for request in requests:
+                self.submit(request, sink)
+                unfinished.add(request.name)
+            while unfinished:
                 event = await events.get()
-                finished = event.finish is not None
+                if event.finish is not None:
+                    unfinished.discard(event.request)
                 yield event
         finally:
-            if not finished:
-                self.cancel(request.name)
+            for name in unfinished:
+                self.cancel(name)
 
     def close(self, *, drain: bool = True) -> None:
         """Take no more requests, end those under way (or, without `drain`, cancel them), and stop."""

@@ -7,10 +7,10 @@ from typing import Any
 
 from fastapi import FastAPI, UploadFile
 
-from foreword.engine.residency import Residency
 from foreword.serve.crews import Crews
 from foreword.serve.failures import STORING, WITH_BODY, told
 from foreword.serve.intake import Intake
+from foreword.serve.residency import Residency
 from foreword.serve.schemas import LoadRequest, NameRequest
 
 

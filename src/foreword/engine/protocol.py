@@ -1,0 +1,76 @@
+"""`EngineClient`: what a server asks of an engine, whichever it is."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from foreword.engine.request import Event, Request
+from foreword.prefix import Prefix
+
+
+@dataclass(frozen=True)
+class Stats:
+    """How an engine is doing.
+
+    Attributes:
+        waiting: Requests without a place.
+        running: Requests with a place: the batch.
+        steps: Steps so far.
+        cache_bytes: Memory that keys and values of texts take.
+    """
+
+    waiting: int
+    running: int
+    steps: int
+    cache_bytes: int
+
+
+class EngineClient(Protocol):
+    """An engine as the server sees it. May be asked from several threads."""
+
+    @property
+    def accepts(self) -> bool:
+        """Whether requests are taken."""
+
+    @property
+    def failure(self) -> str:
+        """Why the engine was lost, or empty."""
+
+    @property
+    def stats(self) -> Stats:
+        """How it is doing."""
+
+    def when_lost(self, call: Callable[[], None]) -> None:
+        """Have something called, in any thread, should the engine be lost."""
+
+    def check(self, request: Request) -> None:
+        """Check whether a request would be taken now.
+
+        Raises:
+            ForewordError: It would not, and why.
+        """
+
+    def room(self, size: int, prefix: Prefix | None) -> int:
+        """Tokens that the context leaves after a prompt of `size` tokens behind a prefix.
+
+        Raises:
+            TooLong: None.
+        """
+
+    def left(self, size: int, prefix: Prefix | None) -> int:
+        """Tokens that the engine's memory leaves after a prompt of `size` tokens behind a prefix."""
+
+    def stream(self, *requests: Request) -> AsyncGenerator[Event]:
+        """The events of requests as they come, until each has ended; leaving early cancels the rest.
+
+        Raises:
+            ForewordError: One cannot be taken, see `check`.
+        """
+
+    def cancel(self, name: str) -> None:
+        """End a request; its last event says ``cancelled``. One that has ended is left alone."""
+
+    def close(self) -> None:
+        """Take no more requests, end those under way, and stop."""
