@@ -153,6 +153,9 @@ def test_the_task_is_picked_by_a_fraction_or_asked_for(tiny: foreword.Backbone) 
         assert for_task(backbone, changed(task="regress"), whole).task == "regress"
     assert for_task(encoder, changed(prompt="{text}", target="{label}"), ROWS).task == "regress"
     texts = [{**row, "label": str(row["label"])} for row in ROWS]
+    assert for_task(encoder, SETTINGS, texts).task == "regress"  # as a .csv has them
+    assert for_task(encoder, SETTINGS, [*texts, {**ROWS[0], "label": "none"}]).task == "classify"
+    assert for_task(encoder, changed(task="classify"), texts).task == "classify"
     asked = foreword.train(encoder, texts, changed(task="regress", steps=1)).prefix
     assert asked.head is not None
     assert asked.head.mean == pytest.approx(3)

@@ -7,6 +7,7 @@ from rich.progress import TimeRemainingColumn as TimeLeft
 from transformers import TrainerCallback
 
 from foreword.cli.console import err, note
+from foreword.cli.cores import Pacemaker
 
 
 class TrainingBar(TrainerCallback):  # type: ignore[misc]
@@ -25,6 +26,7 @@ class TrainingBar(TrainerCallback):  # type: ignore[misc]
         self.bar = Progress(*columns, console=err, transient=False)
         self.task = self.bar.add_task("training", total=None, speed="", start=False)
         self._plain_every = 1
+        self._pace = Pacemaker()
         self._rows_before = 0
         self._tokens_before = 0
 
@@ -44,6 +46,7 @@ class TrainingBar(TrainerCallback):  # type: ignore[misc]
             note(f"step {state.global_step}: evaluation NLL {float(logs['eval_loss']):.4f}")
         if not logs or "loss" not in logs:
             return
+        self._pace.step()
         model = kwargs["model"]
         elapsed = self.bar.tasks[0].elapsed or 1e-9
         rows = args.world_size * (model.seen_rows - self._rows_before) / elapsed

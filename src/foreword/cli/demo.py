@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cyclopts import Parameter
 
 from foreword.cli.console import note, out, say, table, working
+from foreword.cli.cores import warn_of_others
 from foreword.cli.evaluate import counted
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.cli.progress import parts
@@ -97,6 +98,7 @@ def demo(
     if loaded.name == embedded.NAME:
         say(f"Backbone: {embedded.NOTE}.")
     say(describe_dtype(loaded))
+    warn_of_others()
     rows = len(read_rows(TRAINING))
     say(
         f"Data: E2E restaurant descriptions, {rows} rows (CC BY-SA 4.0, Novikova et al., 2017).",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from foreword.cli.console import FIRST, heard, note, say, working
+from foreword.cli.cores import warn_of_others
 from foreword.cli.inputs import rows_from
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.errors import FormatError, NameTaken, StoreError
@@ -75,6 +76,7 @@ def train(
     from foreword.backbone import describe_dtype
 
     note(describe_dtype(loaded))
+    warn_of_others()
     result = train_in_store(place, loaded, rows, settings, arguments, evaluation)
     if not FIRST:
         return

@@ -125,12 +125,25 @@ def scale_of_numbers(templates: Task, rows: Sequence[Row]) -> tuple[float, float
 
 
 def has_fractions(templates: Task, rows: Sequence[Row]) -> bool:
-    """Whether a row's label is a number with a fractional part, which no class is."""
+    """Whether a row's label is a number with a fractional part, which no class is.
+
+    Tables without types, as .csv and .tsv are, have numbers as text: there all labels must be some.
+    """
     names = columns(templates.target or "")
     if len(names) != 1:
         return False
-    values = (row.get(names[0]) for row in rows)
+    values = [row.get(names[0]) for row in rows]
+    if all(isinstance(value, str) for value in values):
+        return _spell_fractions(values)
     return any(isinstance(v, float | np.floating) and math.isfinite(v) and v % 1 for v in values)
+
+
+def _spell_fractions(texts: Sequence[Any]) -> bool:
+    """Whether all of some texts spell numbers, and one of them has a fractional part."""
+    try:
+        return any(number % 1 for number in [*map(number_of, texts)])
+    except DataError:
+        return False
 
 
 def column_of(templates: Task) -> str:
