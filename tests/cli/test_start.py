@@ -88,6 +88,7 @@ def place(tiny: foreword.Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     recipe = {"prompt": "{mr} from {town} ->", "target": " {ref}"}
     PrefixStore().save("food", tiny.capture("<s>abc").with_meta(recipe=recipe))
     Path("rows.jsonl").write_text(json.dumps({"mr": "a", "ref": "b"}) + "\n")
+    Path("lists.jsonl").write_text(json.dumps({"mr": ["a", "b"], "ref": "c"}) + "\n")
     monkeypatch.setattr("foreword.cli.options.load", lambda *_, **__: pytest.fail("loaded"))
     return tmp_path
 
@@ -106,6 +107,10 @@ def place(tiny: foreword.Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("train rows.jsonl --name x --init food --length 9", "'food', has length"),
         ("train rows.jsonl --name x --lr -1", "lr must be above 0"),
         ("train rows.jsonl --name x --prompt {a} --target {ref}", "row 1 has no column 'a'"),
+        (
+            "train lists.jsonl --name x --prompt {mr} --target {ref}",
+            "row 1: column 'mr': found a list",
+        ),
         (
             "train rows.jsonl --name x",
             "row 1 has no columns that any task reads by itself; its columns are: mr, ref. Expected "

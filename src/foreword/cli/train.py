@@ -17,7 +17,7 @@ from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.errors import FormatError, NameTaken, StoreError
 from foreword.interrupt import undisturbed
 from foreword.store import PrefixStore, taken
-from foreword.train.columns import check_default_columns
+from foreword.train.columns import check_default_columns, check_input_values
 from foreword.train.named import check_start
 from foreword.train.settings import TrainSettings
 from foreword.train.summary import summary
@@ -104,8 +104,9 @@ def _checked_rows(
     if settings.prompt is None:
         check_default_columns(settings, rows, evaluation or [])
     else:
-        settings.templates.check_columns(rows)
-        settings.templates.check_columns(evaluation or [])
+        for some in (rows, evaluation or []):
+            settings.templates.check_columns(some)
+            check_input_values(settings, some)
     return rows, evaluation
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from foreword.data.template import MESSAGES
-from foreword.data.values import is_missing
+from foreword.data.each import of_each
+from foreword.data.template import MESSAGES, columns
+from foreword.data.values import in_column, is_missing, text_of
 from foreword.errors import DataError
 from foreword.train.settings import TaskName, TrainSettings
 
@@ -66,6 +67,23 @@ def check_default_columns(
             lacking = [_lacking(row, names) for names in read]
             if None not in lacking:
                 raise DataError(f"row {number} has no value in column {lacking[0]!r}; {_has(row)}")
+
+
+def check_input_values(settings: TrainSettings, rows: Sequence[Row]) -> None:
+    """Check that what the prompt template names is text, or may be tagged.
+
+    Raises:
+        DataError: A value is none; the message names row and column.
+    """
+    templates = settings.templates
+    said = columns(templates.target or "")
+
+    def check(row: Row) -> None:
+        tagged = all(isinstance(row[name], list | tuple) for name in (*templates.asked, *said))
+        for name in () if tagged else templates.asked:
+            in_column(row, name, text_of)
+
+    of_each(rows, check, "row")
 
 
 def _lacking(row: Row, names: Columns) -> str | None:
