@@ -104,9 +104,10 @@ def _checked_rows(
     if settings.prompt is None:
         check_default_columns(settings, rows, evaluation or [])
     else:
-        for some in (rows, evaluation or []):
-            settings.templates.check_columns(some)
-            check_input_values(settings, some)
+        settings.templates.check_columns(rows)
+        settings.templates.check_columns(evaluation or [])
+        check_input_values(settings, rows)
+        check_input_values(settings, evaluation or [])
     return rows, evaluation
 
 
