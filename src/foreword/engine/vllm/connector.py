@@ -59,6 +59,9 @@ SUPPORTED = ("0.32",)
 TOKENS = 64
 """Length of the test texts that turns of keys are measured on."""
 
+POSITIONS = ("positions", "position_ids")
+"""What vLLM's attention modules call the places that tokens stand at."""
+
 
 @dataclass(frozen=True)
 class Load:
@@ -384,22 +387,27 @@ def blocks_of(layers: Sequence[nn.Module]) -> list[nn.Module]:
         owners |= {id(child): module for child in module.children() if id(child) in wanted}
     blocks = [owners.get(id(layer)) for layer in layers]
     for block in blocks:
-        given = {} if block is None else dict(inspect.signature(block.forward).parameters)
-        needed = {name for name, one in given.items() if one.default is inspect.Parameter.empty}
-        if block is None or needed != {"positions", "hidden_states"}:
+        if block is None or set(needed(block)) - set(POSITIONS) != {"hidden_states"}:
             raise UnsupportedModel(
-                f"the attention of this model ({type(block).__name__}) does not turn keys by positions "
-                "that it is given, as rotary models do; use a prefix of position policy 'offset' "
+                f"the attention of this model ({type(block).__name__}) is not given positions to turn "
+                "keys by, as that of rotary models is; use a prefix of position policy 'offset' "
                 "(trained under it, or Backbone.moved)"
             )
     return [block for block in blocks if block is not None]
 
 
+def needed(block: nn.Module) -> list[str]:
+    """The arguments that a module's forward must have."""
+    given = inspect.signature(block.forward).parameters
+    return [name for name, one in given.items() if one.default is inspect.Parameter.empty]
+
+
 def key_of(block: nn.Module, layer: nn.Module, place_T: Tensor, hidden_TC: Tensor) -> Tensor:
     """The keys (H, T, D) that a block gives its attention layer for hidden states at positions."""
     heads: Any = layer.num_kv_heads
+    given = {name: place_T if name in POSITIONS else hidden_TC for name in needed(block)}
     with called(layer) as keys:
-        block(positions=place_T, hidden_states=hidden_TC)
+        block(**given)
     (key,) = keys
     return key.view(len(place_T), heads, -1).transpose(0, 1)
 
