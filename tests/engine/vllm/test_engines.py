@@ -115,12 +115,22 @@ YARN = {
     "rope_theta": 1e4,
 }
 GPT = {"n_embd": 128, "n_head": 4, "n_layer": 3, "n_positions": 512}
+NEOX = {
+    "hidden_size": 128,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+}
 FAMILIES: dict[str, tuple[str, dict]] = {
     "yarn": ("LlamaConfig", {**LLAMA, "rope_parameters": YARN}),
     "norms of keys": ("Qwen3Config", LLAMA),
     "interleaved and partial": ("GPTJConfig", {**GPT, "rotary_dim": 16}),
     "absolute": ("GPT2Config", GPT),
+    "by transformers": ("GPTNeoXConfig", NEOX),
 }
+UNTURNED = {"absolute", "by transformers"}
+"""Those that take prefixes of policy `offset` alone."""
 
 
 def of_family(name: str, sizes: dict) -> foreword.Backbone:
@@ -133,7 +143,7 @@ def of_family(name: str, sizes: dict) -> foreword.Backbone:
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(3)
-        model.lm_head.weight[tiny.WORDS :] = 0
+        model.get_output_embeddings().weight[tiny.WORDS :] = 0
     return foreword.Backbone(model, byte_tokenizer(), name=name)
 
 
@@ -143,14 +153,14 @@ def test_keys_are_turned_as_each_model_turns_them_or_not_at_all(kind, tmp_path) 
     store, model = PrefixStore(tmp_path / "store"), tiny.saved(made, tmp_path / "model")
     given = {"moved-5": 5, "moved-40": 40, "offset": 33}
     for seed, (name, length) in enumerate(given.items()):
-        policy = "offset" if kind == "absolute" or name == "offset" else "free"
+        policy = "offset" if kind in UNTURNED or name == "offset" else "free"
         prefix = tiny.prefix(made, length, seed, policy)
         store.save(name, prefix.with_meta(positions="offset" if name == "offset" else "free"))
     asked = [
         (name, made.tokens(text)) for name in (None, *given) for text in ("a", "name[Zizzi] ->")
     ]
     found = run(model, store, asked, {}, processes=False)
-    served = [one for one in asked if kind != "absolute" or one[0] in (None, "offset")]
+    served = [one for one in asked if kind not in UNTURNED or one[0] in (None, "offset")]
     by_pair = {str(one): tokens for one, tokens in zip(asked, found["tokens"], strict=True)}
     assert [by_pair[str(one)] for one in served] == [expected(made, store, *one) for one in served]
     refused = [by_pair[str(one)] for one in asked if one not in served]

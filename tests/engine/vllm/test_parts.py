@@ -131,7 +131,7 @@ def test_keys_that_no_position_turns_are_refused() -> None:
 
 def loaded(store, backbone, heads=slice(0, 2), most=4, turning=None) -> LoadedPrefixes:
     made = turning or measured(rotary(backbone), 512, "tiny", torch.float32)
-    place = Place(heads, torch.float32, torch.device("cpu"), made, "tiny")
+    place = Place(heads, torch.float32, False, made, "tiny")
     return LoadedPrefixes(store, place, most)
 
 
