@@ -184,6 +184,14 @@ def test_the_helper_makes_the_prompts_that_foreword_makes(offline, store, backbo
         offline.prompt("trained", "name", new=508)
 
 
+def test_the_helper_refuses_a_prefix_of_another_tokenizer(offline, store) -> None:
+    store.save("other", store.load("five").with_meta(tokenizer="ab" * 8))
+    with pytest.raises(MismatchError, match="made with another tokenizer .*'tiny'"):
+        offline.prompt("other", "a")
+    store.save("unsaid", store.load("five").with_meta(tokenizer=""))
+    assert offline.prompt("unsaid", "a").prefix
+
+
 class Parameters:
     """Stands for vLLM's SamplingParams."""
 

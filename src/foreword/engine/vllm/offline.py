@@ -18,11 +18,12 @@ from foreword.engine.vllm.requests import (
     placeholder_of,
     prefixed,
 )
-from foreword.errors import DataError
+from foreword.errors import DataError, MismatchError
+from foreword.outline import Outline
 from foreword.prefix import Bos
 from foreword.prompts import PLAIN, task_of
 from foreword.store import PrefixStore
-from foreword.weights.fingerprint import adds_bos
+from foreword.weights.fingerprint import adds_bos, tokenizer_digest
 
 
 class OfflinePrefixes:
@@ -54,6 +55,7 @@ class OfflinePrefixes:
         self.store = PrefixStore(store)
         self.tokenizer = AutoTokenizer.from_pretrained(model)
         config = AutoConfig.from_pretrained(model).get_text_config()
+        self._tokenizer_digest = tokenizer_digest(self.tokenizer)
         self.vocabulary = int(config.vocab_size)
         self.given_context = context
         self.context = context or int(config.max_position_embeddings)
@@ -80,10 +82,12 @@ class OfflinePrefixes:
 
         Raises:
             NameUnknown: There is no such prefix.
-            MismatchError: It is one that vLLM cannot serve.
+            MismatchError: It is one that vLLM cannot serve, or of another tokenizer.
             DataError: The text does not fit the template or the context.
         """
         outline = None if name is None else self.store.outline(name)
+        if outline is not None:
+            self._check_tokenizer(outline)
         task = PLAIN if outline is None else task_of(outline)
         own: Bos = "input" if adds_bos(self.tokenizer) else "none"
         bos = own if outline is None else outline.meta.bos
@@ -92,6 +96,16 @@ class OfflinePrefixes:
         encoder = Encoder(self.tokenizer, task, bos=bos, limit=room, vocabulary=self.vocabulary)
         ids = encoder.prompt(as_row(given, task), new)
         return prefixed(ids, self.placeholder, name or "", outline, tenant)
+
+    def _check_tokenizer(self, outline: Outline) -> None:
+        """Check that a prefix was made with the model's tokenizer, as far as it says."""
+        made_with, own = outline.meta.tokenizer, self._tokenizer_digest
+        if made_with and made_with != own:
+            raise MismatchError(
+                f"the prefix was made with another tokenizer (digest {made_with[:12]}) than that of "
+                f"{self.tokenizer.name_or_path!r} ({own[:12]}); use the model that it was made on: "
+                f"{outline.meta.backbone!r}"
+            )
 
     def generate(
         self, llm: Any, inputs: Sequence[tuple[str | None, Input]], sampling: Any
