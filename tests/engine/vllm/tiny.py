@@ -1,0 +1,45 @@
+"""A tiny Llama in a folder, as vLLM's CPU attention takes it, and prefixes of many lengths for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+import foreword
+from tests.conftest import byte_tokenizer, tiny_model
+
+WORDS = 258
+"""Tokens of the byte tokenizer; the model has more embeddings than that."""
+
+LENGTHS = (1, 5, 16, 32, 37, 64, 70, 96)
+"""Prefix lengths, some of them multiples of vLLM's blocks of 32 on a CPU."""
+
+
+def backbone(seed: int = 0, **changes: object) -> foreword.Backbone:
+    sizes = {"vocab_size": 264, "hidden_size": 64, "head_dim": 32, "max_position_embeddings": 512}
+    model = tiny_model(seed, **{**sizes, **changes})
+    with torch.no_grad():
+        model.lm_head.weight[WORDS:] = 0  # a row without a token is never the likeliest
+    return foreword.Backbone(model, byte_tokenizer(), name="tiny")
+
+
+def saved(made: foreword.Backbone, folder: Path) -> Path:
+    made.model.save_pretrained(folder)
+    made.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def prefix(
+    made: foreword.Backbone, length: int, seed: int, positions: str = "free"
+) -> foreword.Prefix:
+    """What a text of random tokens is, moved away from any text's keys and values."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(2, WORDS, (length,), generator=generator).tolist()
+    captured = made.capture(ids, positions=positions)
+
+    def away(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor + 0.3 * torch.randn(tensor.shape, generator=generator)
+
+    keys, values = tuple(map(away, captured.keys)), tuple(map(away, captured.values))
+    return foreword.Prefix(captured.sites, keys, values, captured.meta)
