@@ -36,6 +36,7 @@ print("code", code, "large", *names, file=sys.stderr)
         (["--version"], 0),
         (["train", "--help"], 0),
         (["list"], 0),
+        (["list", "--json"], 0),
         (["remove", "food"], 0),
         (["remove", "fod"], 1),
         (["trian"], 2),
