@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from foreword.arguments import check_fields
+from foreword.arguments import check_fields, did_you_mean
 from foreword.data.chat import check_answered
 from foreword.data.each import of_each
 from foreword.data.strict_json import refuse_repeats
@@ -122,10 +122,11 @@ class Task:
             missing = [name for name in needed if is_missing(row.get(name))]
             if missing:
                 found = ", ".join(map(str, row)) or "none"
+                near = "" if missing[0] in row else did_you_mean(missing[0], map(str, row))
                 how = "" if not self.chat else " (or give --prompt and --target templates)"
                 raise DataError(
                     f"row {number} has no {'value in ' if missing[0] in row else ''}column "
-                    f"{missing[0]!r}; its columns are: {found}{how}"
+                    f"{missing[0]!r}; its columns are: {found}{near}{how}"
                 )
 
     def as_json(self) -> dict[str, str | None]:
@@ -171,7 +172,10 @@ def fill(template: str, row: Mapping[str, Any]) -> str:
 def _value(template: str, name: str, row: Mapping[str, Any]) -> str:
     if name not in row:
         found = ", ".join(map(str, row)) or "none"
-        raise DataError(f"template {template!r} names column {name!r}; the columns are: {found}")
+        near = did_you_mean(name, map(str, row))
+        raise DataError(
+            f"template {template!r} names column {name!r}; the columns are: {found}{near}"
+        )
     return in_column(row, name, text_of)
 
 
