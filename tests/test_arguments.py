@@ -52,6 +52,20 @@ def test_options_of_generation(fields: dict[str, Any], message: str) -> None:
         foreword.GenerateOptions(**fields)
 
 
+@pytest.mark.parametrize("fields", [{"temperature": 0.7}, {"top_k": 0}, {"top_p": 0.9}])
+def test_options_of_drawing_need_drawing(fields: dict[str, Any]) -> None:
+    """They were accepted and did nothing, so the likeliest text came whatever one asked."""
+    (name,) = fields
+    said = rf"^{name} is for drawing at random, and nothing is drawn .*set do_sample as well"
+    with pytest.raises(DataError, match=said):
+        foreword.GenerateOptions(**fields)
+    with pytest.raises(DataError, match=said):
+        foreword.GenerateOptions(**fields, num_beams=3)
+    drawn = foreword.GenerateOptions(**fields, do_sample=True)
+    assert drawn.arguments()[name] == fields[name]
+    assert foreword.GenerateOptions(temperature=1, top_k=50, top_p=1).arguments()["top_k"] is None
+
+
 def test_whole_numbers_are_taken_where_fractions_are(tiny: foreword.Backbone) -> None:
     """Transformers raised ValueError for a `repetition_penalty` or `temperature` of 2."""
     whole = foreword.GenerateOptions(

@@ -238,6 +238,30 @@ def test_a_text_for_several_columns_is_a_json_object(text: str) -> None:
         as_row(text, Task("{a} {b}", "{ref}"))
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"rude": "hi"', "Expecting ',' delimiter: line 1 column 14"),
+        ("{'rude': 'hi'}", "Expecting property name enclosed in double quotes"),
+        ('{"rude": "hi\nthere"}', "Invalid control character"),
+        ('{"rude": ' + "[" * 100_000, "it is nested too deeply"),
+    ],
+    ids=["cut off", "single quotes", "line break", "deep"],
+)
+def test_an_object_that_is_not_valid_json_is_no_text(text: str, said: str) -> None:
+    """It was taken for the column's text, braces and all, and answered with nonsense."""
+    with pytest.raises(DataError, match=r"^the text .* is not valid JSON") as error:
+        as_row(text, Task("{rude} ->", "{ref}"))
+    assert said in str(error.value)
+    assert 'give its text alone, or a whole JSON object, such as {"rude": "..."}' in str(
+        error.value
+    )
+    with pytest.raises(
+        DataError, match=r"not valid JSON .* names the columns rude, b; give them as"
+    ):
+        as_row(text, Task("{rude} {b}", "{ref}"))
+
+
 @pytest.mark.parametrize("text", ["x", "[]", "{not json"])
 def test_a_text_that_has_no_place_in_the_template_is_refused(
     tiny: foreword.Backbone, prefix: Prefix, text: str

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from foreword import format as prefix_file
-from foreword.errors import FormatError, NameTaken, PrefixError, StoreError
+from foreword.errors import FormatError, NameTaken, NameUnknown, PrefixError, StoreError
 from foreword.prefix import Prefix, PrefixMeta, Site
 from foreword.store import PrefixStore, default_folder
 from tests.attacks import make
@@ -334,3 +334,17 @@ def test_an_unknown_name_is_answered_with_some_of_the_known_ones(store: PrefixSt
         store.path(f"p{number:02}").write_bytes(b"")
     with pytest.raises(StoreError, match=r"p00, .*, p09 and 2 more\)"):
         store.load("none")
+
+
+def test_a_name_like_one_that_is_there_is_asked_about(store: PrefixStore) -> None:
+    """Among many names, the one that was meant is not even in the list."""
+    for name in ("Sentiment", "restaurants", "restaurants-2", *(f"a{n}" for n in range(20))):
+        store.save(name, prefix())
+    near = r"and 13 more\); did you mean 'restaurants' or 'restaurants-2'\?$"
+    for act in (store.load, store.outline, store.remove):
+        with pytest.raises(NameUnknown, match=near):
+            act("restaurant")
+    with pytest.raises(NameUnknown, match=r"did you mean 'Sentiment'\?$"):
+        store.load("sentiment")
+    with pytest.raises(NameUnknown, match=r"and 13 more\)$"):
+        store.load("qqqq")

@@ -7,7 +7,8 @@ import numbers
 import os
 import reprlib
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -40,6 +41,13 @@ def expect(what: str, value: object, kind: Any, expected: str, refusal: Refusal)
     """
     if not isinstance(value, kind):
         raise refusal(f"{what} must be {expected}; found {shown(value)}")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A question after the words that are known and like one that is not, to end an error with."""
+    by_lower = {each.lower(): each for each in known}
+    near = [by_lower[each] for each in get_close_matches(word.lower(), by_lower, n=2)]
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def check_text(what: str, value: object, refusal: Refusal) -> None:

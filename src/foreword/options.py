@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from foreword.arguments import check_count, check_fields
@@ -20,7 +20,7 @@ class GenerateOptions:
     What is not asked for here is neutral, whatever the model's own generation config says.
 
     Raises:
-        DataError: A number is out of range.
+        DataError: A number is out of range, or is about drawing while nothing is drawn.
     """
 
     max_new_tokens: int = 128
@@ -30,13 +30,13 @@ class GenerateOptions:
     """Draw tokens at random instead of taking the likeliest."""
 
     temperature: float = 1.0
-    """Divides the logits before drawing."""
+    """Divides the logits before drawing; needs do_sample."""
 
     top_k: int = 50
-    """Draw from so many likeliest tokens; 0 for all."""
+    """Draw from so many likeliest tokens; 0 for all. Needs do_sample."""
 
     top_p: float = 1.0
-    """Draw from the likeliest tokens that together have this probability."""
+    """Draw from the likeliest tokens that together have this probability; needs do_sample."""
 
     num_beams: int = 1
     """Beams of a beam search."""
@@ -68,12 +68,24 @@ class GenerateOptions:
                 raise DataError(f"{name} must be above 0 and finite; found {getattr(self, name)}")
         if self.top_p > 1:
             raise DataError(f"top_p must be at most 1; found {self.top_p}")
+        if not self.do_sample:
+            self._refuse_drawing()
         drawn_alone = self.do_sample and self.num_beams == 1
         if self.num_return_sequences > self.num_beams and not drawn_alone:
             raise DataError(
                 f"{self.num_return_sequences} texts per input need at least as many beams, or "
                 f"do_sample without beams; found num_beams={self.num_beams}"
             )
+
+    def _refuse_drawing(self) -> None:
+        """Refuse what is set of drawing, which would do nothing."""
+        neutral = {field.name: field.default for field in fields(self)}
+        for name in ("temperature", "top_k", "top_p"):
+            if getattr(self, name) != neutral[name]:
+                raise DataError(
+                    f"{name} is for drawing at random, and nothing is drawn (do_sample is off); set "
+                    f"do_sample as well (--do-sample), or leave {name} out"
+                )
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of transformers' `generate`."""

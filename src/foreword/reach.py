@@ -1,9 +1,34 @@
-"""Whether the Hub answers: asked once, before clients that would try again and again for a minute."""
+"""Whether the Hub answers: asked once, before clients that would try again and again for a minute.
+
+A name that can only be a folder's is not for the Hub at all.
+"""
 
 from __future__ import annotations
 
+import os
+
+from foreword.errors import BackboneError
+
 SECONDS = 4.0
 """How long the Hub may take to answer."""
+
+
+def check_path(name: str, remedy: str = "check the path") -> None:
+    """Check that a model's name is a folder that is there, or may be a name on the Hub.
+
+    There a name is ``name`` or ``owner/name``; all that begins or goes on otherwise is a path.
+
+    Raises:
+        BackboneError: It is a path, and nothing is there; the message ends with the remedy.
+    """
+    begins = name.startswith((".", "/", "~")) or os.path.isabs(name)
+    is_path = begins or "\\" in name or name.count("/") > 1 or name.endswith("/")
+    if not is_path or os.path.exists(name):
+        return
+    home = os.path.expanduser(name)
+    if home != name and os.path.exists(home):
+        remedy = f"'~' is spelled out by shells alone, so give {home}"
+    raise BackboneError(f"cannot load backbone {name!r}: there is no such folder; {remedy}")
 
 
 def out_of_reach() -> bool:

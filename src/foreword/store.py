@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import platformdirs
 
-from foreword.arguments import path_of
+from foreword.arguments import did_you_mean, path_of
 from foreword.errors import NameTaken, NameUnknown, StoreError
 from foreword.files import reason, remove_leftovers, written_whole
 from foreword.outline import SUFFIX, Outline, outline_of
@@ -187,7 +187,8 @@ class PrefixStore:
         names = list(self)
         known = ", ".join(names[:SHOWN]) or "it is empty"
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        return f"no prefix is called {name!r} in {self.folder} ({known}{more})"
+        near = did_you_mean(name, names)
+        return f"no prefix is called {name!r} in {self.folder} ({known}{more}){near}"
 
 
 def taken(name: str, folder: Path) -> str:

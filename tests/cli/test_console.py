@@ -73,6 +73,60 @@ def test_a_list_on_a_terminal_keeps_to_its_width(
     assert {len(line) for line in shown.splitlines()} == {60}
 
 
+@pytest.mark.parametrize(
+    ("width", "left_out"),
+    [(91, set()), (90, {"digest"}), (76, {"digest"}), (75, {"digest", "bytes"})],
+)
+def test_a_list_gives_name_and_backbone_the_room_first(
+    tiny: foreword.Backbone,
+    tmp_path: Path,
+    width: int,
+    left_out: set[str],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On 80 columns the backbone was cut, while digest and bytes had room."""
+    monkeypatch.setenv("FOREWORD_STORE", str(tmp_path))
+    backbone = "smollm2-135m-instruct"
+    PrefixStore().save("restaurants", tiny.capture("<s>abc").with_meta(backbone=backbone))
+    monkeypatch.setattr("foreword.cli.console.out", Console(force_terminal=True, width=width))
+    assert main(["list"]) == 0
+    shown = Text.from_ansi(capfd.readouterr().out).plain
+    assert "restaurants" in shown
+    assert backbone in shown
+    columns = {"name", "task", "length", "parameters", "bytes", "backbone", "digest"}
+    assert {name for name in columns if name in shown} == columns - left_out
+
+
+def test_a_list_in_json_has_everything(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    store = PrefixStore()
+    store.path("broken").write_bytes(b"no prefix")
+    assert main(["list", "--json"]) == 0
+    broken, labels, writes = json.loads(capfd.readouterr().out)
+    assert set(broken) == {"name", "error"}
+    assert broken["name"] == "broken"
+    assert "broken.safetensors" in broken["error"]
+    prefix = store.load("labels")
+    assert labels == {
+        "name": "labels",
+        "task": "classify",
+        "length": prefix.length,
+        "parameters": prefix.parameters,
+        "bytes": store.path("labels").stat().st_size,
+        "backbone": prefix.meta.backbone,
+        "digest": prefix.digest,
+    }
+    assert (writes["name"], writes["task"]) == ("writes", "text")
+
+
+def test_a_list_of_nothing_in_json_is_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FOREWORD_STORE", str(tmp_path / "none"))
+    assert main(["list", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out) == []
+
+
 def test_text_is_written_as_it_is(capfd: pytest.CaptureFixture[str]) -> None:
     """`8:100:2` became an emoji between 8 and 2; tabs and carriage returns vanished."""
     say(ODD)

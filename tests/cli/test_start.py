@@ -36,6 +36,7 @@ print("code", code, "large", *names, file=sys.stderr)
         (["--version"], 0),
         (["train", "--help"], 0),
         (["list"], 0),
+        (["list", "--json"], 0),
         (["remove", "food"], 0),
         (["remove", "fod"], 1),
         (["trian"], 2),
@@ -47,6 +48,10 @@ print("code", code, "large", *names, file=sys.stderr)
         (["train", "rows.jsonl", "--name", "x", "--prompt", "{b}", "--target", "{a}"], 1),
         (["train", "rows.jsonl", "--name", "x", "--backbone", "./minilm"], 1),
         (["train", "rows.jsonl", "--name", "x", "--task", "tag"], 1),
+        (["train", "whole.jsonl", "--name", "x", "--backbone", "./minilm"], 1),
+        (["demo", "--backbone", "/no/such"], 1),
+        (["serve", "--backbone", "~/x"], 1),
+        (["generate", "food", "x", "--backbone", "../x"], 1),
         (["generate", "fod", "x"], 1),
         (["generate", "food", "--input", "no.txt"], 1),
         (["generate", "food", "--input", "no.jsonl"], 1),
@@ -63,6 +68,9 @@ def test_these_import_nothing_large(tmp_path: Path, arguments: list[str], code: 
     store.mkdir()
     shutil.copy(GOLDEN, store / "food.safetensors")
     (tmp_path / "rows.jsonl").write_text('{"a": "1"}\n')
+    (tmp_path / "whole.jsonl").write_text(
+        '{"text": "a", "label": "1"}\n{"text": "b", "label": "2"}\n'
+    )
     done = subprocess.run(
         [sys.executable, "-c", REPORT % sorted(LARGE), *arguments],
         capture_output=True,
@@ -131,6 +139,8 @@ def place(tiny: foreword.Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("generate food a", "names the columns mr, town; give them as a JSON object"),
         ("generate food a --batch-size 0", "batch_size must be at least 1"),
         ("predict food a", "this prefix has no head"),
+        ("demo --backbone /no/such", "'/no/such': there is no such folder; check the path"),
+        ("generate food a --backbone ./minilm", "'./minilm': there is no such folder; check the"),
         ("evaluate food row.jsonl", "did you mean rows.jsonl?"),
         ("evaluate food rows.jsonl", "row 1 has no column 'town'"),
     ],

@@ -228,6 +228,20 @@ def test_a_stop_takes_no_name_that_a_finished_prefix_has(
     assert PrefixStore().load("food-stopped-3").meta.training["steps"] == 3
 
 
+def test_a_stopped_demo_gives_advice_that_can_be_followed(
+    place: Path,  # noqa: F811
+    stopping: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """It said to go on with --resume, which the demo has not."""
+    monkeypatch.setattr("foreword.cli.demo.TRAINING", "data.jsonl")
+    assert stopping("demo", "--backbone", "tiny-model", "--steps", "5", "--inputs", "1") == 130
+    said = " ".join(capfd.readouterr().err.split())
+    assert "kept as 'e2e-demo'; the same command starts the demo afresh" in said
+    assert "--resume" not in said
+
+
 # -- several processes -------------------------------------------------------------------------------
 
 

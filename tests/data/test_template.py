@@ -107,3 +107,21 @@ def test_a_chat_task_needs_conversations_with_an_answer() -> None:
         Task().check([{"messages": [ask, answer]}, {"messages": [ask]}])
     with pytest.raises(DataError, match="row 1: its messages must be a list of turns; found str"):
         Task().check([{"messages": "hello"}])
+
+
+def test_a_column_like_one_that_is_there_is_asked_about() -> None:
+    row = {"Text": "a", "labels": "b", 3: "c"}
+    with pytest.raises(
+        DataError, match=r"no column 'text'; .*: Text, labels, 3; did you mean 'Text'\?$"
+    ):
+        Task("{text}", "{labels}").check([row])
+    with pytest.raises(
+        DataError, match=r"the columns are: Text, labels, 3; did you mean 'labels'\?$"
+    ):
+        fill("{label}", row)
+    with pytest.raises(DataError, match="the columns are: Text, labels, 3$"):
+        fill("{mr}", row)
+    with pytest.raises(
+        DataError, match=r"no value in column 'text'; its columns are: text, texts$"
+    ):
+        Task("{text}", "{texts}").check([{"text": None, "texts": "a"}])

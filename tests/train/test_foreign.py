@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import TaskType
 
 import foreword
 from foreword.cli.main import main
 from foreword.errors import BackboneError, PrefixError, TrainingError
-from foreword.train.foreign import OURS, ours
+from foreword.train.foreign import OURS, TASK_TYPES, ours
 from tests.conftest import tiny_model
 
 TEXT: dict[str, Any] = {"prompt": "{mr} ->", "target": " {ref}"}
@@ -53,6 +54,33 @@ def test_the_command_names_our_option(capfd: pytest.CaptureFixture[str], tmp_pat
     assert "is called --length here" in capfd.readouterr().err
     assert main(["train", "x.jsonl", "--name", "x", "--nonsense", "4"]) == 2
     assert "is called" not in capfd.readouterr().err
+
+
+def test_only_the_right_hint_is_given(capfd: pytest.CaptureFixture[str]) -> None:
+    """Above it stood a guess: "Did you mean --length?"."""
+    assert main(["train", "x.jsonl", "--name", "x", "--learning-rate", "0.1"]) == 2
+    said = " ".join(capfd.readouterr().err.split())
+    assert "Unknown option: --learning-rate." in said
+    assert "Did you mean" not in said
+    assert said.endswith("--learning-rate is called --lr here")
+    assert main(["train", "x.jsonl", "--name", "x", "--epoch", "1"]) == 2
+    assert "Did you mean --epochs?" in " ".join(capfd.readouterr().err.split())
+    assert main(["generate", "x", "--learning-rate", "1"]) == 2
+    assert "is called" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("given", sorted(TASK_TYPES))
+def test_a_task_type_of_pefts_names_the_task(given: str, capfd: pytest.CaptureFixture[str]) -> None:
+    meant = TASK_TYPES[given]
+    said = f"PEFT's {given} is called {meant} here"
+    for task in (given, TaskType(given)):
+        with pytest.raises(TrainingError, match=rf"^task must be one of .*; found .*\. {said}$"):
+            foreword.TrainSettings(**TEXT, task=task)  # type: ignore[arg-type]
+    assert foreword.TrainSettings(**TEXT, task=meant).task == meant  # type: ignore[arg-type]
+    assert main(["train", "x.jsonl", "--name", "x", "--task", given]) == 2
+    assert said in capfd.readouterr().err
+    with pytest.raises(TrainingError, match=r"found 'nonsense'$"):
+        foreword.TrainSettings(**TEXT, task="nonsense")  # type: ignore[arg-type]
 
 
 def test_a_model_in_the_place_of_a_backbone(rows: list[dict[str, str]]) -> None:

@@ -119,11 +119,12 @@ def test_peft_may_come_after_the_prefix() -> None:
     assert torch.equal(found, again)
 
 
-def test_pefts_own_prefix_under_ours_is_refused() -> None:
+def test_pefts_own_prefix_over_ours_is_refused() -> None:
+    """`attach` refuses the PeftModel; here ours is on the model inside."""
     case = way()
     settings = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
     model = peft.get_peft_model(case.model, settings).eval()
-    foreword.attach(model, case.shared)
+    foreword.attach(model.get_base_model(), case.shared)
     with pytest.raises(CacheError, match="4 tokens"):
         model(input_ids=case.rows[0][None], attention_mask=torch.ones(1, len(case.rows[0])))
 

@@ -38,7 +38,8 @@ def attach(
         The model itself.
 
     Raises:
-        UnsupportedModel: The family, or its attention implementation, cannot carry a prefix.
+        UnsupportedModel: The family, or its attention implementation, cannot carry a prefix; or a
+            `PeftModel` has virtual tokens of its own.
         MismatchError: The prefix does not fit the model.
 
     Examples:

@@ -34,7 +34,7 @@ from foreword.prefix import (
     prefixes_of,
 )
 from foreword.weights.fingerprint import adds_bos, tokenizer_digest, weights_fingerprint
-from foreword.weights.own import own_modules, unwrapped
+from foreword.weights.own import joinable, own_modules
 from foreword.weights.placement import input_device
 from foreword.weights.quantise import quantization_of
 from foreword.weights.stored import resident_bytes
@@ -51,7 +51,8 @@ class Backbone:
         revision: Hub revision, if known.
 
     Raises:
-        UnsupportedModel: The model's family cannot carry a prefix.
+        UnsupportedModel: The model's family cannot carry a prefix, or it is a `PeftModel` with virtual
+            tokens of its own.
 
     Examples:
         >>> backbone = foreword.load("smollm2-135m-instruct")  # doctest: +SKIP
@@ -68,7 +69,7 @@ class Backbone:
         revision: str | None = None,
     ) -> None:
         check_text("name", name, BackboneError)
-        self.model = model = unwrapped(model)
+        self.model = model = joinable(model)
         self.tokenizer = tokenizer
         self.name = name or str(getattr(model.config, "_name_or_path", ""))
         self.revision = revision

@@ -19,7 +19,7 @@ from foreword.backbone.complete import check_complete
 from foreword.backbone.folder import check_folder, fault_of_tokenizer
 from foreword.backbone.kinds import kind_of
 from foreword.errors import BackboneError, ForewordError, Notice, first_line
-from foreword.reach import out_of_reach
+from foreword.reach import check_path, out_of_reach
 from foreword.weights import embedded
 from foreword.weights.dtype import DTYPES, fast_dtype
 from foreword.weights.int8_linear import save_memory
@@ -69,6 +69,7 @@ def load(
     for what, word in {"name": name, "attention": attention, "revision": revision}.items():
         if word is not None or what == "name":
             check_text(what, word, BackboneError)
+    check_path(name)
     place = _own_device(_device(device))
     chosen = _dtype(dtype, place)
     source = str(embedded.obtain()) if name == embedded.NAME else name

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from foreword.attention.attachment import Attachment, attachment_of
 from foreword.backbone.kinds import Kind, kind_of
 from foreword.backbone.probe import Measured, attach_proven
-from foreword.weights.own import unwrapped
+from foreword.weights.own import joinable
 
 _MEASURED = "_foreword_measured"
 """Attribute of a model: what the probe found."""
@@ -64,7 +64,7 @@ def attached(model: PreTrainedModel) -> Iterator[Attachment]:
 @contextmanager
 def attaching(model: nn.Module) -> Iterator[Attachment]:
     """The model's attachment, to be held in the block; a new one is taken off if the block raises."""
-    inner = unwrapped(model)
+    inner = joinable(model)
     with _INSTALLING:
         attachment = attachment_of(inner)
         if attachment is not None and attachment.borrow():  # else another thread takes it off now

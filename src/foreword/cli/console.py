@@ -100,8 +100,18 @@ def table(title: str, *columns: str) -> Table:
 def show(made: Table) -> None:
     """A table on standard output: as wide as its cells, unless a terminal has less room."""
     if not out.is_terminal:
-        made.width = out.measure(made, options=out.options.update(max_width=WIDEST)).maximum
+        made.width = _width(made)
     out.print(made)
+
+
+def fits(made: Table) -> bool:
+    """Whether there is room on standard output for a table with all of its cells whole."""
+    return not out.is_terminal or _width(made) <= out.width
+
+
+def _width(made: Table) -> int:
+    """Columns that a table takes with all of its cells whole."""
+    return out.measure(made, options=out.options.update(max_width=WIDEST)).maximum
 
 
 def quiet_libraries() -> None:

@@ -36,6 +36,8 @@ SETTINGS = TrainSettings(
     prompt="{mr} ->", target=" {ref}", length=16, init_text=DESCRIPTION, epochs=2
 )
 SHOWN = 3
+AFRESH = "the same command starts the demo afresh"
+"""What to do after a stop: the demo does not resume."""
 
 EVALUATION = 80
 """What the whole evaluation costs, in steps of training: 75 with AVX512-BF16, 79 with AVX2."""
@@ -105,9 +107,8 @@ def demo(
     )
     scale = _scale(loaded, arguments)
     place = store.open()
-    result = train_in_store(
-        place, loaded, TRAINING, scale.settings, TrainArguments(name=NAME, overwrite=True)
-    )
+    run = TrainArguments(name=NAME, overwrite=True)
+    result = train_in_store(place, loaded, TRAINING, scale.settings, run, remedy=AFRESH)
     say("Evaluating on inputs that it has not seen, with the prefix and without.")
     with parts() as progress:
         found = evaluate_text(

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from foreword.cli.console import note, say, working
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.errors import BackboneError, NameTaken
+from foreword.reach import check_path
 from foreword.store import taken
 
 if TYPE_CHECKING:
@@ -70,5 +71,6 @@ def _chosen(options: BackboneOptions, config: PeftConfig, folder: Path) -> Backb
         return options
     if config.base is None:
         raise BackboneError(f"{folder} does not name its base model; name it with --backbone")
+    check_path(config.base, "the checkpoint names it. Say where it is now: --backbone FOLDER")
     revision = options.revision or config.revision
     return dataclasses.replace(options, backbone=config.base, revision=revision)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from typing import Annotated
@@ -12,7 +13,7 @@ from foreword.cli.console import quiet_libraries
 from foreword.data.each import of_each
 from foreword.data.given import Rows
 from foreword.data.inputs import is_lines, lines_of, read_lines
-from foreword.data.sources import is_named, read_rows
+from foreword.data.sources import is_named, is_of_rows, read_rows
 from foreword.data.template import Input, Task, as_row, fill
 from foreword.description import PrefixMeta
 from foreword.errors import DataError
@@ -58,6 +59,18 @@ def _standard_lines() -> list[str]:
         raise DataError(f"cannot read inputs from standard input: {error}") from error
 
 
+def _refuse_file(text: str) -> None:
+    """Refuse a text that is the name of a file of inputs: other verbs take one in its place.
+
+    Raises:
+        DataError: There is such a file.
+    """
+    if (is_lines(text) or is_of_rows(text)) and os.path.isfile(text):
+        raise DataError(
+            f"{text} is a file, and a text was expected here; to answer what it holds: --input {text}"
+        )
+
+
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class InputOptions:
@@ -76,6 +89,7 @@ class InputOptions:
         if text is not None and self.file is not None:
             raise DataError("give a text or --input FILE, not both")
         if text is not None:
+            _refuse_file(text)
             return [text]
         if self.file is not None and not is_lines(self.file):
             return list(rows_from(self.file))

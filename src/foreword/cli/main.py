@@ -9,8 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-from cyclopts import App, CycloptsError, Parameter, UnknownOptionError
+from cyclopts import (
+    App,
+    ArgumentCollection,
+    CoercionError,
+    CycloptsError,
+    Parameter,
+    UnknownOptionError,
+)
 from cyclopts.config import Yaml
+from cyclopts.panel import CycloptsPanel
+from rich.panel import Panel
 
 from foreword.arguments import shown
 from foreword.cli.backbones import backbones
@@ -32,7 +41,7 @@ from foreword.cli.train import train
 from foreword.data.strict_json import refuse_repeats
 from foreword.errors import DataError, ForewordError, Notice, StoreError
 from foreword.interrupt import Terminated, terminable
-from foreword.train.foreign import ours
+from foreword.train.foreign import ours, task_meant
 from foreword.version import __version__
 
 INTERRUPTED = 130
@@ -57,6 +66,26 @@ VERBS = (
     demo,
 )
 
+
+def _own_option(error: CycloptsError) -> str | None:
+    """What an unknown option of training, which is another library's, is here; None if it is none."""
+    if error.root_input_tokens is None or error.root_input_tokens[:1] != ["train"]:
+        return None
+    if not isinstance(error, UnknownOptionError):
+        return None
+    return ours(error.token.keyword or error.token.value)
+
+
+def _panel(error: CycloptsError) -> Panel:
+    """An error as cyclopts shows it, but for its guess at an option where the right one is known.
+
+    It guesses among the error's `argument_collection`.
+    """
+    if _own_option(error) and isinstance(error, UnknownOptionError):
+        error.argument_collection = ArgumentCollection()  # type: ignore[no-untyped-call]
+    return CycloptsPanel(error)
+
+
 app = App(
     name="foreword",
     help="Prefix tuning: train, inspect and use small learned prefixes on one frozen backbone.",
@@ -64,6 +93,7 @@ app = App(
     help_format="markdown",
     default_parameter=Parameter(negative=""),
     suppress_keyboard_interrupt=False,
+    error_formatter=_panel,
 )
 for _verb in VERBS:
     _name = _verb.__name__.rstrip("_")
@@ -86,7 +116,7 @@ def _main(tokens: list[str]) -> int:
         app["train"].config = _config_of(tokens)
         app(tokens, exit_on_error=False, result_action="return_none")
     except CycloptsError as error:
-        _hint(tokens, error)
+        _hint(error)
         return 2
     except ForewordError as error:
         complain(f"error: {error}")
@@ -97,12 +127,13 @@ def _main(tokens: list[str]) -> int:
     return 0
 
 
-def _hint(tokens: Sequence[str], error: CycloptsError) -> None:
-    """Say what an option of another library is called here; the error itself is on the terminal."""
-    if tokens[:1] != ["train"] or not isinstance(error, UnknownOptionError):
-        return
-    option = error.token.keyword or error.token.value
-    if own := ours(option):
+def _hint(error: CycloptsError) -> None:
+    """Say what a word of another library is called here; the error itself is on the terminal."""
+    if isinstance(error, CoercionError) and error.token is not None:
+        if error.token.keyword == "--task" and (meant := task_meant(error.token.value)):
+            complain(meant)
+    elif isinstance(error, UnknownOptionError) and (own := _own_option(error)):
+        option = error.token.keyword or error.token.value
         complain(f"{option.partition('=')[0].strip('[]')} is called --{own.replace('_', '-')} here")
 
 

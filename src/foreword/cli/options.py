@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from foreword.cli.console import quiet_libraries
 from foreword.errors import BackboneError
-from foreword.reach import is_out_of_reach
+from foreword.reach import check_path, is_out_of_reach
 from foreword.store import PrefixStore
 from foreword.weights import embedded
 
@@ -75,10 +75,16 @@ class BackboneOptions:
     attention: Literal["sdpa", "eager"] | None = None
     """Attention kernel; default: what the family supports."""
 
+    def __post_init__(self) -> None:
+        if self.backbone is not None:
+            check_path(self.backbone)
+
     def load(self, prefix: Prefix | None = None) -> Backbone:
         """The backbone; by default the prefix's own."""
         name = self.backbone or (prefix.meta.backbone if prefix is not None else embedded.NAME)
         own = prefix is not None and self.backbone is None
+        if own:
+            check_path(name, "the prefix was made on it. Say where it is now: --backbone FOLDER")
         revision = self.revision or (prefix.meta.revision if own and prefix is not None else None)
         return load(
             name,

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from foreword.train import TrainingStopped, TrainResult
 
 
+RESUME = "to go on, give the same command with --resume"
+"""What to do after a stop that is nobody's mistake."""
+
+
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class TrainArguments:
@@ -134,10 +138,13 @@ def train_in_store(
     settings: TrainSettings,
     arguments: TrainArguments,
     evaluation: Data | None = None,
+    *,
+    remedy: str = RESUME,
 ) -> TrainResult:
     """Train under a progress bar and keep the prefix, also when training was stopped early.
 
-    Of several processes that train together, the first shows and keeps things.
+    Of several processes that train together, the first shows and keeps things. The remedy is what
+    somebody whose run was stopped can do, in words.
 
     Raises:
         TrainingStopped: Training ended before its time; the best prefix so far is in the store.
@@ -166,7 +173,7 @@ def train_in_store(
         if not FIRST:
             raise
         with undisturbed():
-            kept = _kept(store, arguments.name, settings.init, stopped)
+            kept = _kept(store, arguments.name, settings.init, stopped, remedy)
         raise kept from stopped.__cause__
     finally:
         bar.stop()
@@ -190,12 +197,14 @@ def _save(store: PrefixStore, arguments: TrainArguments, init: str, prefix: Pref
         raise NameTaken(f"{error}. The prefix that was trained is kept as {free!r}") from None
 
 
-def _kept(store: PrefixStore, name: str, init: str, stopped: TrainingStopped) -> TrainingStopped:
+def _kept(
+    store: PrefixStore, name: str, init: str, stopped: TrainingStopped, remedy: str
+) -> TrainingStopped:
     """Keep the best prefix of a stopped run, never in the place of a finished one or of its start."""
     from foreword.train import TrainingStopped
 
     again = isinstance(stopped.__cause__, KeyboardInterrupt | StoreError | RuntimeError)
-    how = "; to go on, give the same command with --resume" if again else ""
+    how = f"; {remedy}" if again else ""
     try:
         free = _save_free(store, name, init, stopped.result.prefix, "stopped")
     except StoreError as error:

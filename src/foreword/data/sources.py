@@ -67,6 +67,11 @@ def rows_of(data: Data) -> list[Mapping[str, Any]]:
     return rows
 
 
+def is_of_rows(path: str) -> bool:
+    """Whether a path is one that rows are read from, by its ending."""
+    return Path(path).suffix.lower() in _READERS
+
+
 def is_named(source: str) -> bool:
     """Whether a source is the name of a set of the datasets library, and no file nor shipped set.
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from foreword.arguments import check_fields
+from foreword.arguments import check_fields, did_you_mean
 from foreword.data.chat import check_answered
 from foreword.data.each import of_each
 from foreword.data.strict_json import refuse_repeats
@@ -122,10 +122,11 @@ class Task:
             missing = [name for name in needed if is_missing(row.get(name))]
             if missing:
                 found = ", ".join(map(str, row)) or "none"
+                near = "" if missing[0] in row else did_you_mean(missing[0], map(str, row))
                 how = "" if not self.chat else " (or give --prompt and --target templates)"
                 raise DataError(
                     f"row {number} has no {'value in ' if missing[0] in row else ''}column "
-                    f"{missing[0]!r}; its columns are: {found}{how}"
+                    f"{missing[0]!r}; its columns are: {found}{near}{how}"
                 )
 
     def as_json(self) -> dict[str, str | None]:
@@ -171,7 +172,10 @@ def fill(template: str, row: Mapping[str, Any]) -> str:
 def _value(template: str, name: str, row: Mapping[str, Any]) -> str:
     if name not in row:
         found = ", ".join(map(str, row)) or "none"
-        raise DataError(f"template {template!r} names column {name!r}; the columns are: {found}")
+        near = did_you_mean(name, map(str, row))
+        raise DataError(
+            f"template {template!r} names column {name!r}; the columns are: {found}{near}"
+        )
     return in_column(row, name, text_of)
 
 
@@ -186,19 +190,20 @@ def as_row(given: Input, task: Task) -> Input:
     be a JSON object. In a chat task text is the user's message.
 
     Raises:
-        DataError: The text cannot be told apart into the template's columns, or has no place in it.
+        DataError: The text cannot be told apart into the template's columns, or has no place in it; or
+            it begins as an object with one of them, and is not valid JSON.
     """
     if not isinstance(given, str) or task.prompt is None:
         return given
     names = task.asked
-    if given.lstrip().startswith("{"):
-        try:
-            row = json.loads(given)
-        except (ValueError, RecursionError):
-            row = None
-        if isinstance(row, dict) and set(names) <= set(row):
-            refuse_repeats(json.loads(given, object_pairs_hook=_names), "the JSON object")
-            return row
+    row, fault = _object_in(given, names)
+    if row is not None:
+        return row
+    if fault and len(set(names)) == 1:
+        raise DataError(
+            f"{fault}the prompt template {task.prompt!r} names the column {names[0]!r}; give its text "
+            f'alone, or a whole JSON object, such as {{"{names[0]}": "..."}}'
+        )
     if len(set(names)) == 1:
         return {names[0]: given}
     if not names and not given:
@@ -210,6 +215,29 @@ def as_row(given: Input, task: Task) -> Input:
         )
     which = "" if task.second is None else f" with the pair template {task.second!r}"
     raise DataError(
-        f"the prompt template {task.prompt!r}{which} names the columns {', '.join(names)}; give them as "
-        f'a JSON object, such as {{"{names[0]}": "...", ...}}'
+        f"{fault}the prompt template {task.prompt!r}{which} names the columns {', '.join(names)}; give "
+        f'them as a JSON object, such as {{"{names[0]}": "...", ...}}'
     )
+
+
+def _object_in(text: str, names: list[str]) -> tuple[dict[str, Any] | None, str]:
+    """The JSON object with these columns that a text is, or else why it is not what it seems to be."""
+    if not text.lstrip().startswith("{"):
+        return None, ""
+    try:
+        row = json.loads(text)
+    except ValueError as error:
+        return None, _fault(text, names, str(error))
+    except RecursionError:
+        return None, _fault(text, names, "it is nested too deeply")
+    if not set(names) <= set(row):
+        return None, ""
+    refuse_repeats(json.loads(text, object_pairs_hook=_names), "the JSON object")
+    return row, ""
+
+
+def _fault(text: str, names: list[str], said: str) -> str:
+    """What is wrong with a text that begins as an object and names a column in quotes; else nothing."""
+    if not any(f"{mark}{name}{mark}" in text for name in names for mark in "\"'"):
+        return ""
+    return f"the text {text[:60]!r} is not valid JSON ({said}): "

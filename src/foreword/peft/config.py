@@ -16,13 +16,13 @@ from foreword.errors import CorruptFile, FormatError, PrefixError
 from foreword.header import parsed
 from foreword.outline import MAX_COUNT
 from foreword.prefix import Prefix, nesting, plain_json
+from foreword.weights.own import KEYS_AND_VALUES
 
 NAME = "adapter_config.json"
 MAX_SIZE = 2**20
 """Largest config that is read, in bytes."""
 
 MAX_NESTING = 16
-KINDS = ("PREFIX_TUNING", "CARTRIDGE")
 SEQ2SEQ = "SEQ_2_SEQ_LM"
 TASKS: dict[KindName, str] = {
     "decoder": "CAUSAL_LM",
@@ -119,10 +119,10 @@ def checked(raw: Mapping[str, Any]) -> PeftConfig:
     except PrefixError as error:
         raise CorruptFile(f"its config is not JSON: {error}") from error
     kind = raw.get("peft_type")
-    if kind not in KINDS:
+    if kind not in KEYS_AND_VALUES:
         raise FormatError(
-            f"its peft_type is {short(kind)}; only {' and '.join(KINDS)} hold keys and values that "
-            "can become a prefix"
+            f"its peft_type is {short(kind)}; only {' and '.join(KEYS_AND_VALUES)} hold keys and "
+            "values that can become a prefix"
         )
     _check_task(raw)
     counts = [_count(raw, name) for name in COUNTS]

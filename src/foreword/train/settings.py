@@ -10,7 +10,7 @@ from foreword.arguments import check_count, check_fields
 from foreword.data.template import Task
 from foreword.description import POOLINGS, POSITIONS, WINDOWS, Pooling, Positions, WindowPolicy
 from foreword.errors import TrainingError
-from foreword.train.foreign import knowing_others
+from foreword.train.foreign import knowing_others, task_meant
 from foreword.train.subset import check_layers
 
 INIT_WORDS = ("text", "demonstrations", "vocab", "noise", "zeros")
@@ -213,7 +213,10 @@ class TrainSettings:
     def _one_of(self, name: str, choices: tuple[str, ...]) -> None:
         found = getattr(self, name)
         if found is not None and found not in choices:
-            raise TrainingError(f"{name} must be one of {', '.join(choices)}; found {found!r}")
+            also = task_meant(str(getattr(found, "value", found))) if name == "task" else ""
+            raise TrainingError(
+                f"{name} must be one of {', '.join(choices)}; found {found!r}{also and '. '}{also}"
+            )
 
     def check_evaluation(self, *, is_given: bool) -> None:
         """Check that there is evaluation data if the settings need it.

@@ -22,6 +22,8 @@ TRAINED = "foreword_prefix"
 """The model's child that holds a prefix in training."""
 _COMPILED = "_orig_mod"
 """Name under which the module that `torch.compile` gives keeps the model."""
+KEYS_AND_VALUES = ("PREFIX_TUNING", "CARTRIDGE")
+"""PEFT's kinds of virtual tokens that are keys and values, as a prefix is."""
 _FROZEN = ("base_layer", "original_module")
 
 
@@ -31,15 +33,57 @@ def unwrapped(model: Any) -> Any:
     Raises:
         UnsupportedModel: It is not a transformers model.
     """
-    inner = model
-    while not isinstance(inner, PreTrainedModel):
-        around, inner = inner, _inside(inner)
-        if inner is around:
-            raise UnsupportedModel(
-                f"expected a transformers model, a PeftModel or a foreword.Backbone; found "
-                f"{_what(inner)}. {_remedy(inner)}"
-            )
+    *_, inner = _unwrapping(model)
+    if not isinstance(inner, PreTrainedModel):
+        raise UnsupportedModel(
+            f"expected a transformers model, a PeftModel or a foreword.Backbone; found "
+            f"{_what(inner)}. {_remedy(inner)}"
+        )
     return inner
+
+
+def joinable(model: Any) -> Any:
+    """The model inside, as `unwrapped` finds it, for a prefix to join.
+
+    Raises:
+        UnsupportedModel: It is not a transformers model, or its `PeftModel` has virtual tokens of its
+            own, which the model inside would do without.
+    """
+    inner = unwrapped(model)
+    for wrapper in _unwrapping(model):
+        if wrapper is not inner:
+            _refuse_virtual_tokens(wrapper)
+    return inner
+
+
+def _refuse_virtual_tokens(wrapper: Any) -> None:
+    active = getattr(wrapper, "active_adapter", None)
+    configs: dict[str, Any] = getattr(wrapper, "peft_config", {})
+    config: Any = configs.get(active) if isinstance(active, str) else None
+    if not getattr(config, "is_prompt_learning", False):
+        return
+    kind = getattr(config.peft_type, "value", config.peft_type)
+    use = ""
+    if kind in KEYS_AND_VALUES:
+        use = (
+            "To use them here, save them (model.save_pretrained(folder)) and import the folder: "
+            "foreword.import_peft(folder, backbone), or the command foreword import. "
+        )
+    raise UnsupportedModel(
+        f"this PeftModel has virtual tokens of its own (adapter {active!r}, {kind}), which are no part "
+        f"of the model inside and would be ignored. {use}To go on without them, give "
+        "model.get_base_model()"
+    )
+
+
+def _unwrapping(model: Any) -> Iterator[Any]:
+    """A model, what is inside, what is inside that, down to one of transformers or to no wrapper."""
+    yield model
+    while not isinstance(model, PreTrainedModel):
+        around, model = model, _inside(model)
+        if model is around:
+            return
+        yield model
 
 
 def _inside(model: Any) -> Any:
