@@ -240,18 +240,18 @@ class VllmEngine:
 
     def _live(self) -> None:
         asyncio.set_event_loop(self._loop)
-        watching = self._loop.create_task(self._watch())
+        self._watching = self._loop.create_task(self._watch())
         self._loop.run_forever()
-        watching.cancel()
 
     async def _watch(self) -> None:
         """Look whether vLLM lives; when it does not, tell every request, and who asked for it."""
         while not self._runtime.has_died:
             await asyncio.sleep(BETWEEN)
-        if self._accepts:
-            self._lose()
+        self._lose()
 
     def _lose(self) -> None:
+        if self.failure:
+            return
         with self._door:
             self._accepts, self.failure = False, DIED
         for task in self._jobs:
@@ -260,9 +260,11 @@ class VllmEngine:
             call()
 
     async def _drained(self) -> None:
-        """Wait until no request is under way."""
+        """Wait until no request is under way, and look after vLLM no more."""
         while self._jobs:
             await asyncio.wait(self._jobs)
+        self._watching.cancel()
+        await asyncio.wait([self._watching])
 
     def _begin(self, job: _Job) -> None:
         task = self._loop.create_task(self._serve(job))
@@ -287,6 +289,8 @@ class VllmEngine:
                         break
         except Exception as error:  # the engine goes on
             log.exception("vLLM did not serve %s", request.name)
+            if self._runtime.has_died:
+                self._lose()
             job.finish("error", self.failure or first_line(error))
             return
         finish = answer.finish or "error"

@@ -22,6 +22,9 @@ from foreword.engine.request import NotServed
 from foreword.engine.vllm.requests import PrefixedPrompt
 from foreword.errors import ServeError, first_line
 
+GRACE = 10.0
+"""Seconds in which vLLM's processes may end by themselves."""
+
 OURS = {
     "model": "--backbone",
     "tokenizer": "--backbone",
@@ -174,4 +177,4 @@ class AsyncRuntime:
 
     def shutdown(self) -> None:
         """End vLLM's processes."""
-        self._llm.shutdown()
+        self._llm.shutdown(timeout=GRACE)
