@@ -47,7 +47,7 @@ def store(tmp_path_factory, backbone) -> PrefixStore:
 @pytest.fixture(scope="module")
 def prefixes(tmp_path_factory, backbone, store) -> OfflinePrefixes:
     folder = tiny.saved(backbone, tmp_path_factory.mktemp("model"))
-    return OfflinePrefixes(store.folder, str(folder))
+    return OfflinePrefixes(store.folder, str(folder), context=256)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,6 @@ def llm(prefixes):
         prefixes.tokenizer.name_or_path,
         dtype="float32",
         enforce_eager=True,
-        max_model_len=256,
         max_num_seqs=16,
         max_num_batched_tokens=64,
         block_size=32,

@@ -119,9 +119,19 @@ def test_keys_that_do_not_turn_by_a_rotation_are_refused() -> None:
         measured(run, 512, "absolute", torch.float32)
 
 
+def test_keys_that_no_position_turns_are_refused() -> None:
+    """Absolute positions are added before attention, which alone is measured."""
+
+    def run(first: int, seed: int) -> list[torch.Tensor]:
+        return [torch.randn(2, 64, 32, generator=torch.Generator().manual_seed(seed))]
+
+    with pytest.raises(UnsupportedModel, match="'gpt2' does not turn keys by their positions"):
+        measured(run, 512, "gpt2", torch.float32)
+
+
 def loaded(store, backbone, heads=slice(0, 2), most=4, turning=None) -> LoadedPrefixes:
     made = turning or measured(rotary(backbone), 512, "tiny", torch.float32)
-    place = Place(heads, torch.float32, torch.device("cpu"), made, "tiny")
+    place = Place(heads, torch.float32, False, made, "tiny")
     return LoadedPrefixes(store, place, most)
 
 

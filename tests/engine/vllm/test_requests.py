@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tokenizers import AddedToken
 
 import foreword
 from foreword.engine.vllm import Named, OfflinePrefixes, engine_arguments, placeholder_of, prefixed
@@ -124,14 +125,21 @@ def test_a_row_without_a_token_stands_for_virtual_tokens() -> None:
     assert placeholder_of(byte_tokenizer(), 264) == 263
 
 
-def test_else_a_token_that_is_reserved_by_its_name_else_a_plain_one() -> None:
+def test_else_a_token_that_texts_do_not_have_else_a_plain_one() -> None:
+    """Reserved by its name, or special and no part of conversations."""
     tokenizer = byte_tokenizer()
-    plain = placeholder_of(tokenizer, len(tokenizer))
-    assert plain == len(tokenizer) - 1
-    assert plain not in tokenizer.all_special_ids
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|reserved_3|>", "<|im_end|>"]})
-    reserved = placeholder_of(tokenizer, len(tokenizer))
-    assert tokenizer.convert_ids_to_tokens(reserved) == "<|reserved_3|>"
+
+    def chosen() -> str:
+        return tokenizer.convert_ids_to_tokens(placeholder_of(tokenizer, len(tokenizer)))
+
+    plain = chosen()
+    assert tokenizer.convert_tokens_to_ids(plain) == len(tokenizer) - 1
+    for name in ("<repo_name>", "<|im_end|>", "<|user|>"):
+        tokenizer.add_tokens([AddedToken(name, special=True)])
+    tokenizer.chat_template += "<|user|>"
+    assert chosen() == "<repo_name>"
+    tokenizer.add_tokens([AddedToken("<|reserved_3|>", special=True), "a reserved word"])
+    assert chosen() == "<|reserved_3|>"
 
 
 def test_a_placeholder_is_never_an_end_or_a_filling() -> None:
@@ -169,6 +177,9 @@ def test_the_helper_makes_the_prompts_that_foreword_makes(offline, store, backbo
     assert offline.prompt("trained", {"mr": "x"}).token_ids[5:] == tuple(backbone.tokens("x ->"))
     assert list(offline.prompt(None, "as it is").token_ids) == backbone.tokens("as it is")
     assert offline.context == 512
+    assert "max_model_len" not in offline.engine_arguments()
+    short = OfflinePrefixes(store.folder, offline.tokenizer.name_or_path, context=64)
+    assert short.engine_arguments()["max_model_len"] == 64
     with pytest.raises(DataError, match="leave no room for a prompt in a context of 507"):
         offline.prompt("trained", "name", new=508)
 

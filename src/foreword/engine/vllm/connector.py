@@ -59,6 +59,9 @@ SUPPORTED = ("0.32",)
 TOKENS = 64
 """Length of the test texts that turns of keys are measured on."""
 
+POSITIONS = ("positions", "position_ids")
+"""What vLLM's attention modules call the places that tokens stand at."""
+
 
 @dataclass(frozen=True)
 class Load:
@@ -111,7 +114,11 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self._store = PrefixStore(extra["store"])
         self._placeholder = int(extra["placeholder"])
         self._resident = int(extra.get("resident", 256))
-        self._block = kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
+        group = kv_cache_config.kv_cache_groups[0]
+        self._block = group.kv_cache_spec.block_size
+        self._names = tuple(
+            group.layer_names
+        )  # vLLM adds layers without a cache of their own later
         if role == KVConnectorRole.SCHEDULER:
             self._geometry = geometry_of(vllm_config, kv_cache_config)
         self._outlines: dict[str, tuple[Stamp, Outline]] = {}
@@ -237,21 +244,15 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         """Find the attention layers, and measure how they turn keys."""
         config = self._vllm_config
         by_name = config.compilation_config.static_forward_context
-        names = self._kv_cache_config.kv_cache_groups[0].layer_names
-        self._layers = [by_name[name] for name in sorted(names, key=extract_layer_index)]
+        self._layers = [by_name[name] for name in sorted(self._names, key=extract_layer_index)]
         first: Any = self._layers[0]
-        size, rank = get_tensor_model_parallel_world_size(), get_tensor_model_parallel_rank()
-        total = config.model_config.get_total_num_kv_heads()
-        local = first.num_kv_heads
-        begin = (
-            rank * local if local * size == total else rank * total // size
-        )  # split, or repeated
+        model, device = config.model_config, first.kv_cache.device
         place = Place(
-            slice(begin, begin + local),
-            config.model_config.dtype,
-            first.kv_cache.device,
-            turning_of(self._layers, config.model_config, first.kv_cache.device),
-            config.model_config.hf_config.model_type,
+            heads_of(model.get_total_num_kv_heads(), first.num_kv_heads),
+            model.dtype,
+            device.type == "cuda",
+            turning_of(self._layers, model, device),
+            model.hf_config.model_type,
         )
         self._loaded = LoadedPrefixes(self._store, place, self._resident)
 
@@ -276,12 +277,10 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         """Write prefixes, all of a layer at once, in the layout of its attention backend."""
         slots = torch.cat([slots_of(load, self._block) for load, _ in ready])
         for number, layer in enumerate(self._layers):
-            keys, values = zip(*(layers[number] for _, layers in ready), strict=True)
-            spans = [slice(load.start, load.length) for load, _ in ready]
-            key_PHD = torch.cat([key[span] for key, span in zip(keys, spans, strict=True)])
-            value_PHE = torch.cat([value[span] for value, span in zip(values, spans, strict=True)])
             cache: Any = layer.kv_cache
             write: Any = layer.impl.do_kv_cache_update  # type: ignore[union-attr]
+            key_PHD = gathered(ready, number, 0, cache.device)
+            value_PHE = gathered(ready, number, 1, cache.device)
             write(layer, key_PHD, value_PHE, cache, slots.to(cache.device))
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
@@ -306,10 +305,25 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         """Nothing: prefixes are only read."""
 
 
+def gathered(
+    ready: Sequence[tuple[Load, Layers]], layer: int, kind: int, device: torch.device
+) -> Tensor:
+    """What is to be written of a layer's keys (kind 0) or values (1), one prefix after the other."""
+    parts = [layers[layer][kind][load.start : load.length] for load, layers in ready]
+    return torch.cat([part.to(device, non_blocking=True) for part in parts])
+
+
 def slots_of(load: Load, block: int) -> Tensor:
     """Where in the cache the virtual tokens of a load go, (P,) int64."""
     place_P = torch.arange(load.start, load.length)
     return torch.tensor(load.blocks)[place_P // block] * block + place_P % block
+
+
+def heads_of(total: int, local: int) -> slice:
+    """This worker's heads among all key/value heads; several workers share one where there are few."""
+    size, rank = get_tensor_model_parallel_world_size(), get_tensor_model_parallel_rank()
+    first = rank * local if local * size == total else rank * total // size
+    return slice(first, first + local)
 
 
 def setting_of(vllm_config: Any, kv_cache_config: Any) -> Setting:
@@ -384,22 +398,27 @@ def blocks_of(layers: Sequence[nn.Module]) -> list[nn.Module]:
         owners |= {id(child): module for child in module.children() if id(child) in wanted}
     blocks = [owners.get(id(layer)) for layer in layers]
     for block in blocks:
-        given = {} if block is None else dict(inspect.signature(block.forward).parameters)
-        needed = {name for name, one in given.items() if one.default is inspect.Parameter.empty}
-        if block is None or needed != {"positions", "hidden_states"}:
+        if block is None or set(needed(block)) - set(POSITIONS) != {"hidden_states"}:
             raise UnsupportedModel(
-                f"the attention of this model ({type(block).__name__}) does not turn keys by positions "
-                "that it is given, as rotary models do; use a prefix of position policy 'offset' "
+                f"the attention of this model ({type(block).__name__}) is not given positions to turn "
+                "keys by, as that of rotary models is; use a prefix of position policy 'offset' "
                 "(trained under it, or Backbone.moved)"
             )
     return [block for block in blocks if block is not None]
 
 
+def needed(block: nn.Module) -> list[str]:
+    """The arguments that a module's forward must have."""
+    given = inspect.signature(block.forward).parameters
+    return [name for name, one in given.items() if one.default is inspect.Parameter.empty]
+
+
 def key_of(block: nn.Module, layer: nn.Module, place_T: Tensor, hidden_TC: Tensor) -> Tensor:
     """The keys (H, T, D) that a block gives its attention layer for hidden states at positions."""
     heads: Any = layer.num_kv_heads
+    given = {name: place_T if name in POSITIONS else hidden_TC for name in needed(block)}
     with called(layer) as keys:
-        block(positions=place_T, hidden_states=hidden_TC)
+        block(**given)
     (key,) = keys
     return key.view(len(place_T), heads, -1).transpose(0, 1)
 

@@ -1,5 +1,7 @@
 """`LoadedPrefixes`: the prefixes that a worker has in memory, as its attention layers take them.
 
+They are in the machine's memory: vLLM counts on having that of a GPU for itself.
+
 Shapes: H key/value heads of the prefix, N of this worker, P prefix length, D key dimension, E value
 dimension.
 """
@@ -31,14 +33,14 @@ class Place:
     Attributes:
         heads: Its own among the key/value heads.
         dtype: What its cache holds.
-        device: Where its cache is.
+        pinned: Whether memory is locked, for copies to a GPU.
         turning: How keys of policy ``free`` are moved; or why they cannot be.
         family: The model's family, for messages.
     """
 
     heads: slice
     dtype: torch.dtype
-    device: torch.device
+    pinned: bool
     turning: Turning | UnsupportedModel
     family: str
 
@@ -99,7 +101,8 @@ class LoadedPrefixes:
 
     def _placed(self, tensor_HPD: Tensor) -> Tensor:
         """One tensor as the cache takes it: (P, N, D)."""
-        return tensor_HPD.transpose(0, 1).to(self.place.device, self.place.dtype).contiguous()
+        placed_PND = tensor_HPD.transpose(0, 1).to(self.place.dtype).contiguous()
+        return placed_PND.pin_memory() if self.place.pinned else placed_PND
 
 
 def replaced(named: Named, found: str) -> str:

@@ -32,8 +32,8 @@ class OfflinePrefixes:
         store: The store's folder.
         model: The model, as ``vllm.LLM`` takes it.
         placeholder: The token that stands for virtual tokens; see `placeholder_of`.
-        context: Most tokens of prefix and text together: the engine's ``max_model_len``. By default what
-            the model's config says.
+        context: Most tokens of prefix and text together, which the engine is given as its
+            ``max_model_len``. By default what the model's config says.
         resident: Prefixes that each worker keeps in memory.
 
     Examples:
@@ -55,6 +55,7 @@ class OfflinePrefixes:
         self.tokenizer = AutoTokenizer.from_pretrained(model)
         config = AutoConfig.from_pretrained(model).get_text_config()
         self.vocabulary = int(config.vocab_size)
+        self.given_context = context
         self.context = context or int(config.max_position_embeddings)
         self.resident = resident
         self.placeholder = (
@@ -63,7 +64,8 @@ class OfflinePrefixes:
 
     def engine_arguments(self) -> dict[str, Any]:
         """Arguments for ``vllm.LLM`` beside the model's name."""
-        return engine_arguments(self.store.folder, self.placeholder, resident=self.resident)
+        made = engine_arguments(self.store.folder, self.placeholder, resident=self.resident)
+        return made if self.given_context is None else {**made, "max_model_len": self.context}
 
     def prompt(
         self, name: str | None, given: Input, new: int = 0, tenant: str | None = None

@@ -6,6 +6,7 @@ token for each virtual token, and the connector puts the prefix's keys and value
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,9 @@ MARK = "foreword:"
 """What the cache salt of a request under a prefix begins with, and no other's."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_RESERVED = re.compile(r"reserved|unused|extra_id|placeholder|dummy", re.IGNORECASE)
+_RESERVED = re.compile(r"[<\[].*(reserved|unused|extra_id|placeholder|dummy|control_).*[>\]]", re.I)
+_USED = re.compile(r"end|eo[stm]|sep|mask|pad|fim|tool|image|audio|video", re.I)
+"""In the names of special tokens that may end or fill a text, or mark what is no text."""
 
 
 @dataclass(frozen=True)
@@ -182,9 +185,9 @@ def placeholder_of(tokenizer: Any, vocabulary: int) -> int:
     """The token that stands for virtual tokens in a prompt.
 
     vLLM never computes it, so no text depends on it but through penalties on repetition, which count
-    prompts. So it is one that no text has: a row of the embeddings without a token; else a token that is
-    reserved by its name; else the last that is no special one. It is never an end, a beginning or a
-    filling, which vLLM and its clients look for.
+    prompts. So it is one that texts do not have: a row of the embeddings without a token; else a token
+    that is reserved by its name; else a special one that conversations do not use; else the last of the
+    plain ones. It is never a beginning, an end or a filling, which vLLM and its clients look for.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -196,15 +199,19 @@ def placeholder_of(tokenizer: Any, vocabulary: int) -> int:
     if len(tokenizer) < vocabulary:
         return vocabulary - 1
     roles = {getattr(tokenizer, f"{role}_token_id", None) for role in ("bos", "eos", "pad", "unk")}
-    special = set(tokenizer.all_special_ids)
+    added = tokenizer.added_tokens_decoder.items()
+    special = {token for token, one in added if one.special} | set(tokenizer.all_special_ids)
     known = sorted(tokenizer.get_vocab().items(), key=lambda item: -item[1])
-    names: list[tuple[str, int]] = [
+    free: list[tuple[str, int]] = [
         (name, token) for name, token in known if token < vocabulary and token not in roles
     ]
-    reserved = (token for name, token in names if _RESERVED.search(name) and name[:1] in "<[")
-    plain = (token for _, token in names if token not in special)
-    found = next(reserved, None)
-    found = next(plain, None) if found is None else found
+    template = str(tokenizer.chat_template)
+    kinds = (
+        (token for name, token in free if _RESERVED.fullmatch(name)),
+        (t for name, t in free if t in special and name not in template and not _USED.search(name)),
+        (token for _, token in free if token not in special),
+    )
+    found = next(itertools.chain(*kinds), None)
     if found is None:
         raise ServeError(
             f"none of {vocabulary} tokens can stand for virtual tokens; give placeholder= a token that "

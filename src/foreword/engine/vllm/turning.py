@@ -79,6 +79,11 @@ def measured(run: Run, room: int, family: str, dtype: torch.dtype) -> Turning:
         tuple(fitted(before[layer], after[layer], allowed / 10) for after in shifted)
         for layer in range(len(before))
     )
+    if not any(len(rotation.first_R) for rotations in layers for rotation in rotations):
+        raise UnsupportedModel(
+            f"attention of family {family!r} does not turn keys by their positions, so they may be told "
+            "elsewhere (absolute positions, ALiBi); use a prefix of position policy 'offset'"
+        )
     turning = Turning(layers, longest)
     other = run(START, 1)
     for by in {longest, powers[-1] - 1}:  # in which every power has its part

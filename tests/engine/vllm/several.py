@@ -1,0 +1,69 @@
+"""An engine in a process of its own: `python -m tests.engine.vllm.several`.
+
+Reads one JSON object: `model`, `store`, `engine` (arguments of vllm.LLM), `asked` (pairs of a prefix's
+name, or null, and token ids), `new` (tokens to write). Prints one: `tokens`, or the finish reason
+``error``, and `preempted`, how often a request lost its blocks (null where the scheduler is in yet
+another process).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+
+def main() -> None:
+    given = json.loads(sys.stdin.read())
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what vLLM's processes print must not come between
+    from vllm import LLM, SamplingParams
+
+    from foreword.engine.vllm import OfflinePrefixes, prefixed
+
+    prefixes = OfflinePrefixes(given["store"], given["model"])
+    llm = LLM(
+        given["model"],
+        dtype="float32",
+        enforce_eager=True,
+        disable_log_stats=True,
+        **given["engine"],
+        **prefixes.engine_arguments(),
+    )
+    preempted = _counted(llm)
+    asked = [
+        prefixed(ids, prefixes.placeholder, name or "", name and prefixes.store.outline(name))
+        for name, ids in given["asked"]
+    ]
+    sampling = [
+        SamplingParams(
+            temperature=0, max_tokens=given["new"], ignore_eos=True, extra_args=one.extra_args
+        )
+        for one in asked
+    ]
+    outputs = llm.generate([one.prompt for one in asked], sampling, use_tqdm=False)
+    firsts = [output.outputs[0] for output in outputs]
+    tokens = ["error" if o.finish_reason == "error" else list(o.token_ids) for o in firsts]
+    print(json.dumps({"tokens": tokens, "preempted": preempted and preempted[0]}), file=answers)
+    answers.close()
+
+
+def _counted(llm: Any) -> list[int] | None:
+    """A counter of preemptions, where the scheduler is in this process."""
+    core = getattr(llm.llm_engine.engine_core, "engine_core", None)
+    if core is None:
+        return None
+    count, scheduler = [0], core.scheduler
+    preempt = scheduler._preempt_request
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        count[0] += 1
+        return preempt(*args, **kwargs)
+
+    scheduler._preempt_request = counted
+    return count
+
+
+if __name__ == "__main__":
+    main()
