@@ -20,7 +20,7 @@ def main() -> None:
     os.dup2(2, 1)  # what vLLM's processes print must not come between
     from vllm import LLM, SamplingParams
 
-    from foreword.engine.vllm import OfflinePrefixes, prefixed
+    from foreword.engine.vllm import Named, OfflinePrefixes, PrefixedPrompt, prefixed
 
     prefixes = OfflinePrefixes(given["store"], given["model"])
     llm = LLM(
@@ -32,10 +32,13 @@ def main() -> None:
         **prefixes.engine_arguments(),
     )
     preempted = _counted(llm)
-    asked = [
-        prefixed(ids, prefixes.placeholder, name or "", name and prefixes.store.outline(name))
-        for name, ids in given["asked"]
-    ]
+    asked = []
+    for name, ids in given["asked"]:
+        if name in (None, *prefixes.store):
+            outline = name and prefixes.store.outline(name)
+            asked.append(prefixed(ids, prefixes.placeholder, name or "", outline))
+        else:  # as one that came from elsewhere
+            asked.append(PrefixedPrompt(tuple(ids), Named(name, "0" * 64)))
     sampling = [
         SamplingParams(
             temperature=0, max_tokens=given["new"], ignore_eos=True, extra_args=one.extra_args

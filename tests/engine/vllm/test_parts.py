@@ -129,6 +129,18 @@ def test_keys_that_no_position_turns_are_refused() -> None:
         measured(run, 512, "gpt2", torch.float32)
 
 
+def test_queries_that_are_scaled_by_their_position_are_refused(backbone) -> None:
+    """As some models do: text that stands elsewhere attends otherwise, whatever is done to keys."""
+    turn = rotary(backbone)
+
+    def run(first: int, seed: int) -> list[torch.Tensor]:
+        scale = 1 + 0.01 * torch.arange(first, first + 64)[:, None]
+        return [torch.cat((key, scale * key)) for key in turn(first, seed)]
+
+    with pytest.raises(UnsupportedModel, match="no rotation leads from one position policy"):
+        measured(run, 512, "scaled", torch.float32)
+
+
 def loaded(store, backbone, heads=slice(0, 2), most=4, turning=None) -> LoadedPrefixes:
     made = turning or measured(rotary(backbone), 512, "tiny", torch.float32)
     place = Place(heads, torch.float32, False, made, "tiny")

@@ -5,8 +5,8 @@ prefix begins with placeholders. The scheduler's side checks it, gives it a cach
 says that the placeholders are computed already; the worker's side writes the prefix's keys and values
 into the blocks that were meant for theirs, before the step that reads them.
 
-Shapes: C hidden size, H key/value heads of this worker, T tokens of a test text, P prefix length,
-D key dimension, E value dimension.
+Shapes: C hidden size, H key/value heads of this worker, Q its query heads, T tokens of a test text,
+P prefix length, D key dimension, E value dimension.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from foreword.engine.vllm.requests import (
     named_in,
 )
 from foreword.engine.vllm.turning import Turning, measured
-from foreword.errors import CorruptFile, ForewordError, MismatchError, UnsupportedModel, first_line
+from foreword.errors import CorruptFile, MismatchError, UnsupportedModel, first_line
 from foreword.outline import Outline
 from foreword.store import PrefixStore, Stamp
 
@@ -375,13 +375,13 @@ def turning_of(
         generator = torch.Generator().manual_seed(seed)
         hidden_TC = torch.randn(TOKENS, width, generator=generator).to(device, dtype)
         place_T = torch.arange(first, first + TOKENS, device=device)
-        return [key_of(block, layer, place_T, hidden_TC) for block, layer in blocks]
+        return [turned_of(block, layer, place_T, hidden_TC) for block, layer in blocks]
 
     try:
         with torch.inference_mode():
             return measured(run, model_config.max_model_len - TOKENS, family, dtype)
-    except ForewordError as error:
-        return UnsupportedModel(first_line(error))
+    except Exception as error:  # prefixes of policy offset are served all the same
+        return UnsupportedModel(f"its turns of keys could not be measured: {first_line(error)}")
 
 
 def blocks_of(layers: Sequence[nn.Module]) -> list[nn.Module]:
@@ -413,28 +413,34 @@ def needed(block: nn.Module) -> list[str]:
     return [name for name, one in given.items() if one.default is inspect.Parameter.empty]
 
 
-def key_of(block: nn.Module, layer: nn.Module, place_T: Tensor, hidden_TC: Tensor) -> Tensor:
-    """The keys (H, T, D) that a block gives its attention layer for hidden states at positions."""
+def turned_of(block: nn.Module, layer: nn.Module, place_T: Tensor, hidden_TC: Tensor) -> Tensor:
+    """What a block gives its attention layer for hidden states at positions: keys, then queries.
+
+    Returns:
+        (H + Q, T, D): a prefix is moved as text is only if both are turned alike.
+    """
     heads: Any = layer.num_kv_heads
     given = {name: place_T if name in POSITIONS else hidden_TC for name in needed(block)}
-    with called(layer) as keys:
+    with called(layer) as calls:
         block(**given)
-    (key,) = keys
-    return key.view(len(place_T), heads, -1).transpose(0, 1)
+    ((query, key),) = calls
+    key_THD = key.view(len(place_T), heads, -1)
+    query_TQD = query.view(len(place_T), -1, key_THD.shape[-1])
+    return torch.cat((key_THD, query_TQD), dim=1).transpose(0, 1)
 
 
 @contextmanager
-def called(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect the keys that an attention layer is given, which answers with its queries meanwhile."""
-    keys: list[Tensor] = []
+def called(layer: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Collect the queries and keys that an attention layer is given; it answers with its queries."""
+    calls: list[tuple[Tensor, Tensor]] = []
 
     def forward(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        keys.append(key.clone())
+        calls.append((query.clone(), key.clone()))
         return query.reshape(len(query), -1)
 
     own: Callable[..., Any] = forward
     layer.forward = own
     try:
-        yield keys
+        yield calls
     finally:
         del layer.forward

@@ -24,7 +24,9 @@ START = 7
 """Where the test text stands that a turn is proven on; the one that it is measured on stands at 0."""
 
 Run = Callable[[int, int], Sequence[Tensor]]
-"""From the first token's position and a seed to the keys (H, T, D) of each layer; a seed is a text."""
+"""From the first token's position and a seed, which is a text, to what each layer turns (H, T, D).
+
+That is keys, and queries beside them as if they were more heads."""
 
 
 @dataclass(frozen=True)
