@@ -56,8 +56,8 @@ SHARES = {
 """Part of the cases that each route gets; those without a parameter have no cases but one."""
 
 LEAST = {"PUT /v1/prefixes/{name}": 60}
-"""Fewest cases of a route, by default 4. Of files few are whole ones, and which cases are made depends on
-the modules that are imported, whose constants hypothesis draws from."""
+"""Fewest cases of a route, by default 4. Few of the files are whole, and which cases are made depends on
+the modules that are imported: hypothesis draws from their constants."""
 
 NAMES = {
     "get": ["one", "other", "none", "../one"],
