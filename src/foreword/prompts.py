@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from foreword.backbone import Backbone
+from foreword.backbone.served import Served
 from foreword.data import Encoder, Task
 from foreword.data.chat import rendered
 from foreword.data.room import Room
@@ -36,7 +36,7 @@ def has_templates(prefix: Prefix | None) -> bool:
 
 
 def encoder_for(
-    backbone: Backbone, prefix: Prefix | None, task: Task, like: Prefix | None = None
+    backbone: Served, prefix: Prefix | None, task: Task, like: Prefix | None = None
 ) -> Encoder:
     """The encoder of inputs for a prefix, or for the frozen model alone (None).
 
@@ -50,13 +50,13 @@ def encoder_for(
     return encoder_of(backbone, task, bos, Room.behind(backbone, prefix or like))
 
 
-def text_ids(backbone: Backbone, prefix: Prefix | None, text: str) -> list[int]:
+def text_ids(backbone: Served, prefix: Prefix | None, text: str) -> list[int]:
     """Token ids of a text, taken as it is."""
     return encoder_for(backbone, prefix, PLAIN).uncut({"input": text})
 
 
 def chat_ids(
-    backbone: Backbone, prefix: Prefix | None, turns: Sequence[Mapping[str, str]]
+    backbone: Served, prefix: Prefix | None, turns: Sequence[Mapping[str, str]]
 ) -> list[int]:
     """Token ids of a conversation up to where the assistant speaks.
 

@@ -21,7 +21,9 @@ from fastapi.testclient import TestClient
 
 import foreword
 from foreword.cli.main import main
+from foreword.engine.vllm import launch
 from foreword.store import PrefixStore
+from tests.serve.scripted import Scripted
 
 WAIT = 60.0
 
@@ -159,3 +161,50 @@ def test_a_prefix_with_the_backbones_name_is_refused(
     PrefixStore(store).save(tiny_folder.name, PrefixStore(store).load("one"))
     assert main(["serve", "--backbone", tiny_folder.name, "--store", str(store)]) == 1
     assert f"has the backbone's name '{tiny_folder.name}'" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--", "--enforce-eager"], "'--enforce-eager' is one of vLLM's flags"),
+        (["--engine", "vllm", "--rows", "3"], "--rows is for Foreword's own engine"),
+        (["--engine", "vllm", "--quantize", "int8"], "give --quantization after --"),
+        (["--engine", "vllm", "--", "--enforce-eager"], "needs vLLM 0.32, which is not installed"),
+    ],
+)
+def test_engines_take_their_own_options_alone(
+    tiny_folder: Path,
+    store: Path,
+    options: list[str],
+    message: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
+    assert main(["serve", "--backbone", str(tiny_folder), "--store", str(store), *options]) == 1
+    assert message in capfd.readouterr().err
+
+
+def test_vllm_is_started_with_the_flags_that_follow_and_served(
+    tiny_folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[launch.Launch] = []
+
+    def start(self: launch.Launch) -> tuple[foreword.Backbone, Scripted, str]:
+        started.append(self)
+        return foreword.load(str(tiny_folder)), Scripted(), "bfloat16"
+
+    def run(server: uvicorn.Server) -> None:
+        server.started = True
+        with TestClient(server.config.app) as client:
+            body = {"model": "one", "prompt": "once", "max_tokens": 2}
+            assert client.post("/v1/completions", json=body).status_code == 200
+
+    monkeypatch.setattr(launch.Launch, "start", start)
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    command = ["serve", "--engine", "vllm", "--backbone", str(tiny_folder), "--store", str(store)]
+    flags = ["--max-model-len", "128", "--enforce-eager"]
+    assert main([*command, "--dtype", "bfloat16", "--resident", "7", "--", *flags]) == 0
+    (made,) = started
+    assert (made.source, made.name, made.store.folder) == (str(tiny_folder), made.source, store)
+    assert (list(made.flags), made.dtype, made.resident) == (flags, "bfloat16", 7)

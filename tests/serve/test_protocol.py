@@ -1,4 +1,4 @@
-"""What clients may rely on whichever engine is behind the server: the embedded one, and a script."""
+"""What clients may rely on whichever engine is behind the server: the embedded, vLLM, or a script."""
 
 from __future__ import annotations
 
@@ -11,44 +11,62 @@ import pytest
 from fastapi.testclient import TestClient
 
 import foreword
+from foreword.backbone.served import Served
 from foreword.engine import Engine, EngineClient, Limits
 from foreword.serve import ServeOptions, create_app
 from foreword.serve.residency import Residency
 from foreword.store import PrefixStore
 from tests.conftest import byte_tokenizer, tiny_model
+from tests.engine.vllm import tiny
 from tests.serve.scripted import Scripted
 
 ASKED: dict[str, Any] = {"prompt": "once upon", "max_tokens": 6, "temperature": 0}
 ASKED["extra_body"] = {"ignore_eos": True}
 
 
-def embedded(backbone: foreword.Backbone) -> EngineClient:
-    return Engine(backbone, Limits(rows=4, prompt_tokens=32))
+Made = tuple[Served, EngineClient, PrefixStore]
+"""What the server knows of the model, the engine behind it, and a store of two prefixes."""
 
 
-def scripted(_: foreword.Backbone) -> EngineClient:
-    return Scripted()
+def stored(backbone: foreword.Backbone, folder: Path) -> PrefixStore:
+    store = PrefixStore(folder)
+    store.save("one", backbone.capture(backbone.tokens("a text")))
+    store.save("two", backbone.capture(backbone.tokens("another text")))
+    return store
 
 
-@pytest.fixture(scope="module")
-def backbone() -> foreword.Backbone:
-    return foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
+def embedded(folder: Path) -> Made:
+    backbone = foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
+    return backbone, Engine(backbone, Limits(rows=4, prompt_tokens=32)), stored(backbone, folder)
 
 
-@pytest.fixture(scope="module", params=[embedded, scripted])
-def engine(request: pytest.FixtureRequest, backbone: foreword.Backbone) -> EngineClient:
-    made: EngineClient = request.param(backbone)
+def scripted(folder: Path) -> Made:
+    backbone = foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
+    return backbone, Scripted(), stored(backbone, folder)
+
+
+def on_vllm(folder: Path) -> Made:
+    pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
+    backbone = tiny.backbone()
+    store = stored(backbone, folder / "store")
+    return *tiny.launched(backbone, folder / "model", store), store
+
+
+@pytest.fixture(scope="module", params=[embedded, scripted, on_vllm])
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    made: Made = request.param(tmp_path_factory.mktemp("store"))
     return made
 
 
 @pytest.fixture(scope="module")
-def app(
-    engine: EngineClient, backbone: foreword.Backbone, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[TestClient]:
-    store = PrefixStore(tmp_path_factory.mktemp("store"))
-    store.save("one", backbone.capture(backbone.tokens("a text")))
-    store.save("two", backbone.capture(backbone.tokens("another text")))
-    with TestClient(create_app(backbone, engine, Residency(store), ServeOptions(queue=4))) as app:
+def engine(made: Made) -> EngineClient:
+    return made[1]
+
+
+@pytest.fixture(scope="module")
+def app(made: Made) -> Iterator[TestClient]:
+    served, engine, store = made
+    with TestClient(create_app(served, engine, Residency(store), ServeOptions(queue=4))) as app:
         yield app
     assert not engine.accepts
 

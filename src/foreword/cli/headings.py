@@ -54,6 +54,7 @@ _EVALUATE: Headings = {
 }
 
 _SERVE: Headings = {
+    "Engine": "--engine",
     "Network": "--host --port --api-key --allow-origin --keep-alive",
     "Memory": "--rows --prompt-tokens --cache-tokens --resident",
     "Limits": "--queue --max-tokens --timeout --max-body --max-upload",

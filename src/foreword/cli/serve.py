@@ -5,21 +5,35 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from foreword.cli.console import note, working
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.errors import ServeError, StoreError
+from foreword.store import PrefixStore
+from foreword.weights import embedded
 
 if TYPE_CHECKING:
-    from foreword.engine import Engine
+    from foreword.backbone.served import Served
+    from foreword.engine import EngineClient
 
 STARTUP_FAILURE = 3
 """Exit code of uvicorn where it cannot listen."""
+
+VLLMS = {
+    "rows": "give --max-num-seqs after --",
+    "prompt_tokens": "give --max-num-batched-tokens after --",
+    "cache_tokens": "give --kv-cache-memory-bytes after --",
+    "quantize": "give --quantization after --",
+    "device": "it is the one that vLLM was built for",
+    "attention": "give --attention-backend after --",
+}
+"""Options of the embedded engine, and what to give vLLM instead."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -28,6 +42,9 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 @dataclass(frozen=True, kw_only=True)
 class ServeArguments:
     """Where the server listens, and what it allows."""
+
+    engine: Literal["embedded", "vllm"] = "embedded"
+    """What computes: Foreword's own engine, or vLLM, whose own flags follow after "--"."""
 
     host: str = "127.0.0.1"
     """Address to listen on. Any but this machine's own needs an API key."""
@@ -74,7 +91,7 @@ class ServeArguments:
 
 
 def serve(
-    *,
+    *flags: str,
     arguments: ServeArguments = ServeArguments(),
     backbone: BackboneOptions = BackboneOptions(),  # noqa: B008
     store: StoreOptions = StoreOptions(),  # noqa: B008
@@ -83,6 +100,12 @@ def serve(
 
     The model of a request is the name of a prefix, or the backbone's for none. SIGTERM or Ctrl-C ends
     the server after the requests that it has accepted.
+
+    Args:
+        flags: With --engine vllm more of vLLM's own flags, after "--", such as -- --max-model-len 4096.
+        arguments: Where it listens, and what it allows.
+        backbone: Which backbone.
+        store: Where prefixes live.
     """
     if arguments.host not in LOOPBACK and not arguments.api_key:
         raise ServeError(
@@ -97,21 +120,13 @@ def serve(
         raise ServeError(
             "serving needs FastAPI, uvicorn and prometheus-client: pip install 'foreword[serve]'"
         ) from error
-    from foreword.engine import Engine, Limits
     from foreword.serve.residency import Residency
 
-    with working("loading the backbone"):
-        loaded = backbone.load()
     residency = Residency(store.open(), arguments.resident)
-    if loaded.name in residency:
-        raise StoreError(
-            f"a prefix has the backbone's name {loaded.name!r}, so requests could not name it; "
-            "rename its file"
-        )
-    limits = Limits(arguments.rows, arguments.prompt_tokens, arguments.cache_tokens)
-    engine = Engine(loaded, limits)
+    start = _on_vllm if arguments.engine == "vllm" else _embedded
+    served, engine, dtype = start(arguments, backbone, residency.store, flags)
     app = create_app(
-        loaded,
+        served,
         engine,
         residency,
         ServeOptions(
@@ -126,7 +141,7 @@ def serve(
     )
     count = sum(1 for _ in residency.store)
     note(
-        f"{loaded.name} in {str(loaded.dtype).removeprefix('torch.')} with {count} prefixes, on "
+        f"{served.name} in {dtype} with {count} prefixes, on "
         f"http://{arguments.host}:{arguments.port}/v1"
     )
     _log()
@@ -141,7 +156,74 @@ def serve(
     _run(uvicorn.Server(config), engine)
 
 
-def _run(server: Any, engine: Engine) -> None:
+Started = tuple["Served", "EngineClient", str]
+"""What the server knows of the model, the engine that runs it, and the dtype that it computes in."""
+
+
+def _embedded(
+    arguments: ServeArguments, backbone: BackboneOptions, store: PrefixStore, flags: Sequence[str]
+) -> Started:
+    """Foreword's own engine, in this process."""
+    if flags:
+        raise ServeError(
+            f"{flags[0]!r} is one of vLLM's flags, which are for --engine vllm; found --engine "
+            f"{arguments.engine}"
+        )
+    from foreword.engine import Engine, Limits
+
+    with working("loading the backbone"):
+        loaded = backbone.load()
+    _check_name(loaded.name, store)
+    limits = Limits(arguments.rows, arguments.prompt_tokens, arguments.cache_tokens)
+    return loaded, Engine(loaded, limits), str(loaded.dtype).removeprefix("torch.")
+
+
+def _on_vllm(
+    arguments: ServeArguments, backbone: BackboneOptions, store: PrefixStore, flags: Sequence[str]
+) -> Started:
+    """The engine of vLLM, with Foreword's connector in its processes."""
+    _refuse_embedded(arguments, backbone)
+    from foreword.engine.vllm.launch import Launch
+
+    name = backbone.backbone or embedded.NAME
+    _check_name(name, store)
+    source = str(embedded.obtain()) if name == embedded.NAME else name
+    launch = Launch(
+        source,
+        store,
+        flags,
+        name=name,
+        revision=backbone.revision,
+        dtype=backbone.dtype,
+        resident=arguments.resident,
+    )
+    return launch.start()
+
+
+def _check_name(backbone: str, store: PrefixStore) -> None:
+    """Check that no prefix has the backbone's name."""
+    try:
+        is_taken = backbone in store
+    except StoreError:  # a path, which can be no prefix's name
+        return
+    if is_taken:
+        raise StoreError(
+            f"a prefix has the backbone's name {backbone!r}, so requests could not name it; "
+            "rename its file"
+        )
+
+
+def _refuse_embedded(arguments: ServeArguments, backbone: BackboneOptions) -> None:
+    """Refuse options of Foreword's own engine, which vLLM has flags of its own for."""
+    plain, loading = ServeArguments(), BackboneOptions()
+    for name, other in VLLMS.items():
+        given = arguments if hasattr(plain, name) else backbone
+        if getattr(given, name) != getattr(plain if given is arguments else loading, name):
+            option = name.replace("_", "-")
+            raise ServeError(f"--{option} is for Foreword's own engine; with --engine vllm {other}")
+
+
+def _run(server: Any, engine: EngineClient) -> None:
     """Run the server until it is told to end, or its engine is lost.
 
     Raises:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from foreword.backbone import Backbone
+from foreword.backbone.served import Served
 from foreword.description import PrefixMeta
 from foreword.prefix import Prefix
 
@@ -54,7 +54,7 @@ class Room:
         return min(self.context - new, self.max_length - free)
 
     @classmethod
-    def behind(cls, backbone: Backbone, prefix: Prefix | None) -> Room:
+    def behind(cls, backbone: Served, prefix: Prefix | None) -> Room:
         """The room behind a trained prefix, a captured one, or none."""
         if prefix is None:
             return cls(backbone.context)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from foreword.backbone import Backbone
+from foreword.backbone.served import Served
 from foreword.backbone.tokens import tokenized
 from foreword.data.encode import Encoded, Encoder
 from foreword.data.room import Room
@@ -77,7 +77,7 @@ class Seq2SeqEncoder(Encoder):
             )
 
 
-def encoder_of(backbone: Backbone, task: Task, bos: Bos, room: Room) -> Encoder:
+def encoder_of(backbone: Served, task: Task, bos: Bos, room: Room) -> Encoder:
     """What encodes rows of a task for a backbone.
 
     Raises:

@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from foreword.backbone import Backbone
+from foreword.backbone.served import Served
 from foreword.data.chat import assistant_spans
 from foreword.data.template import Task
 from foreword.errors import DataError
@@ -87,6 +88,10 @@ class Written:
         ids = _target(self.tokenizer, text, add_special_tokens=False)
         return text.strip() if _meant(self.tokenizer).isdisjoint(ids) else self.text(ids)
 
+    def ended_by(self, ends: frozenset[int]) -> Written:
+        """The same, which these tokens end as well, unless they are text."""
+        return replace(self, ends=self.ends | (ends - self.kept))
+
     def keeping(self, targets: Iterable[str]) -> Written:
         """The same, where special tokens of these targets are text too."""
         if self.tokenizer is None:
@@ -98,7 +103,7 @@ class Written:
 
 
 def written_for(
-    backbone: Backbone, prefix: Prefix | None, task: Task, like: Prefix | None = None
+    backbone: Served, prefix: Prefix | None, task: Task, like: Prefix | None = None
 ) -> Written:
     """How a text is written for a task.
 
@@ -115,7 +120,9 @@ def written_for(
     if tokenizer is None:
         return Written(None, ends=backbone.eos_ids)
     front, appended = _marks(backbone, task)
-    begin = _begin(backbone, len(front)) if backbone.kind == "encoder-decoder" else ()
+    begin: tuple[int, ...] = ()
+    if isinstance(backbone, Backbone) and backbone.kind == "encoder-decoder":
+        begin = _begin(backbone, len(front))
     kept = _kept(tokenizer, prefix or like, task) - appended - set(begin)
     own = backbone.eos_ids
     if prefix is not None and "prompt" in prefix.meta.recipe:
@@ -159,7 +166,7 @@ def _kept(tokenizer: Any, prefix: Prefix | None, task: Task) -> frozenset[int]:
     return _meant(tokenizer).intersection(found)
 
 
-def _marks(backbone: Backbone, task: Task) -> tuple[tuple[int, ...], frozenset[int]]:
+def _marks(backbone: Served, task: Task) -> tuple[tuple[int, ...], frozenset[int]]:
     """What a target begins with, and what ends it."""
     tokenizer: Any = backbone.tokenizer
     if backbone.kind == "encoder-decoder":
@@ -171,7 +178,7 @@ def _marks(backbone: Backbone, task: Task) -> tuple[tuple[int, ...], frozenset[i
     return (), frozenset() if end is None else frozenset([end])
 
 
-def _around(backbone: Backbone) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _around(backbone: Served) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The marks in front of an encoder-decoder's target, and those after it."""
     tokenizer: Any = backbone.tokenizer
     end = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)

@@ -23,6 +23,20 @@ class EngineClosed(ServeError):
     """A request came to an engine that takes no more."""
 
 
+class NotServed(DataError):
+    """An engine cannot do what a field of a request asks for.
+
+    Args:
+        field: The field, by its name in `Sampling`.
+        why: What is in the way, and what to do.
+    """
+
+    def __init__(self, field: str, why: str) -> None:
+        super().__init__(f"{field}: {why}")
+        self.field = field
+        self.why = why
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How a request's tokens are chosen; the names are those of OpenAI's API.
@@ -102,6 +116,8 @@ class Weighted:
 
     prefix: Prefix
     weight: float = 1.0
+    name: str = ""
+    """What its store calls it, for engines whose workers read it there; empty for those of none."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.concurrency import run_in_threadpool
 
-from foreword.backbone import Backbone
+from foreword.backbone.served import Served
 from foreword.engine import EngineClient
 from foreword.serve import failures
 from foreword.serve.catalogue import Catalogue
@@ -56,7 +56,7 @@ class ServeOptions:
 
 
 def create_app(
-    backbone: Backbone,
+    backbone: Served,
     engine: EngineClient,
     residency: Residency,
     options: ServeOptions | None = None,

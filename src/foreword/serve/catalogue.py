@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from foreword import format as prefix_file
-from foreword.backbone import Backbone
+from foreword.backbone.served import Served
 from foreword.errors import FormatError, MismatchError, StoreError
 from foreword.prefix import Prefix
 from foreword.prompts import refuse_head
 from foreword.store import PrefixStore, Stamp
 
 
-def check_servable(backbone: Backbone, prefix: Prefix, *, warn: bool = True) -> None:
+def check_servable(backbone: Served, prefix: Prefix, *, warn: bool = True) -> None:
     """Check that a backbone can serve a prefix.
 
     Raises:
@@ -29,7 +29,7 @@ def check_servable(backbone: Backbone, prefix: Prefix, *, warn: bool = True) -> 
         )
 
 
-def _fills(length: Any, backbone: Backbone) -> bool:
+def _fills(length: Any, backbone: Served) -> bool:
     """Whether a prefix of this length leaves no room for a prompt and its answer."""
     return isinstance(length, int) and length + 2 > backbone.context
 
@@ -49,7 +49,7 @@ class Catalogue:
         ['e2e']
     """
 
-    def __init__(self, backbone: Backbone, store: PrefixStore) -> None:
+    def __init__(self, backbone: Served, store: PrefixStore) -> None:
         self.backbone = backbone
         self.store = store
         self._fit: dict[str, tuple[Stamp, bool]] = {}

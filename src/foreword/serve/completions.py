@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from foreword.backbone import Backbone
+from foreword.backbone.served import Served
 from foreword.data.written import end_of_turn, stop_of_turn
 from foreword.engine import EngineClient, Event, Request, Sampling, Weighted
-from foreword.engine.request import Completion, completion
+from foreword.engine.request import Completion, NotServed, completion
 from foreword.errors import ForewordError, TooLong
 from foreword.prefix import Prefix
 from foreword.prompts import chat_ids, has_templates, text_ids
@@ -72,7 +72,7 @@ class Completions:
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: Served,
         engine: EngineClient,
         residency: Residency,
         metrics: Metrics,
@@ -137,7 +137,7 @@ class Completions:
         """The engine's requests, in tokens."""
         identity = str(line["request"])
         field = "messages" if isinstance(body, ChatRequest) else "prompt"
-        chosen = () if prefix is None else (Weighted(prefix),)
+        chosen = () if prefix is None else (Weighted(prefix, name=body.model),)
         ends = self._ends(body)
         requests = []
         for place, ids in enumerate(self._prompts(body, prefix)):
@@ -150,9 +150,17 @@ class Completions:
                 limited = replace(sampling, seed=seed, max_tokens=most)
                 name = f"{identity}-{place * body.n + copy}"
                 requests.append(Request(tuple(ids), limited, chosen, name, ends))
-            self.engine.check(requests[-1])  # a stream's status is sent before it is submitted
+            self._check(requests[-1])
         echoed = self._echoed(body, requests)
         return Asked(body, tuple(requests), echoed, identity, int(time.time()), line)
+
+    def _check(self, request: Request) -> None:
+        """Check that the engine would take a request: a stream's status is sent before it is asked."""
+        try:
+            self.engine.check(request)
+        except NotServed as error:
+            field = "echo" if error.field == "prompt_logprobs" else error.field
+            raise Failure(400, f"{field}: {error.why}", field) from error
 
     def _check_room_for(self, count: int) -> None:
         """Refuse more choices than may be open, before they cost anything."""

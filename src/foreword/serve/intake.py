@@ -7,7 +7,7 @@ import shutil
 from typing import Any, BinaryIO
 
 from foreword import format as prefix_file
-from foreword.backbone import Backbone
+from foreword.backbone.served import Served
 from foreword.engine.threads import give_up_pool
 from foreword.errors import FormatError, StoreError
 from foreword.files import reason, refusing
@@ -27,7 +27,7 @@ class Intake:
         residency: Prefixes by name, and their store.
     """
 
-    def __init__(self, backbone: Backbone, residency: Residency) -> None:
+    def __init__(self, backbone: Served, residency: Residency) -> None:
         self.backbone = backbone
         self.residency = residency
 

@@ -114,3 +114,54 @@ def test_the_plugin_makes_the_connector_known_by_its_name() -> None:
     register()
     found = KVConnectorFactory.get_connector_class_by_name(requests.CONNECTOR)
     assert found is connector.ForewordPrefixes
+
+
+def test_the_asynchronous_engine_is_called_as_it_takes_it() -> None:
+    """What `foreword.engine.vllm.runtime` uses."""
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.metrics.loggers import StatLoggerBase
+    from vllm.v1.metrics.stats import SchedulerStats
+
+    from foreword.engine.vllm import runtime
+
+    assert parameters(AsyncLLM.generate)[:4] == ["self", "prompt", "sampling_params", "request_id"]
+    assert {"engine_args", "stat_loggers"} <= set(parameters(AsyncLLM.from_engine_args))
+    assert parameters(AsyncLLM.shutdown) == ["self", "timeout"]
+    assert isinstance(AsyncLLM.errored, property)
+    assert parameters(runtime._Told.record) == parameters(StatLoggerBase.record)
+    told = {"num_waiting_reqs", "num_skipped_waiting_reqs", "num_running_reqs", "kv_cache_usage"}
+    assert told <= set(SchedulerStats.__dataclass_fields__)
+
+
+def test_flags_are_vllms_own_and_what_is_set_here_is_refused(tmp_path) -> None:
+    from foreword.engine.vllm.runtime import OURS, read_flags
+    from foreword.errors import ServeError
+
+    flags = ["--max-model-len", "128", "--enforce-eager", "--tensor-parallel-size=2"]
+    made = read_flags(flags, {"dtype": "float32", "model": str(tmp_path)})
+    assert (made.max_model_len, made.enforce_eager, made.tensor_parallel_size) == (128, True, 2)
+    assert made.dtype == "float32"
+    for flag in ("--model=a", "--kv-transfer-config={}", "--logprobs_mode=raw_logits"):
+        with pytest.raises(ServeError, match="foreword serve sets it"):
+            read_flags([flag], {})
+    with pytest.raises(SystemExit):
+        read_flags(["--no-such-flag"], {})
+    assert {"model", "kv_transfer_config", "dtype"} <= set(OURS)
+
+
+@pytest.mark.parametrize("penalty", ["presence_penalties", "frequency_penalties"])
+def test_penalties_count_what_was_written_and_no_placeholders(penalty) -> None:
+    import torch
+    from vllm.model_executor.layers.utils import apply_penalties
+
+    given = {"presence_penalties": torch.zeros(1), "frequency_penalties": torch.zeros(1)}
+    given[penalty] = torch.ones(1)
+    found = apply_penalties(
+        torch.zeros(1, 8),
+        torch.tensor([[3, 3, 4]]),  # the prompt
+        torch.tensor([[5]]),
+        given["presence_penalties"],
+        given["frequency_penalties"],
+        torch.ones(1),
+    )
+    assert found[0].tolist() == [0, 0, 0, 0, 0, -1, 0, 0]

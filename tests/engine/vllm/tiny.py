@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
 
 import foreword
+from foreword.engine.vllm.engine import VllmEngine
+from foreword.engine.vllm.launch import Launch
+from foreword.engine.vllm.model import ServedModel
+from foreword.store import PrefixStore
 from tests.conftest import byte_tokenizer, tiny_model
 
 WORDS = 258
@@ -43,3 +48,28 @@ def prefix(
 
     keys, values = tuple(map(away, captured.keys)), tuple(map(away, captured.values))
     return foreword.Prefix(captured.sites, keys, values, captured.meta)
+
+
+FLAGS = (
+    "--enforce-eager",
+    "--max-model-len=256",
+    "--max-num-seqs=16",
+    "--max-num-batched-tokens=64",
+    "--block-size=32",
+)
+"""Blocks of 32, chunks of 64 tokens."""
+
+
+def launched(
+    made: foreword.Backbone, folder: Path, store: PrefixStore
+) -> tuple[ServedModel, VllmEngine]:
+    """The model in vLLM, behind the engine that the server asks."""
+    os.environ |= {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    source = str(saved(made, folder))
+    model, engine, _ = Launch(source, store, FLAGS, name=made.name, dtype="float32").start()
+    return model, engine

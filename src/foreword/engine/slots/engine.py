@@ -6,14 +6,11 @@ chunk of the prompts that wait (Yu et al., "Orca", OSDI 2022, section 3.1: sched
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 import logging
 import queue
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import replace
+from contextlib import ExitStack
 from functools import partial
 
 import torch
@@ -22,6 +19,7 @@ from torch import Tensor
 from foreword.attention.attachment import Attachment
 from foreword.backbone import Backbone
 from foreword.data.written import Written, written_for
+from foreword.engine.checks import CLOSED, check_tokens, room_after
 from foreword.engine.protocol import Stats
 from foreword.engine.request import (
     Completion,
@@ -32,19 +30,18 @@ from foreword.engine.request import (
     completion,
 )
 from foreword.engine.slots.inbox import Inbox
-from foreword.engine.slots.job import Job, Sink
+from foreword.engine.slots.job import Job
 from foreword.engine.slots.runner import PROBE, Row, Runner
 from foreword.engine.slots.sampler import Stack, chosen, likeliest, logprobs_of
 from foreword.engine.slots.scheduler import Limits, Scheduler
+from foreword.engine.streaming import Sink, streamed
 from foreword.engine.threads import give_up_pool
-from foreword.errors import DataError, TooLong, first_line
+from foreword.errors import TooLong, first_line
 from foreword.prefix import Prefix
 from foreword.prompts import PLAIN, refuse_head, task_of
 from foreword.weights.packing import packed
 
 log = logging.getLogger("foreword.engine")
-
-CLOSED = "the engine takes no more requests: it is being closed"
 
 
 def _logits(backbone: Backbone, attachment: Attachment) -> Tensor:
@@ -151,8 +148,7 @@ class Engine:
         """How a request's text ends, and which of its tokens are text."""
         prefix = request.prefix
         task = PLAIN if prefix is None else task_of(prefix)
-        written = written_for(self.backbone, prefix, task)
-        return replace(written, ends=written.ends | (request.ends - written.kept))
+        return written_for(self.backbone, prefix, task).ended_by(request.ends)
 
     def check(self, request: Request) -> None:
         """Check whether `submit` would take a request now.
@@ -176,11 +172,7 @@ class Engine:
                 f"prefix, prompt and output may come to {most} tokens; the engine has room for "
                 f"{self.limits.cache_tokens}"
             )
-        vocabulary = int(self.backbone.model.get_input_embeddings().weight.shape[0])
-        named = itertools.chain(request.prompt, request.sampling.logit_bias)
-        wrong = next((token for token in named if not 0 <= token < vocabulary), None)
-        if wrong is not None:
-            raise DataError(f"token {wrong} is not in the vocabulary of {vocabulary}")
+        check_tokens(request, self.backbone.vocabulary)
 
     def cancel(self, name: str) -> None:
         """End a request; its last event says ``cancelled``. One that has ended is left alone."""
@@ -208,28 +200,9 @@ class Engine:
             ended.get()
         return [completion(request, each) for request, each in zip(requests, found, strict=True)]
 
-    async def stream(self, *requests: Request) -> AsyncGenerator[Event]:
+    def stream(self, *requests: Request) -> AsyncGenerator[Event]:
         """The events of requests as they come; leaving the loop early cancels what has not ended."""
-        loop = asyncio.get_running_loop()
-        events: asyncio.Queue[Event] = asyncio.Queue()
-        unfinished: set[str] = set()
-
-        def sink(event: Event) -> None:
-            with suppress(RuntimeError):  # the loop has ended, and nobody waits
-                loop.call_soon_threadsafe(events.put_nowait, event)
-
-        try:
-            for request in requests:
-                self.submit(request, sink)
-                unfinished.add(request.name)
-            while unfinished:
-                event = await events.get()
-                if event.finish is not None:
-                    unfinished.discard(event.request)
-                yield event
-        finally:
-            for name in unfinished:
-                self.cancel(name)
+        return streamed(self.submit, self.cancel, requests)
 
     def close(self, *, drain: bool = True) -> None:
         """Take no more requests, end those under way (or, without `drain`, cancel them), and stop."""
@@ -252,14 +225,7 @@ class Engine:
         Raises:
             TooLong: None.
         """
-        length = prefix.length if prefix is not None else 0
-        room = self.backbone.context - length - size
-        if room < 1:
-            raise TooLong(
-                f"the prompt has {size} tokens and the prefix {length}; the backbone's context of "
-                f"{self.backbone.context} leaves no room to go on. Shorten the prompt"
-            )
-        return room
+        return room_after(self.backbone.context, size, prefix)
 
     def left(self, size: int, prefix: Prefix | None) -> int:
         """Tokens that the engine's memory leaves after a prompt of `size` tokens behind a prefix."""

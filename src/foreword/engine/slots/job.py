@@ -5,7 +5,6 @@ Shapes: N tokens of a chunk of the prompt, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,13 +12,11 @@ import torch
 from torch import Tensor
 
 from foreword.data.written import Written
-from foreword.engine.request import Event, TokenLogprobs
+from foreword.engine.request import TokenLogprobs
 from foreword.engine.slots.detokeniser import Detokeniser
 from foreword.engine.slots.sampler import Draw, logprobs_of
 from foreword.engine.slots.scheduler import Active
-
-Sink = Callable[[Event], None]
-"""Called with each event of a request, in the engine's thread; it must not block."""
+from foreword.engine.streaming import Sink
 
 
 @dataclass(eq=False)

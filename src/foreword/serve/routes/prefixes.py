@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
-from fastapi import FastAPI, UploadFile
+from fastapi import FastAPI, Request, Response, UploadFile
+from fastapi.routing import APIRoute
 
 from foreword.serve.crews import Crews
 from foreword.serve.failures import STORING, WITH_BODY, told
 from foreword.serve.intake import Intake
 from foreword.serve.residency import Residency
 from foreword.serve.schemas import LoadRequest, NameRequest
+
+FORM: dict[str, Any] = {"max_files": 1, "max_fields": 4, "max_part_size": 2**12}
+"""What the form of an upload may hold."""
+
+
+class _Upload(Request):
+    """A request whose form is held to `FORM`.
+
+    FastAPI's own ``form_limits`` does it too, but is newer than what vLLM allows beside itself.
+    """
+
+    def form(self, **_: Any) -> Any:
+        """The form."""
+        return super().form(**FORM)
+
+
+class _UploadRoute(APIRoute):
+    """A route whose requests are uploads."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """What answers a request."""
+        answer = super().get_route_handler()
+
+        async def limited(request: Request) -> Response:
+            return await answer(_Upload(request.scope, request.receive))
+
+        return limited
 
 
 def add_prefix_routes(app: FastAPI, intake: Intake, crews: Crews) -> None:
@@ -44,14 +73,17 @@ def _add_reading_routes(app: FastAPI, intake: Intake, crews: Crews) -> None:
 
 
 def _add_storing_routes(app: FastAPI, intake: Intake, crews: Crews) -> None:
-    @app.put(
-        "/v1/prefixes/{name}",
-        responses=told(*WITH_BODY, 404, 409, 429, *STORING),
-        form_limits={"max_files": 1, "max_fields": 4, "max_part_size": 2**12},
-    )
     async def upload(name: str, file: UploadFile, overwrite: bool = False) -> dict[str, Any]:
         """Store an uploaded file under a name."""
         return await crews.files.do(partial(intake.take, name, file.file, overwrite=overwrite))
+
+    app.router.add_api_route(
+        "/v1/prefixes/{name}",
+        upload,
+        methods=["PUT"],
+        responses=told(*WITH_BODY, 404, 409, 429, *STORING),
+        route_class_override=_UploadRoute,
+    )
 
     @app.post("/v1/load_prefix", responses=told(*WITH_BODY, 409, *STORING))
     async def load(body: LoadRequest) -> dict[str, Any]:

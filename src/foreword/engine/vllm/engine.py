@@ -1,0 +1,319 @@
+"""`VllmEngine`: vLLM as the server's engine. Nothing here imports vLLM: its `Runtime` does.
+
+vLLM's asynchronous engine lives in an event loop of its own, in a thread of its own, so that the engine
+may be asked from several threads, as `EngineClient` promises, and belongs to no server's loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from foreword.data.written import Written, written_for
+from foreword.engine.checks import CLOSED, check_tokens, room_after
+from foreword.engine.protocol import Stats
+from foreword.engine.request import EngineClosed, Event, FinishReason, NotServed, Request
+from foreword.engine.streaming import Sink, streamed
+from foreword.engine.vllm.answering import Answer
+from foreword.engine.vllm.loaded import replaced
+from foreword.engine.vllm.model import ServedModel, outlined
+from foreword.engine.vllm.requests import Named, PrefixedPrompt, prefixed
+from foreword.engine.vllm.sampling import parameters
+from foreword.errors import ForewordError, MismatchError, first_line
+from foreword.prefix import Prefix
+from foreword.prompts import PLAIN, task_of
+from foreword.store import PrefixStore
+
+log = logging.getLogger("foreword.engine")
+
+BETWEEN = 0.5
+"""Seconds between looks at whether vLLM still lives."""
+
+DIED = "vLLM's engine has died; its log says why"
+
+
+class Runtime(Protocol):
+    """vLLM's asynchronous engine, as `foreword.engine.vllm.runtime` makes it."""
+
+    @property
+    def has_died(self) -> bool:
+        """Whether it goes on no more."""
+
+    @property
+    def stats(self) -> Stats:
+        """What its scheduler told last."""
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens that its key-value cache holds."""
+
+    def check(self, sampling: Mapping[str, Any]) -> None:
+        """Check arguments of ``vllm.SamplingParams``.
+
+        Raises:
+            NotServed: vLLM refuses them.
+        """
+
+    def generate(
+        self, asked: PrefixedPrompt, sampling: Mapping[str, Any], name: str
+    ) -> AsyncGenerator[Any]:
+        """Outputs of vLLM, each with what is new; leaving early ends the request."""
+
+    def shutdown(self) -> None:
+        """End vLLM's processes."""
+
+
+@dataclass(eq=False)
+class _Job:
+    """A request under way."""
+
+    request: Request
+    sink: Sink
+    answer: Answer
+    written: Written
+    has_ended: bool = False
+
+    def finish(self, reason: FinishReason, error: str = "") -> None:
+        """Tell the end, once."""
+        if self.has_ended:
+            return
+        self.has_ended = True
+        self._tell(self.answer.end(reason, error))
+
+    def _tell(self, event: Event) -> None:
+        try:
+            self.sink(event)
+        except Exception:  # who asked is gone, and the engine goes on
+            log.exception("the end of %s could not be told", self.request.name)
+
+
+class VllmEngine:
+    """Serves requests through vLLM.
+
+    Args:
+        model: The model that it runs.
+        runtime: vLLM itself.
+        placeholder: See `foreword.engine.vllm.placeholder_of`.
+        store: Where vLLM's workers read prefixes.
+
+    Attributes:
+        failure: Why the engine was lost, or empty.
+    """
+
+    def __init__(
+        self, model: ServedModel, runtime: Runtime, placeholder: int, store: PrefixStore
+    ) -> None:
+        self.model = model
+        self.placeholder = placeholder
+        self.store = store
+        self.failure = ""
+        self._runtime = runtime
+        self._accepts = True
+        self._when_lost: list[Callable[[], None]] = []
+        self._jobs: dict[asyncio.Task[None], _Job] = {}
+        self._door = threading.Lock()  # what is accepted is in the loop before the order to stop
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._live, name="foreword-vllm", daemon=True)
+        self._thread.start()
+
+    # -- from any thread -------------------------------------------------------------------------
+
+    @property
+    def accepts(self) -> bool:
+        """Whether requests are taken."""
+        return self._accepts
+
+    @property
+    def stats(self) -> Stats:
+        """What vLLM's scheduler told last; it tells nothing once it has nothing to do."""
+        last, open_now = self._runtime.stats, len(self._jobs)
+        running = min(last.running, open_now)
+        waiting = min(last.waiting, open_now - running)
+        return Stats(waiting, running, last.steps, last.cache_bytes if open_now else 0)
+
+    def when_lost(self, call: Callable[[], None]) -> None:
+        """Have something called, in the engine's thread, should the engine be lost."""
+        self._when_lost.append(call)
+        if self.failure:
+            call()
+
+    def check(self, request: Request) -> None:
+        """Check whether a request would be taken now.
+
+        Raises:
+            EngineClosed: The engine takes no more requests.
+            MismatchError: Its prefix does not fit, or the store does not know it.
+            TooLong: There is no room for it.
+            NotServed: vLLM does not serve one of its fields.
+            DataError: A token is not in the vocabulary.
+        """
+        if not self._accepts:
+            raise EngineClosed(self.failure or CLOSED)
+        prefix = request.prefix
+        if prefix is not None:
+            self.model.check(prefix, warn=False)
+            self._check_named(request)
+        self.room(len(request.prompt), prefix)
+        check_tokens(request, self.model.vocabulary)
+        self._runtime.check(parameters(request.sampling, Written(None)))
+
+    def _check_named(self, request: Request) -> None:
+        """Check what vLLM must know of a request under a prefix."""
+        if not request.prefixes[0].name:
+            raise MismatchError(
+                "vLLM's workers read a prefix from its store by name; found a request whose prefix has "
+                "none. Give it: Weighted(prefix, name='e2e')"
+            )
+        if request.sampling.prompt_logprobs is not None:
+            raise NotServed(
+                "prompt_logprobs",
+                "log-probabilities of a prompt under a prefix are not served by vLLM, which never "
+                "computes the tokens in the prefix's place; use Foreword's own engine",
+            )
+
+    def room(self, size: int, prefix: Prefix | None) -> int:
+        """Tokens that the context leaves after a prompt of `size` tokens behind a prefix.
+
+        Raises:
+            TooLong: None.
+        """
+        return room_after(self.model.context, size, prefix)
+
+    def left(self, size: int, prefix: Prefix | None) -> int:
+        """Tokens that vLLM's cache leaves after a prompt of `size` tokens behind a prefix."""
+        length = 0 if prefix is None else prefix.length
+        return self._runtime.cache_tokens - size - length
+
+    def submit(self, request: Request, sink: Sink) -> None:
+        """Take a request; `sink` gets its events, in the engine's thread.
+
+        Raises:
+            ForewordError: The request cannot be taken, see `check`.
+        """
+        self.check(request)
+        written = self._written(request)
+        job = _Job(request, sink, Answer(request, written), written)
+        with self._door:
+            if not self._accepts:
+                raise EngineClosed(self.failure or CLOSED)
+            self._loop.call_soon_threadsafe(self._begin, job)
+
+    def stream(self, *requests: Request) -> AsyncGenerator[Event]:
+        """The events of requests as they come; leaving the loop early cancels what has not ended."""
+        return streamed(self.submit, self.cancel, requests)
+
+    def cancel(self, name: str) -> None:
+        """End a request; its last event says ``cancelled``. One that has ended is left alone."""
+
+        def cancel() -> None:
+            for task, job in self._jobs.items():
+                if job.request.name == name:
+                    task.cancel()
+
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(cancel)
+
+    def close(self) -> None:
+        """Take no more requests, end those under way, and stop vLLM's processes."""
+        with self._door:
+            self._accepts = False
+        if self._loop.is_closed():
+            return
+        asyncio.run_coroutine_threadsafe(self._drained(), self._loop).result()
+        self._runtime.shutdown()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _written(self, request: Request) -> Written:
+        """How a request's text ends, and which of its tokens are text."""
+        prefix = request.prefix
+        task = PLAIN if prefix is None else task_of(prefix)
+        return written_for(self.model, prefix, task).ended_by(request.ends)
+
+    # -- in the engine's thread ------------------------------------------------------------------
+
+    def _live(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._watching = self._loop.create_task(self._watch())
+        self._loop.run_forever()
+
+    async def _watch(self) -> None:
+        """Look whether vLLM lives; when it does not, tell every request, and who asked for it."""
+        while not self._runtime.has_died:
+            await asyncio.sleep(BETWEEN)
+        self._lose()
+
+    def _lose(self) -> None:
+        if self.failure:
+            return
+        with self._door:
+            self._accepts, self.failure = False, DIED
+        for task in self._jobs:
+            task.cancel()
+        for call in self._when_lost:
+            call()
+
+    async def _drained(self) -> None:
+        """Wait until no request is under way, and look after vLLM no more."""
+        while self._jobs:
+            await asyncio.wait(self._jobs)
+        self._watching.cancel()
+        await asyncio.wait([self._watching])
+
+    def _begin(self, job: _Job) -> None:
+        task = self._loop.create_task(self._serve(job))
+        self._jobs[task] = job
+        task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        """Forget a request; one that was cancelled before it began has told nothing yet."""
+        job = self._jobs.pop(task)
+        job.finish("error" if self.failure else "cancelled", self.failure)
+
+    async def _serve(self, job: _Job) -> None:
+        """Tell a request's events as vLLM gives them."""
+        request, answer = job.request, job.answer
+        sampling = parameters(request.sampling, job.written)
+        try:
+            outputs = self._runtime.generate(self._prompt(request), sampling, request.name)
+            async with aclosing(outputs):
+                async for output in outputs:
+                    job.sink(answer.take(output))
+                    if answer.finish is not None:
+                        break
+        except Exception as error:  # the engine goes on
+            log.exception("vLLM did not serve %s", request.name)
+            if self._runtime.has_died:
+                self._lose()
+            job.finish("error", self.failure or first_line(error))
+            return
+        finish = answer.finish or "error"
+        job.finish(finish, self._why(request) if finish == "error" else "")
+
+    def _prompt(self, request: Request) -> PrefixedPrompt:
+        """The prompt as vLLM takes it: placeholders in the prefix's place, which is named by digest."""
+        prefix = request.prefix
+        if prefix is None:
+            return prefixed(request.prompt, self.placeholder)
+        name = request.prefixes[0].name
+        outline = outlined(prefix, prefix.digest)
+        return prefixed(request.prompt, self.placeholder, name, outline)
+
+    def _why(self, request: Request) -> str:
+        """Why vLLM may have failed a request: it gives no reasons itself."""
+        prefix = request.prefix
+        if prefix is not None:
+            named = Named(request.prefixes[0].name, prefix.digest)
+            try:
+                found = self.store.outline(named.name).digest
+            except ForewordError as error:
+                return first_line(error)
+            if found != named.digest:
+                return replaced(named, found)
+        return "vLLM failed the request; its log says why, under vllm.foreword"

@@ -1,0 +1,73 @@
+"""Starting vLLM for a server: the model, what vLLM is told, and the engine over it."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from foreword.engine.vllm.engine import VllmEngine
+from foreword.engine.vllm.model import ServedModel
+from foreword.engine.vllm.requests import engine_arguments, placeholder_of
+from foreword.errors import ServeError
+from foreword.store import PrefixStore
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What vLLM is started with.
+
+    Attributes:
+        source: The model: a local folder, or a name on the Hub.
+        store: Where prefixes are; every worker must see the folder under this path.
+        flags: More flags, as ``vllm serve`` takes them.
+        name: What requests call the model; by default the source.
+        revision: Revision on the Hub.
+        dtype: What vLLM computes in; ``auto`` leaves it to vLLM.
+        resident: Prefixes that each worker keeps in memory.
+    """
+
+    source: str
+    store: PrefixStore
+    flags: Sequence[str] = ()
+    name: str = ""
+    revision: str | None = None
+    dtype: str = "auto"
+    resident: int = 256
+
+    def start(self) -> tuple[ServedModel, VllmEngine, str]:
+        """The model, the engine that serves it, and the dtype that it computes in.
+
+        Raises:
+            ServeError: vLLM is not installed, does not start, or is given flags of Foreword's.
+            BackboneError: There is no such model.
+            UnsupportedModel: It cannot carry prefixes on vLLM.
+        """
+        check_installed()
+        from foreword.engine.vllm.runtime import AsyncRuntime, read_flags
+
+        model = ServedModel.read(self.source, name=self.name, revision=self.revision)
+        placeholder = placeholder_of(model.tokenizer, model.vocabulary)
+        own = {
+            "model": self.source,
+            "revision": self.revision,
+            "dtype": self.dtype,
+            **engine_arguments(self.store.folder, placeholder, resident=self.resident),
+        }
+        runtime = AsyncRuntime(read_flags(self.flags, own))
+        model = replace(model, context=runtime.context)
+        return model, VllmEngine(model, runtime, placeholder, self.store), runtime.dtype
+
+
+def check_installed() -> None:
+    """Check that vLLM can be imported.
+
+    Raises:
+        ServeError: It is not installed.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise ServeError(
+            "--engine vllm needs vLLM 0.32, which is not installed here. It pins its own PyTorch, so "
+            "give it an environment of its own, and Foreword beside it: pip install 'vllm==0.32.0' "
+            "'foreword[serve]' (docs/how-to/vllm.md)"
+        )

@@ -1,0 +1,152 @@
+"""`ServedModel`: what a server must know of a model whose weights vLLM has; none are loaded for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
+
+from foreword.backbone.kinds import KindName, kind_of
+from foreword.engine.vllm.geometry import Geometry
+from foreword.engine.vllm.requests import check_served
+from foreword.errors import BackboneError, MismatchError, UnsupportedModel, first_line
+from foreword.outline import Outline
+from foreword.prefix import Bos, Prefix
+from foreword.weights.fingerprint import adds_bos, tokenizer_digest
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model that vLLM runs, as servers see a backbone (`foreword.backbone.served.Served`).
+
+    Attributes:
+        name: What requests call it.
+        tokenizer: Its tokenizer.
+        context: Most tokens, prefix and text together: vLLM's ``max_model_len``.
+        vocabulary: Rows of its embeddings.
+        eos_ids: Tokens that end a sequence.
+        geometry: Its attention layers.
+    """
+
+    name: str
+    tokenizer: PreTrainedTokenizerBase
+    context: int
+    vocabulary: int
+    eos_ids: frozenset[int]
+    geometry: Geometry
+
+    @classmethod
+    def read(
+        cls, source: str, *, name: str = "", revision: str | None = None, context: int | None = None
+    ) -> ServedModel:
+        """What a model's folder says: its config and its tokenizer.
+
+        Args:
+            source: A local folder, or a name on the Hub.
+            name: What requests call it; by default the source.
+            revision: Revision on the Hub.
+            context: vLLM's ``max_model_len``; by default what the config says.
+
+        Raises:
+            BackboneError: There is no such model, or no tokenizer with it.
+            UnsupportedModel: It is no decoder.
+        """
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+            config = AutoConfig.from_pretrained(source, revision=revision)
+        except Exception as error:  # what configs of all kinds make transformers raise
+            raise BackboneError(
+                f"cannot read the config and the tokenizer of {source!r}: {first_line(error)}. "
+                "Expected a model's folder or a name on the Hub"
+            ) from error
+        if kind_of(config).name != "decoder":
+            raise UnsupportedModel(
+                f"vLLM serves prefixes of decoders; {source!r} ({config.model_type}) is none"
+            )
+        text = config.get_text_config(decoder=True)
+        return cls(
+            name or source,
+            tokenizer,
+            context or int(text.max_position_embeddings),
+            int(text.vocab_size),
+            _ends(source, revision, text, tokenizer),
+            _geometry(text, name or source),
+        )
+
+    @property
+    def kind(self) -> KindName:
+        """A decoder: vLLM's connector takes no others."""
+        return "decoder"
+
+    @property
+    def bos(self) -> Bos:
+        """BOS policy of a prefix that does not carry the BOS itself."""
+        return "input" if adds_bos(self.tokenizer) else "none"
+
+    @cached_property
+    def tokenizer_digest(self) -> str:
+        """Digest of the tokenizer's behaviour."""
+        return tokenizer_digest(self.tokenizer)
+
+    def check(self, prefix: Prefix, *, warn: bool = True) -> None:
+        """Check whether vLLM can serve a prefix on this model.
+
+        The weights that it was made on are not compared: vLLM has them. Whether the model's dtype holds
+        its numbers is seen by the worker that loads it.
+
+        Args:
+            prefix: The prefix, with its tensors or as its file's header describes it.
+            warn: Has no effect.
+
+        Raises:
+            MismatchError: It cannot, or the tokenizer is another; the message names what differs.
+        """
+        outline = outlined(prefix, "")
+        check_served(outline)
+        self.geometry.check(outline)
+        made_with = prefix.meta.tokenizer
+        if made_with and made_with != self.tokenizer_digest:
+            raise MismatchError(
+                f"the prefix was made with another tokenizer (digest {made_with[:12]}) than that of "
+                f"{self.name!r} ({self.tokenizer_digest[:12]}); use the backbone that it was made "
+                f"on: {prefix.meta.backbone!r}"
+            )
+
+
+def outlined(prefix: Prefix, digest: str) -> Outline:
+    """A prefix without its tensors' contents.
+
+    Args:
+        prefix: The prefix.
+        digest: Its digest, or empty where nobody asks for it.
+    """
+    dtype = str(prefix.dtype).removeprefix("torch.")
+    head = None if prefix.head is None else dict(prefix.head.describe())
+    return Outline(prefix.sites, prefix.length, dtype, prefix.meta, head, digest)
+
+
+def _geometry(config: PreTrainedConfig, name: str) -> Geometry:
+    """The attention layers that a config of plain attention describes."""
+    heads = int(config.num_attention_heads)
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return Geometry(int(config.num_hidden_layers), int(kv_heads), int(dim), int(dim), name)
+
+
+def _ends(source: str, revision: str | None, config: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end a sequence: those of a config of the model's, and the tokenizer's."""
+    try:
+        named = GenerationConfig.from_pretrained(source, revision=revision).eos_token_id
+    except OSError:  # there is none, and transformers makes one of the config
+        named = getattr(config, "eos_token_id", None)
+    own = [named] if isinstance(named, int) else named or ()
+    end = tokenizer.eos_token_id
+    return frozenset([*own, *([] if end is None else [end])])
