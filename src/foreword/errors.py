@@ -116,6 +116,19 @@ class Notice(UserWarning):
     """A warning that a command prints once, however often it is given."""
 
 
+WRITES_NONE = (
+    "this prefix carries a head for {!r}, so it labels text and writes none; use predict, or "
+    "prefix.with_head(None) for its keys and values alone"
+)
+"""What is said where text is wanted of a prefix that labels."""
+
+LABELS_NONE = (
+    "this prefix has no head, so it writes text and labels nothing; use generate, or train one "
+    "with the task classify, tag, answer, regress or multilabel"
+)
+"""What is said where labels are wanted of a prefix that writes."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what an error says; the name of its kind, if it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

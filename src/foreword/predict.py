@@ -22,7 +22,7 @@ from foreword.data.each import of_each
 from foreword.data.inputs import Inputs, inputs_of, texts_of
 from foreword.data.room import Room
 from foreword.data.template import Input
-from foreword.errors import DataError
+from foreword.errors import LABELS_NONE, DataError
 from foreword.head import POOLINGS, Head, Pooling, pooled
 from foreword.options import BATCH
 from foreword.prefix import Prefix, check_prefix
@@ -154,10 +154,7 @@ def head_of(prefix: Prefix) -> Head:
     """
     check_prefix(prefix)
     if prefix.head is None:
-        raise DataError(
-            "this prefix has no head, so it writes text and labels nothing; use generate, or train one "
-            "with the task classify, tag, answer, regress or multilabel"
-        )
+        raise DataError(LABELS_NONE)
     return prefix.head
 
 

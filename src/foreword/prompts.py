@@ -11,7 +11,7 @@ from foreword.data.chat import rendered
 from foreword.data.room import Room
 from foreword.data.seq2seq import encoder_of
 from foreword.data.template import as_row
-from foreword.errors import MismatchError
+from foreword.errors import WRITES_NONE, MismatchError
 from foreword.outline import Outline
 from foreword.prefix import Prefix
 
@@ -84,7 +84,4 @@ def refuse_head(prefix: Prefix) -> None:
         MismatchError: It carries a head.
     """
     if prefix.head is not None:
-        raise MismatchError(
-            f"this prefix carries a head for {prefix.head.task!r}, so it labels text and writes none; "
-            "use predict, or prefix.with_head(None) for its keys and values alone"
-        )
+        raise MismatchError(WRITES_NONE.format(prefix.head.task))

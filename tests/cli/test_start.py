@@ -56,6 +56,8 @@ print("code", code, "large", *names, file=sys.stderr)
         (["generate", "food", "--input", "no.txt"], 1),
         (["generate", "food", "--input", "no.jsonl"], 1),
         (["predict", "fod", "x"], 1),
+        (["predict", "food", "x"], 1),
+        (["generate", "labels", "x"], 1),
         (["evaluate", "food", "no.jsonl"], 1),
         (["inspect", "fod"], 1),
         (["export", "fod", "there", "--to", "peft"], 1),
@@ -67,6 +69,7 @@ def test_these_import_nothing_large(tmp_path: Path, arguments: list[str], code: 
     store = tmp_path / "store"
     store.mkdir()
     shutil.copy(GOLDEN, store / "food.safetensors")
+    shutil.copy(GOLDEN.with_name("v3.safetensors"), store / "labels.safetensors")
     (tmp_path / "rows.jsonl").write_text('{"a": "1"}\n')
     (tmp_path / "whole.jsonl").write_text(
         '{"text": "a", "label": "1"}\n{"text": "b", "label": "2"}\n'

@@ -13,6 +13,7 @@ from foreword.cli.console import note, say, working
 from foreword.cli.inputs import InputOptions, check_inputs
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.data.template import Input
+from foreword.errors import WRITES_NONE, MismatchError
 from foreword.options import GenerateOptions
 
 if TYPE_CHECKING:
@@ -61,9 +62,7 @@ def generate(
     place = store.open()
     outline = place.outline(name)
     if outline.head is not None and arguments.prefix:
-        from foreword.prompts import refuse_head
-
-        refuse_head(place.load(name))
+        raise MismatchError(WRITES_NONE.format(outline.head["task"]))
     given = inputs.read(text)
     check_inputs(outline.meta, given)
     from foreword.generate import generate as generate_texts

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from foreword.cli.console import note, say, working
 from foreword.cli.inputs import InputOptions
 from foreword.cli.options import BackboneOptions, StoreOptions
-from foreword.errors import DataError
+from foreword.errors import LABELS_NONE, DataError
 from foreword.files import write_whole
 from foreword.options import BATCH
 
@@ -67,16 +67,15 @@ def predict(
         the columns that it was trained on.
     """
     place = store.open()
-    is_headless = place.outline(name).head is None
-    given = [] if is_headless and arguments.features is None else inputs.read(text)
+    if place.outline(name).head is None and arguments.features is None:
+        raise DataError(LABELS_NONE)
+    given = inputs.read(text)
     from safetensors.torch import save as tensors_as_bytes
 
-    from foreword.predict import features, head_of
+    from foreword.predict import features
     from foreword.predict import predict as run_prediction
 
     prefix = place.load(name)
-    if arguments.features is None:
-        head_of(prefix)
     with working("loading the backbone"):
         loaded = backbone.load(prefix)
     size, strict = arguments.batch_size, arguments.strict
