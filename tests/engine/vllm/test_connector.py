@@ -37,11 +37,7 @@ def backbone() -> foreword.Backbone:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory, backbone) -> PrefixStore:
-    made = PrefixStore(tmp_path_factory.mktemp("store"))
-    for seed, length in enumerate(tiny.LENGTHS):
-        policy = "offset" if seed % 4 == 3 else "free"
-        made.save(f"p{length}", tiny.prefix(backbone, length, seed, policy))
-    return made
+    return tiny.store(backbone, tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture(scope="module")

@@ -50,6 +50,15 @@ def prefix(
     return foreword.Prefix(captured.sites, keys, values, captured.meta)
 
 
+def store(made: foreword.Backbone, folder: Path) -> PrefixStore:
+    """A store with a prefix of each length, ``p1`` to ``p96``, every fourth of policy ``offset``."""
+    filled = PrefixStore(folder)
+    for seed, length in enumerate(LENGTHS):
+        policy = "offset" if seed % 4 == 3 else "free"
+        filled.save(f"p{length}", prefix(made, length, seed, policy))
+    return filled
+
+
 FLAGS = (
     "--enforce-eager",
     "--max-model-len=256",
