@@ -35,6 +35,7 @@ docs: $(READY)   ## build the documentation; warnings are errors
 pages: $(READY)  ## write the pages that tests make: families, the command line's help, the structure
 	$(BIN)/python -m tests.oracle.table
 	$(BIN)/python -m tests.cli.reference
+	$(BIN)/python -m tests.engine.vllm.arithmetic
 	$(BIN)/python -m tests.structure
 
 lowest: $(READY)  ## the oracle on the lowest transformers that pyproject.toml allows
