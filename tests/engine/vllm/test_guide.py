@@ -157,9 +157,13 @@ def asked(place: Path, command: str, address: str) -> dict:
 
 
 @pytest.mark.parametrize("words", guide.served(), ids=" ".join)
-def test_vllm_takes_the_flags_that_servers_are_given(words: list[str]) -> None:
+def test_vllm_takes_the_flags_that_servers_are_given(place, words: list[str]) -> None:
     flags = words[words.index("--") + 1 :] if "--" in words else []
-    assert read_flags(flags, {"model": guide.MODEL}).model == guide.MODEL
+    found = vars(read_flags(flags, {"model": str(place / guide.MODEL)}))
+    for name, value in zip(
+        *[iter(guide.words(" ".join(flags).replace("=", " ")))] * 2, strict=True
+    ):
+        assert str(found[name.removeprefix("--").replace("-", "_")]) == value
 
 
 def test_the_ten_lines_write_what_transformers_writes(place, expected) -> None:
