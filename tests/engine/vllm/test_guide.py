@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -26,7 +27,7 @@ if importlib.util.find_spec("vllm") is None:
     pytest.skip("needs vLLM: make test-vllm", allow_module_level=True)
 
 import foreword
-from foreword.engine.vllm import OfflinePrefixes
+from foreword.engine.vllm import Named, OfflinePrefixes, PrefixedPrompt
 from foreword.engine.vllm.runtime import read_flags
 from foreword.store import PrefixStore
 from tests.engine.vllm import guide, tiny
@@ -160,9 +161,8 @@ def asked(place: Path, command: str, address: str) -> dict:
 def test_vllm_takes_the_flags_that_servers_are_given(place, words: list[str]) -> None:
     flags = words[words.index("--") + 1 :] if "--" in words else []
     found = vars(read_flags(flags, {"model": str(place / guide.MODEL)}))
-    for name, value in zip(
-        *[iter(guide.words(" ".join(flags).replace("=", " ")))] * 2, strict=True
-    ):
+    given = " ".join(flags).replace("=", " ").split()
+    for name, value in zip(given[::2], given[1::2], strict=True):
         assert str(found[name.removeprefix("--").replace("-", "_")]) == value
 
 
@@ -197,6 +197,13 @@ def test_the_server_answers_as_the_guide_asks(place, expected) -> None:
     assert chat.strip() == expected(40)
 
 
+def completed(address: str, prompt: PrefixedPrompt) -> httpx.Response:
+    """What vLLM's own server answers to a body as the guide describes it."""
+    body = {"model": guide.MODEL, "prompt": prompt.token_ids, "max_tokens": 40, "temperature": 0}
+    url = f"{address}/v1/completions"
+    return httpx.post(url, json={**body, **(prompt.extra_args or {})}, timeout=WAIT)
+
+
 def test_vllms_own_server_answers_as_the_guide_asks(place, expected) -> None:
     """Its module in the place of its command, which a distribution for CPUs does not have."""
     prefixes = OfflinePrefixes(place / "prefixes", str(place / guide.MODEL))
@@ -217,6 +224,12 @@ def test_vllms_own_server_answers_as_the_guide_asks(place, expected) -> None:
         under = run(place, code)
         bare = run(place, code.replace('prompt("restaurants", ', "prompt(None, "))
         other = run(place, code.replace("asked.extra_args", "{}"))
+        right = prefixes.prompt("restaurants", ROW)
+        wrong = replace(right, prefix=Named("restaurants", "0" * 64))
+        refused, answered = (completed(address, one) for one in (wrong, right))
     assert whole(under) == whole(expected(40))
     assert whole(bare) == whole(expected(40, bare=True))
     assert whole(other) != whole(expected(40))  # placeholders alone are no prefix
+    assert refused.status_code == 500
+    assert whole(answered.json()["choices"][0]["text"]) == whole(under)
+    assert answered.json()["usage"]["prompt_tokens"] == len(right.token_ids)
