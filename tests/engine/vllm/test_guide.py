@@ -122,7 +122,11 @@ def serving(place: Path, command: list[str], port: int, path: str) -> Iterator[s
         yield address
     finally:
         process.terminate()
-        process.wait(60)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
 
 
 def answers(address: str) -> bool:
