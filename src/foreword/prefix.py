@@ -150,6 +150,11 @@ class Prefix:
         return self.keys[0].dtype
 
     @property
+    def head_task(self) -> str | None:
+        """What its head does; None without one."""
+        return None if self.head is None else self.head.task
+
+    @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All of its tensors: keys, values, and those of its head."""
         own = () if self.head is None else self.head.tensors

@@ -3,11 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Protocol
 
+from foreword.described import Described
 from foreword.engine.request import Event, Request
-from foreword.prefix import Prefix
+
+
+@dataclass(frozen=True)
+class Loads:
+    """Prefixes that were read from disk and are in memory, so far.
+
+    Attributes:
+        resident: Prefixes in memory now.
+        resident_bytes: Size of their tensors.
+        hits: Times that one was in memory.
+        misses: Times that one was read.
+        failures: Times that one could not be had.
+        written_bytes: Size of the keys and values that were written into a key-value cache.
+        read_seconds: Time that reading took.
+        write_seconds: Time that writing took.
+    """
+
+    resident: int = 0
+    resident_bytes: int = 0
+    hits: int = 0
+    misses: int = 0
+    failures: int = 0
+    written_bytes: int = 0
+    read_seconds: float = 0.0
+    write_seconds: float = 0.0
+
+    def __add__(self, other: Loads) -> Loads:
+        """What two have done together, or one before and after."""
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Loads(*(one + more for one, more in pairs))
 
 
 @dataclass(frozen=True)
@@ -19,12 +49,15 @@ class Stats:
         running: Requests with a place: the batch.
         steps: Steps so far.
         cache_bytes: Memory that keys and values of texts take.
+        loads: What its workers did with prefixes, summed over all of them; None where the engine is
+            given prefixes with their tensors.
     """
 
     waiting: int
     running: int
     steps: int
     cache_bytes: int
+    loads: Loads | None = None
 
 
 class EngineClient(Protocol):
@@ -52,14 +85,14 @@ class EngineClient(Protocol):
             ForewordError: It would not, and why.
         """
 
-    def room(self, size: int, prefix: Prefix | None) -> int:
+    def room(self, size: int, prefix: Described | None) -> int:
         """Tokens that the context leaves after a prompt of `size` tokens behind a prefix.
 
         Raises:
             TooLong: None.
         """
 
-    def left(self, size: int, prefix: Prefix | None) -> int:
+    def left(self, size: int, prefix: Described | None) -> int:
         """Tokens that the engine's memory leaves after a prompt of `size` tokens behind a prefix."""
 
     def stream(self, *requests: Request) -> AsyncGenerator[Event]:

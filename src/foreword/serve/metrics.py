@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.registry import Collector
 
 from foreword.engine import EngineClient
-from foreword.serve.residency import Residency
+from foreword.engine.protocol import Loads
+from foreword.serve.registry import Registry
 
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
@@ -16,10 +19,10 @@ class Metrics:
 
     Args:
         engine: The engine, whose queue is told.
-        residency: The prefixes in memory.
+        registry: Who knows the prefixes.
     """
 
-    def __init__(self, engine: EngineClient, residency: Residency) -> None:
+    def __init__(self, engine: EngineClient, registry: Registry) -> None:
         self.registry = CollectorRegistry()
         self.requests = self._counter(
             "requests", "Requests by prefix and how they ended", ["model", "finish"]
@@ -37,10 +40,35 @@ class Metrics:
         self._gauge("running", "Requests with a place: the batch", lambda: engine.stats.running)
         self._gauge("steps", "Steps of the engine so far", lambda: engine.stats.steps)
         self._gauge("cache_bytes", "Size of the slot cache", lambda: engine.stats.cache_bytes)
-        self._gauge("resident_prefixes", "Prefixes in memory", lambda: len(residency.resident))
-        self._gauge("resident_bytes", "Size of the prefixes in memory", lambda: residency.bytes)
-        self._gauge("prefix_hits", "Times that a prefix was in memory", lambda: residency.hits)
-        self._gauge("prefix_misses", "Times that a prefix was read", lambda: residency.misses)
+        self._tell_loads(lambda: registry.loads or engine.stats.loads or Loads())
+        if engine.stats.loads is not None:
+            self._tell_writes(lambda: engine.stats.loads or Loads())
+
+    def _tell_loads(self, now: Callable[[], Loads]) -> None:
+        """Tell which prefixes are in memory, and how often one had to be read."""
+        self._gauge("resident_prefixes", "Prefixes in memory", lambda: now().resident)
+        self._gauge(
+            "resident_bytes", "Size of the prefixes in memory", lambda: now().resident_bytes
+        )
+        self._gauge("prefix_hits", "Times that a prefix was in memory", lambda: now().hits)
+        self._gauge("prefix_misses", "Times that a prefix was read", lambda: now().misses)
+
+    def _tell_writes(self, now: Callable[[], Loads]) -> None:
+        """Tell what the engine's workers do with prefixes besides."""
+        self._gauge("prefix_failures", "Times that a prefix failed", lambda: now().failures)
+        self._gauge(
+            "prefix_written_bytes",
+            "Size of the prefixes written into the key-value cache",
+            lambda: now().written_bytes,
+        )
+        self._gauge(
+            "prefix_read_seconds", "Time spent reading prefixes", lambda: now().read_seconds
+        )
+        self._gauge(
+            "prefix_write_seconds",
+            "Time spent writing prefixes into the key-value cache",
+            lambda: now().write_seconds,
+        )
 
     def _counter(self, name: str, text: str, labels: list[str]) -> Counter:
         return Counter(f"foreword_{name}", text, labels, registry=self.registry)
