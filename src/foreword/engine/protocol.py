@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Protocol
 
 from foreword.described import Described
@@ -36,8 +37,7 @@ class Loads:
 
     def __add__(self, other: Loads) -> Loads:
         """What two have done together, or one before and after."""
-        pairs = zip(astuple(self), astuple(other), strict=True)
-        return Loads(*(one + more for one, more in pairs))
+        return Loads(*map(operator.add, vars(self).values(), vars(other).values()))
 
 
 @dataclass(frozen=True)

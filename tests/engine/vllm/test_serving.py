@@ -19,6 +19,7 @@ pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 import foreword
 from foreword.engine import Engine, EngineClient, Limits, Request, Sampling, Weighted
 from foreword.serve import ServeOptions, create_app
+from foreword.serve.remote import RemotePrefixes
 from foreword.serve.residency import Residency
 from foreword.store import PrefixStore
 from tests.engine.vllm import tiny
@@ -53,13 +54,17 @@ def engine(backbone, store, tmp_path_factory) -> EngineClient:
 def clients(backbone, store, engine) -> Iterator[dict[str, openai.OpenAI]]:
     """The official client of each server, over the same store."""
     served = {
-        "embedded": (backbone, Engine(backbone, Limits(rows=8, prompt_tokens=64))),
-        "vllm": (engine.model, engine),
+        "embedded": (
+            backbone,
+            Engine(backbone, Limits(rows=8, prompt_tokens=64)),
+            Residency(store),
+        ),
+        "vllm": (engine.model, engine, RemotePrefixes(store)),
     }
     with ExitStack() as stack:
         made = {}
-        for name, (model, own) in served.items():
-            app = create_app(model, own, Residency(store), ServeOptions(queue=64))
+        for name, (model, own, registry) in served.items():
+            app = create_app(model, own, registry, ServeOptions(queue=64))
             http = stack.enter_context(TestClient(app))
             made[name] = openai.OpenAI(
                 base_url="http://testserver/v1", api_key="none", http_client=http, max_retries=0

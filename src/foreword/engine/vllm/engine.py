@@ -135,7 +135,8 @@ class VllmEngine:
         last, open_now = self._runtime.stats, len(self._jobs)
         running = min(last.running, open_now)
         waiting = min(last.waiting, open_now - running)
-        return Stats(waiting, running, last.steps, last.cache_bytes if open_now else 0)
+        used = last.cache_bytes if open_now else 0
+        return Stats(waiting, running, last.steps, used, last.loads)
 
     def when_lost(self, call: Callable[[], None]) -> None:
         """Have something called, in the engine's thread, should the engine be lost."""
