@@ -8,7 +8,9 @@ import pytest
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
+from vllm.distributed.kv_transfer.kv_connector.utils import KVOutputAggregator
 from vllm.v1.metrics.stats import SchedulerStats
+from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 
 from foreword.engine import Stats
 from foreword.engine.protocol import Loads
@@ -27,6 +29,18 @@ def test_two_workers_add_up_and_a_step_of_nothing_is_empty() -> None:
     assert both.reduce()["write_seconds"] == 0.5
     both.reset()
     assert both.is_empty()
+
+
+def test_vllm_sums_what_its_workers_tell() -> None:
+    """Tensor parallel: each rank counts its own."""
+    told = [LoadStats(dict(vars(ONE))), None, LoadStats(dict(vars(ONE)))]
+    outputs = [
+        ModelRunnerOutput([], {}, kv_connector_output=KVConnectorOutput(kv_connector_stats=one))
+        for one in told
+    ]
+    found = KVOutputAggregator(3).aggregate(outputs)
+    assert found is not None
+    assert found.kv_connector_output.kv_connector_stats.data == dict(vars(ONE + ONE))
 
 
 def test_what_came_from_another_process_is_read_again() -> None:

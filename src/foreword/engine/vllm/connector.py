@@ -286,13 +286,15 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     def _write(self, ready: Sequence[tuple[Load, Layers]]) -> None:
         """Write prefixes, all of a layer at once, in the layout of its attention backend."""
+        first: Any = self._layers[0]
         slots = torch.cat([slots_of(load, self._block) for load, _ in ready])
+        slots = slots.to(first.kv_cache.device)
         for number, layer in enumerate(self._layers):
             cache: Any = layer.kv_cache
             write: Any = layer.impl.do_kv_cache_update  # type: ignore[union-attr]
             key_PHD = gathered(ready, number, 0, cache.device)
             value_PHE = gathered(ready, number, 1, cache.device)
-            write(layer, key_PHD, value_PHE, cache, slots.to(cache.device))
+            write(layer, key_PHD, value_PHE, cache, slots)
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
         """Requests that shall fail, as transfers that have ended and have failed."""
