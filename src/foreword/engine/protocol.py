@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,6 +38,23 @@ class Loads:
     def __add__(self, other: Loads) -> Loads:
         """What two have done together, or one before and after."""
         return Loads(*map(operator.add, vars(self).values(), vars(other).values()))
+
+
+IN_MEMORY: Mapping[str, tuple[str, str]] = {
+    "resident": ("resident_prefixes", "Prefixes in memory"),
+    "resident_bytes": ("resident_bytes", "Size of the prefixes in memory"),
+    "hits": ("prefix_hits", "Times that a prefix was in memory"),
+    "misses": ("prefix_misses", "Times that a prefix was read"),
+}
+"""By field of `Loads` the metric's name and what it says."""
+
+OF_WORKERS: Mapping[str, tuple[str, str]] = {
+    "failures": ("prefix_failures", "Times that a prefix could not be had"),
+    "written_bytes": ("prefix_written_bytes", "Size of what was written into the key-value cache"),
+    "read_seconds": ("prefix_read_seconds", "Time spent on reading prefixes"),
+    "write_seconds": ("prefix_write_seconds", "Time spent on writing into the key-value cache"),
+}
+"""The same for what only engines tell whose workers read prefixes."""
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.registry import Collector
 
 from foreword.engine import EngineClient
-from foreword.engine.protocol import Loads
+from foreword.engine.protocol import IN_MEMORY, OF_WORKERS, Loads
 from foreword.serve.registry import Registry
 
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -40,35 +41,16 @@ class Metrics:
         self._gauge("running", "Requests with a place: the batch", lambda: engine.stats.running)
         self._gauge("steps", "Steps of the engine so far", lambda: engine.stats.steps)
         self._gauge("cache_bytes", "Size of the slot cache", lambda: engine.stats.cache_bytes)
-        self._tell_loads(lambda: registry.loads or engine.stats.loads or Loads())
+        self._tell(IN_MEMORY, lambda: registry.loads or engine.stats.loads)
         if engine.stats.loads is not None:
-            self._tell_writes(lambda: engine.stats.loads or Loads())
+            self._tell(OF_WORKERS, lambda: engine.stats.loads)
 
-    def _tell_loads(self, now: Callable[[], Loads]) -> None:
-        """Tell which prefixes are in memory, and how often one had to be read."""
-        self._gauge("resident_prefixes", "Prefixes in memory", lambda: now().resident)
-        self._gauge(
-            "resident_bytes", "Size of the prefixes in memory", lambda: now().resident_bytes
-        )
-        self._gauge("prefix_hits", "Times that a prefix was in memory", lambda: now().hits)
-        self._gauge("prefix_misses", "Times that a prefix was read", lambda: now().misses)
-
-    def _tell_writes(self, now: Callable[[], Loads]) -> None:
-        """Tell what the engine's workers do with prefixes besides."""
-        self._gauge("prefix_failures", "Times that a prefix failed", lambda: now().failures)
-        self._gauge(
-            "prefix_written_bytes",
-            "Size of the prefixes written into the key-value cache",
-            lambda: now().written_bytes,
-        )
-        self._gauge(
-            "prefix_read_seconds", "Time spent reading prefixes", lambda: now().read_seconds
-        )
-        self._gauge(
-            "prefix_write_seconds",
-            "Time spent writing prefixes into the key-value cache",
-            lambda: now().write_seconds,
-        )
+    def _tell(
+        self, figures: Mapping[str, tuple[str, str]], now: Callable[[], Loads | None]
+    ) -> None:
+        """Tell figures of what is done with prefixes."""
+        for field, (name, text) in figures.items():
+            self._gauge(name, text, partial(lambda one: getattr(now() or Loads(), one), field))
 
     def _counter(self, name: str, text: str, labels: list[str]) -> Counter:
         return Counter(f"foreword_{name}", text, labels, registry=self.registry)

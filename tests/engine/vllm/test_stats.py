@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
@@ -58,10 +61,29 @@ def test_the_runtime_sums_what_steps_told() -> None:
     assert runtime.stats == Stats(0, 1, 3, 0, Loads(0, 0, 5, 1, 0, 300, 0.25, 0.5))
 
 
+def test_vllms_own_server_tells_them_by_engine() -> None:
+    registry = CollectorRegistry()
+    kinds = {kind: partial(kind, registry=registry) for kind in (Gauge, Counter, Histogram)}
+    config = SimpleNamespace(kv_transfer_config=None)
+    engines = {0: ["m", "0"], 1: ["m", "1"]}
+    made = ForewordPrefixes.build_prom_metrics(config, kinds, ["model_name", "engine"], engines)
+    for told in (dict(vars(ONE)), {"resident": -1, "hits": 3, "misses": 0}):
+        made.observe(told, 1)
+
+    def told_of(name: str, engine: str) -> float | None:
+        return registry.get_sample_value(name, {"model_name": "m", "engine": engine})
+
+    assert told_of("vllm:foreword_resident_prefixes", "1") == 0
+    assert told_of("vllm:foreword_prefix_hits_total", "1") == 5
+    assert told_of("vllm:foreword_prefix_hits_total", "0") == 0
+    assert told_of("vllm:foreword_prefix_misses_total", "1") == 1
+    assert told_of("vllm:foreword_prefix_write_seconds_total", "1") == 0.5
+
+
 def test_vllm_asks_the_connector_by_these_names() -> None:
     from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
 
-    for name in ("get_kv_connector_stats", "build_kv_connector_stats"):
+    for name in ("get_kv_connector_stats", "build_kv_connector_stats", "build_prom_metrics"):
         assert hasattr(KVConnectorBase_V1, name)
         assert name in vars(ForewordPrefixes)
     assert "kv_connector_stats" in SchedulerStats.__dataclass_fields__

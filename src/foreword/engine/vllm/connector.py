@@ -48,7 +48,7 @@ from foreword.engine.vllm.requests import (
     foreign_salt,
     named_in,
 )
-from foreword.engine.vllm.stats import LoadStats
+from foreword.engine.vllm.stats import LoadMetrics, LoadStats
 from foreword.engine.vllm.turning import Turning, measured
 from foreword.errors import CorruptFile, MismatchError, UnsupportedModel, first_line
 from foreword.outlines import Outlines
@@ -317,6 +317,11 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> LoadStats:
         """What `LoadStats` holds, as it came from another process."""
         return LoadStats(data or {})
+
+    @classmethod
+    def build_prom_metrics(cls, *given: Any, **named: Any) -> LoadMetrics:
+        """Those figures in the metrics of vLLM's own server."""
+        return LoadMetrics(*given, **named)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         """Nothing: what is loaded is there before the step begins."""

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
+from typing import Any
 
-from foreword.engine.protocol import Loads
+from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
+    KVConnectorPromMetrics,
+    KVConnectorStats,
+)
+from vllm.v1.metrics.utils import create_metric_per_engine
+
+from foreword.engine.protocol import IN_MEMORY, OF_WORKERS, Loads
 
 
 class LoadStats(KVConnectorStats):  # type: ignore[misc]
@@ -29,3 +35,37 @@ class LoadStats(KVConnectorStats):  # type: ignore[misc]
     def is_empty(self) -> bool:
         """Whether nothing was done."""
         return not any(self.data.values())
+
+
+class LoadMetrics(KVConnectorPromMetrics):  # type: ignore[misc]
+    """The same figures in the metrics of vLLM's own server.
+
+    Args:
+        vllm_config: vLLM's configuration.
+        metric_types: vLLM's classes of metrics.
+        labelnames: Labels of all of its metrics.
+        per_engine_labelvalues: Their values, by engine.
+    """
+
+    def __init__(
+        self,
+        vllm_config: Any,
+        metric_types: dict[Any, Any],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> None:
+        super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+        self._figures: dict[str, dict[int, Any]] = {}
+        for field, (name, text) in {**IN_MEMORY, **OF_WORKERS}.items():
+            shrinks = field.startswith("resident")
+            more = {"multiprocess_mode": "sum"} if shrinks else {}
+            made = (self._gauge_cls if shrinks else self._counter_cls)(
+                name=f"vllm:foreword_{name}", documentation=text, labelnames=labelnames, **more
+            )
+            self._figures[field] = create_metric_per_engine(made, per_engine_labelvalues)
+
+    def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
+        """Add what was done in a step."""
+        for field, value in transfer_stats_data.items():
+            if value:
+                self._figures[field][engine_idx].inc(value)
