@@ -14,12 +14,12 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src/foreword"
 LAYERS = (
     "errors version lazy notices interrupt progress arguments options fallbacks files reach",
-    "description header versions outline",
+    "description described header versions outline",
     "head",
     "prefix",
     "describe",
     "format",
-    "store",
+    "store outlines",
     "weights",
     "attention",
     "backbone",

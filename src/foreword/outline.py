@@ -111,6 +111,16 @@ class Outline(NamedTuple):
         """Number of numbers in its tensors."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
+    @property
+    def nbytes(self) -> int:
+        """Size of its tensors in bytes."""
+        return self.parameters * _SIZES[self.dtype]
+
+    @property
+    def head_task(self) -> str | None:
+        """What its head does; None without one."""
+        return None if self.head is None else str(self.head["task"])
+
 
 def approved(file: BinaryIO, size: int) -> Outline:
     """What the header of a file of `size` bytes says, once all of it is found to be possible."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -150,6 +151,11 @@ class Prefix:
         return self.keys[0].dtype
 
     @property
+    def head_task(self) -> str | None:
+        """What its head does; None without one."""
+        return None if self.head is None else self.head.task
+
+    @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All of its tensors: keys, values, and those of its head."""
         own = () if self.head is None else self.head.tensors
@@ -204,11 +210,11 @@ class Prefix:
             )
         for site, key, value in zip(self.sites, self.keys, self.values, strict=True):
             for kind, tensor in (("key", key), ("value", value)):
-                if not bool(torch.isfinite(tensor).all()):
+                if not _is_finite(tensor):
                     return f"{site.label}.{kind}"
         if self.head is not None:
             for kind, tensor in zip(("weight", "bias"), self.head.tensors, strict=True):
-                if not bool(torch.isfinite(tensor).all()):
+                if not _is_finite(tensor):
                     return f"head.{kind}"
         return None
 
@@ -307,6 +313,13 @@ def _check_tensor(what: str, given: object) -> None:
     assert isinstance(given, Tensor)
     if given.layout is not torch.strided:
         raise PrefixError(f"{what} must be a dense tensor; found one of {given.layout}")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are finite; one pass, where `torch.isfinite` writes several tensors."""
+    if not tensor.numel():
+        return True
+    return all(math.isfinite(end) for end in tensor.detach().aminmax())  # NaN would be both
 
 
 def rms(tensor: Tensor) -> float:

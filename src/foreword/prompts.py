@@ -11,9 +11,8 @@ from foreword.data.chat import rendered
 from foreword.data.room import Room
 from foreword.data.seq2seq import encoder_of
 from foreword.data.template import as_row
+from foreword.described import Described
 from foreword.errors import WRITES_NONE, MismatchError
-from foreword.outline import Outline
-from foreword.prefix import Prefix
 
 PLAIN = Task("{input}", "{output}")
 """Text as it is given."""
@@ -22,7 +21,7 @@ CHAT = Task(None, None)
 """Conversations in the backbone's own chat template."""
 
 
-def task_of(prefix: Prefix | Outline) -> Task:
+def task_of(prefix: Described) -> Task:
     """The templates that the prefix was trained with; plain text for one that was captured."""
     recipe = prefix.meta.recipe
     if "prompt" not in recipe:
@@ -30,13 +29,13 @@ def task_of(prefix: Prefix | Outline) -> Task:
     return Task(recipe.get("prompt"), recipe.get("target"))
 
 
-def has_templates(prefix: Prefix | None) -> bool:
+def has_templates(prefix: Described | None) -> bool:
     """Whether a prefix was trained with templates, so that it is asked in them and not in a chat."""
     return prefix is not None and "prompt" in prefix.meta.recipe and not task_of(prefix).chat
 
 
 def encoder_for(
-    backbone: Served, prefix: Prefix | None, task: Task, like: Prefix | None = None
+    backbone: Served, prefix: Described | None, task: Task, like: Described | None = None
 ) -> Encoder:
     """The encoder of inputs for a prefix, or for the frozen model alone (None).
 
@@ -50,13 +49,13 @@ def encoder_for(
     return encoder_of(backbone, task, bos, Room.behind(backbone, prefix or like))
 
 
-def text_ids(backbone: Served, prefix: Prefix | None, text: str) -> list[int]:
+def text_ids(backbone: Served, prefix: Described | None, text: str) -> list[int]:
     """Token ids of a text, taken as it is."""
     return encoder_for(backbone, prefix, PLAIN).uncut({"input": text})
 
 
 def chat_ids(
-    backbone: Served, prefix: Prefix | None, turns: Sequence[Mapping[str, str]]
+    backbone: Served, prefix: Described | None, turns: Sequence[Mapping[str, str]]
 ) -> list[int]:
     """Token ids of a conversation up to where the assistant speaks.
 
@@ -77,11 +76,11 @@ def chat_ids(
     return encoder.within_recipe(encoder.without_doubled_bos(ids))
 
 
-def refuse_head(prefix: Prefix) -> None:
+def refuse_head(prefix: Described) -> None:
     """Check that a prefix is one that writes text.
 
     Raises:
         MismatchError: It carries a head.
     """
-    if prefix.head is not None:
-        raise MismatchError(WRITES_NONE.format(prefix.head.task))
+    if prefix.head_task is not None:
+        raise MismatchError(WRITES_NONE.format(prefix.head_task))

@@ -199,7 +199,13 @@ def test_vllm_is_started_with_the_flags_that_follow_and_served(
         with TestClient(server.config.app) as client:
             body = {"model": "one", "prompt": "once", "max_tokens": 2}
             assert client.post("/v1/completions", json=body).status_code == 200
+            assert client.get("/v1/prefixes/one").json()["resident"] is None
+            assert client.post("/v1/pin_prefix", json={"name": "one"}).status_code == 400
 
+    def unread(*_: object) -> None:
+        raise AssertionError("a whole file was read")
+
+    monkeypatch.setattr(foreword.format, "load", unread)
     monkeypatch.setattr(launch.Launch, "start", start)
     monkeypatch.setattr(uvicorn.Server, "run", run)
     command = ["serve", "--engine", "vllm", "--backbone", str(tiny_folder), "--store", str(store)]

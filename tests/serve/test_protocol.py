@@ -14,6 +14,8 @@ import foreword
 from foreword.backbone.served import Served
 from foreword.engine import Engine, EngineClient, Limits
 from foreword.serve import ServeOptions, create_app
+from foreword.serve.registry import Registry
+from foreword.serve.remote import RemotePrefixes
 from foreword.serve.residency import Residency
 from foreword.store import PrefixStore
 from tests.conftest import byte_tokenizer, tiny_model
@@ -24,8 +26,8 @@ ASKED: dict[str, Any] = {"prompt": "once upon", "max_tokens": 6, "temperature": 
 ASKED["extra_body"] = {"ignore_eos": True}
 
 
-Made = tuple[Served, EngineClient, PrefixStore]
-"""What the server knows of the model, the engine behind it, and a store of two prefixes."""
+Made = tuple[Served, EngineClient, Registry]
+"""What the server knows of the model, the engine behind it, and who knows its two prefixes."""
 
 
 def stored(backbone: foreword.Backbone, folder: Path) -> PrefixStore:
@@ -37,22 +39,28 @@ def stored(backbone: foreword.Backbone, folder: Path) -> PrefixStore:
 
 def embedded(folder: Path) -> Made:
     backbone = foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
-    return backbone, Engine(backbone, Limits(rows=4, prompt_tokens=32)), stored(backbone, folder)
+    engine = Engine(backbone, Limits(rows=4, prompt_tokens=32))
+    return backbone, engine, Residency(stored(backbone, folder))
 
 
 def scripted(folder: Path) -> Made:
     backbone = foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
-    return backbone, Scripted(), stored(backbone, folder)
+    return backbone, Scripted(), Residency(stored(backbone, folder))
+
+
+def remote(folder: Path) -> Made:
+    backbone = foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
+    return backbone, Scripted(), RemotePrefixes(stored(backbone, folder))
 
 
 def on_vllm(folder: Path) -> Made:
     pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
     backbone = tiny.backbone()
     store = stored(backbone, folder / "store")
-    return *tiny.launched(backbone, folder / "model", store), store
+    return *tiny.launched(backbone, folder / "model", store), RemotePrefixes(store)
 
 
-@pytest.fixture(scope="module", params=[embedded, scripted, on_vllm])
+@pytest.fixture(scope="module", params=[embedded, scripted, remote, on_vllm])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     made: Made = request.param(tmp_path_factory.mktemp("store"))
     return made
@@ -65,8 +73,8 @@ def engine(made: Made) -> EngineClient:
 
 @pytest.fixture(scope="module")
 def app(made: Made) -> Iterator[TestClient]:
-    served, engine, store = made
-    with TestClient(create_app(served, engine, Residency(store), ServeOptions(queue=4))) as app:
+    served, engine, registry = made
+    with TestClient(create_app(served, engine, registry, ServeOptions(queue=4))) as app:
         yield app
     assert not engine.accepts
 

@@ -58,6 +58,11 @@ class Rotation:
     angle_R: Tensor
     residual: float
 
+    def turns_planes_of(self, other: Rotation) -> bool:
+        """Whether both turn the same planes."""
+        same = torch.equal(self.first_R, other.first_R)
+        return same and torch.equal(self.second_R, other.second_R)
+
     def turned(self, key_HPD: Tensor, times: int = 1) -> Tensor:
         """The keys turned `times` times (-1: back), computed in float64, in their own dtype."""
         if not len(self.first_R):

@@ -21,6 +21,7 @@ from foreword.weights import embedded
 if TYPE_CHECKING:
     from foreword.backbone.served import Served
     from foreword.engine import EngineClient
+    from foreword.serve.registry import Registry
 
 STARTUP_FAILURE = 3
 """Exit code of uvicorn where it cannot listen."""
@@ -120,15 +121,13 @@ def serve(
         raise ServeError(
             "serving needs FastAPI, uvicorn and prometheus-client: pip install 'foreword[serve]'"
         ) from error
-    from foreword.serve.residency import Residency
-
-    residency = Residency(store.open(), arguments.resident)
+    registry = _registry(store.open(), arguments)
     start = _on_vllm if arguments.engine == "vllm" else _embedded
-    served, engine, dtype = start(arguments, backbone, residency.store, flags)
+    served, engine, dtype = start(arguments, backbone, registry.store, flags)
     app = create_app(
         served,
         engine,
-        residency,
+        registry,
         ServeOptions(
             api_key=arguments.api_key,
             queue=arguments.queue,
@@ -139,7 +138,7 @@ def serve(
             origins=arguments.allow_origin,
         ),
     )
-    count = sum(1 for _ in residency.store)
+    count = sum(1 for _ in registry.store)
     note(
         f"{served.name} in {dtype} with {count} prefixes, on "
         f"http://{arguments.host}:{arguments.port}/v1"
@@ -158,6 +157,16 @@ def serve(
 
 Started = tuple["Served", "EngineClient", str]
 """What the server knows of the model, the engine that runs it, and the dtype that it computes in."""
+
+
+def _registry(store: PrefixStore, arguments: ServeArguments) -> Registry:
+    """Who knows the prefixes: vLLM's workers read them themselves."""
+    from foreword.serve.remote import RemotePrefixes
+    from foreword.serve.residency import Residency
+
+    if arguments.engine == "vllm":
+        return RemotePrefixes(store)
+    return Residency(store, arguments.resident)
 
 
 def _embedded(

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from foreword.backbone.served import Served
+from foreword.described import Described
 from foreword.description import PrefixMeta
-from foreword.prefix import Prefix
 
 LONGEST = "longest_target"
 """Among what training measured under a max_length: tokens of the longest target."""
@@ -54,7 +54,7 @@ class Room:
         return min(self.context - new, self.max_length - free)
 
     @classmethod
-    def behind(cls, backbone: Served, prefix: Prefix | None) -> Room:
+    def behind(cls, backbone: Served, prefix: Described | None) -> Room:
         """The room behind a trained prefix, a captured one, or none."""
         if prefix is None:
             return cls(backbone.context)

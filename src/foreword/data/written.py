@@ -20,8 +20,8 @@ from foreword.backbone import Backbone
 from foreword.backbone.served import Served
 from foreword.data.chat import assistant_spans
 from foreword.data.template import Task
+from foreword.described import Described
 from foreword.errors import DataError
-from foreword.prefix import Prefix
 
 
 class OtherBeginning(UserWarning):
@@ -103,7 +103,7 @@ class Written:
 
 
 def written_for(
-    backbone: Served, prefix: Prefix | None, task: Task, like: Prefix | None = None
+    backbone: Served, prefix: Described | None, task: Task, like: Described | None = None
 ) -> Written:
     """How a text is written for a task.
 
@@ -155,7 +155,7 @@ def _meant(tokenizer: Any) -> frozenset[int]:
     return special_ids(tokenizer) - {tokenizer.unk_token_id}
 
 
-def _kept(tokenizer: Any, prefix: Prefix | None, task: Task) -> frozenset[int]:
+def _kept(tokenizer: Any, prefix: Described | None, task: Task) -> frozenset[int]:
     """Special tokens that the target template names, and that training found in targets."""
     found: list[Any] = []
     if task.target is not None:

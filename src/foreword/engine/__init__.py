@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from foreword.lazy import offer
 
 if TYPE_CHECKING:
-    from foreword.engine.protocol import EngineClient, Stats
+    from foreword.engine.protocol import EngineClient, Loads, Stats
     from foreword.engine.request import (
         Completion,
         EngineClosed,
@@ -25,6 +25,7 @@ __all__ = [
     "EngineClosed",
     "Event",
     "Limits",
+    "Loads",
     "Request",
     "Sampling",
     "Stats",
@@ -41,6 +42,7 @@ offer(
         "EngineClosed": "foreword.engine.request",
         "Event": "foreword.engine.request",
         "Limits": "foreword.engine.slots.scheduler",
+        "Loads": "foreword.engine.protocol",
         "Request": "foreword.engine.request",
         "Sampling": "foreword.engine.request",
         "Stats": "foreword.engine.protocol",

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 
+from foreword.described import Described
 from foreword.engine.request import Request
 from foreword.errors import DataError, TooLong
-from foreword.prefix import Prefix
+from foreword.prefix import Prefix, check_prefix
 
 CLOSED = "the engine takes no more requests: it is being closed"
 """Why an engine that is closed refuses."""
 
 
-def room_after(context: int, size: int, prefix: Prefix | None) -> int:
+def room_after(context: int, size: int, prefix: Described | None) -> int:
     """Tokens that a context leaves after a prompt behind a prefix.
 
     Args:
@@ -31,6 +32,20 @@ def room_after(context: int, size: int, prefix: Prefix | None) -> int:
             f"{context} leaves no room to go on. Shorten the prompt"
         )
     return room
+
+
+def whole_prefix(request: Request) -> Prefix | None:
+    """The prefix of a request with its tensors, for an engine that computes with them itself.
+
+    Raises:
+        PrefixError: What stands for it is no `Prefix`, such as what a file says of one.
+    """
+    prefix = request.prefix
+    if prefix is None:
+        return None
+    check_prefix(prefix, f"the prefix of {request.name}")
+    assert isinstance(prefix, Prefix)
+    return prefix
 
 
 def check_tokens(request: Request, vocabulary: int) -> None:

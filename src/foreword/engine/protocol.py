@@ -2,12 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+import operator
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from foreword.described import Described
 from foreword.engine.request import Event, Request
-from foreword.prefix import Prefix
+
+
+@dataclass(frozen=True)
+class Loads:
+    """Prefixes that were read from disk and are in memory, so far.
+
+    Attributes:
+        resident: Prefixes in memory now.
+        resident_bytes: Size of their tensors.
+        hits: Times that one was in memory.
+        misses: Times that one was read.
+        failures: Times that one could not be had.
+        written_bytes: Size of the keys and values that were written into a key-value cache.
+        read_seconds: Time that reading took.
+        write_seconds: Time that writing took.
+    """
+
+    resident: int = 0
+    resident_bytes: int = 0
+    hits: int = 0
+    misses: int = 0
+    failures: int = 0
+    written_bytes: int = 0
+    read_seconds: float = 0.0
+    write_seconds: float = 0.0
+
+    def __add__(self, other: Loads) -> Loads:
+        """What two have done together, or one before and after."""
+        return Loads(*map(operator.add, vars(self).values(), vars(other).values()))
+
+
+IN_MEMORY: Mapping[str, tuple[str, str]] = {
+    "resident": ("resident_prefixes", "Prefixes in memory"),
+    "resident_bytes": ("resident_bytes", "Size of the prefixes in memory"),
+    "hits": ("prefix_hits", "Times that a prefix was in memory"),
+    "misses": ("prefix_misses", "Times that a prefix was read"),
+}
+"""By field of `Loads` the metric's name and what it says."""
+
+OF_WORKERS: Mapping[str, tuple[str, str]] = {
+    "failures": ("prefix_failures", "Times that a prefix could not be had"),
+    "written_bytes": ("prefix_written_bytes", "Size of what was written into the key-value cache"),
+    "read_seconds": ("prefix_read_seconds", "Time spent on reading prefixes"),
+    "write_seconds": ("prefix_write_seconds", "Time spent on writing into the key-value cache"),
+}
+"""The same for what only engines tell whose workers read prefixes."""
 
 
 @dataclass(frozen=True)
@@ -19,12 +66,15 @@ class Stats:
         running: Requests with a place: the batch.
         steps: Steps so far.
         cache_bytes: Memory that keys and values of texts take.
+        loads: What its workers did with prefixes, summed over all of them; None where the engine is
+            given prefixes with their tensors.
     """
 
     waiting: int
     running: int
     steps: int
     cache_bytes: int
+    loads: Loads | None = None
 
 
 class EngineClient(Protocol):
@@ -52,14 +102,14 @@ class EngineClient(Protocol):
             ForewordError: It would not, and why.
         """
 
-    def room(self, size: int, prefix: Prefix | None) -> int:
+    def room(self, size: int, prefix: Described | None) -> int:
         """Tokens that the context leaves after a prompt of `size` tokens behind a prefix.
 
         Raises:
             TooLong: None.
         """
 
-    def left(self, size: int, prefix: Prefix | None) -> int:
+    def left(self, size: int, prefix: Described | None) -> int:
         """Tokens that the engine's memory leaves after a prompt of `size` tokens behind a prefix."""
 
     def stream(self, *requests: Request) -> AsyncGenerator[Event]:

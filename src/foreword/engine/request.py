@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from foreword.described import Described
 from foreword.errors import DataError, ServeError
-from foreword.prefix import Prefix
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
@@ -114,7 +114,9 @@ class Sampling:
 class Weighted:
     """A prefix and how much of it; for now all of it."""
 
-    prefix: Prefix
+    prefix: Described
+    """A `Prefix`; what its file says of it (`PrefixStore.outline`) is enough for engines whose workers
+    read it themselves."""
     weight: float = 1.0
     name: str = ""
     """What its store calls it, for engines whose workers read it there; empty for those of none."""
@@ -150,7 +152,7 @@ class Request:
             object.__setattr__(self, "name", f"request-{next(_numbers)}")
 
     @property
-    def prefix(self) -> Prefix | None:
+    def prefix(self) -> Described | None:
         """The prefix, or None."""
         return self.prefixes[0].prefix if self.prefixes else None
 

@@ -22,7 +22,7 @@ from foreword.serve.guard import Budget, Guard
 from foreword.serve.intake import Intake
 from foreword.serve.journal import Journal
 from foreword.serve.metrics import Metrics
-from foreword.serve.residency import Residency
+from foreword.serve.registry import Registry
 from foreword.serve.routes.completions import add_completion_routes
 from foreword.serve.routes.health import add_health_routes
 from foreword.serve.routes.models import add_model_routes
@@ -58,7 +58,7 @@ class ServeOptions:
 def create_app(
     backbone: Served,
     engine: EngineClient,
-    residency: Residency,
+    registry: Registry,
     options: ServeOptions | None = None,
 ) -> FastAPI:
     """OpenAI's API over an engine.
@@ -66,16 +66,17 @@ def create_app(
     Args:
         backbone: The backbone that the engine runs.
         engine: The engine; the application ends it when it is shut down.
-        residency: Prefixes by name.
+        registry: Prefixes by name: a `Residency`, or `RemotePrefixes` where the engine's workers read
+            them.
         options: What the server allows.
     """
     options = options or ServeOptions()
     crews = Crews()
-    metrics = Metrics(engine, residency)
+    metrics = Metrics(engine, registry)
     service = Completions(
         backbone,
         engine,
-        residency,
+        registry,
         metrics,
         crews,
         queue=options.queue,
@@ -85,7 +86,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await run_in_threadpool(residency.store.clear_leftovers)
+        await run_in_threadpool(registry.store.clear_leftovers)
         yield
         await run_in_threadpool(engine.close)
 
@@ -113,8 +114,8 @@ def create_app(
             expose_headers=["x-request-id"],
         )
     add_completion_routes(app, service)
-    add_model_routes(app, Catalogue(backbone, residency.store), crews)
-    add_prefix_routes(app, Intake(backbone, residency), crews)
+    add_model_routes(app, Catalogue(backbone, registry.store), crews)
+    add_prefix_routes(app, Intake(backbone, registry), crews)
     add_health_routes(app, engine, metrics)
     return app
 

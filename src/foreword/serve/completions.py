@@ -12,16 +12,16 @@ from typing import Any
 
 from foreword.backbone.served import Served
 from foreword.data.written import end_of_turn, stop_of_turn
+from foreword.described import Described
 from foreword.engine import EngineClient, Event, Request, Sampling, Weighted
 from foreword.engine.request import Completion, NotServed, completion
-from foreword.errors import ForewordError, TooLong
-from foreword.prefix import Prefix
+from foreword.errors import ForewordError, StoreError, TooLong
 from foreword.prompts import chat_ids, has_templates, text_ids
 from foreword.serve.crews import Crews
 from foreword.serve.failures import TOO_LONG, Failure, no_model
 from foreword.serve.journal import Line
 from foreword.serve.metrics import Metrics
-from foreword.serve.residency import Residency
+from foreword.serve.registry import Registry
 from foreword.serve.schemas import ChatRequest, CompletionRequest, Sampled
 
 Body = CompletionRequest | ChatRequest
@@ -62,7 +62,7 @@ class Completions:
     Args:
         backbone: The backbone.
         engine: What runs them.
-        residency: Where prefixes come from.
+        registry: Where prefixes come from.
         metrics: What is counted.
         crews: Who does what would hold up the event loop.
         queue: Choices that may be open at once, waiting ones included.
@@ -74,7 +74,7 @@ class Completions:
         self,
         backbone: Served,
         engine: EngineClient,
-        residency: Residency,
+        registry: Registry,
         metrics: Metrics,
         crews: Crews,
         *,
@@ -84,7 +84,7 @@ class Completions:
     ) -> None:
         self.backbone = backbone
         self.engine = engine
-        self.residency = residency
+        self.registry = registry
         self.metrics = metrics
         self.crews = crews
         self.queue = queue
@@ -94,7 +94,7 @@ class Completions:
 
     # -- what is asked ---------------------------------------------------------------------------
 
-    async def prefix(self, model: str) -> Prefix | None:
+    async def prefix(self, model: str) -> Described | None:
         """The prefix that a request's model names; None for the backbone.
 
         Raises:
@@ -104,10 +104,13 @@ class Completions:
             return None
         return await self.crews.disk.do(partial(self._stored, model))
 
-    def _stored(self, model: str) -> Prefix:
-        if model not in self.residency:
-            raise no_model(model)
-        return self.residency.get(model)
+    def _stored(self, model: str) -> Described:
+        try:
+            return self.registry.get(model)
+        except StoreError:
+            if model in self.registry:
+                raise
+            raise no_model(model) from None
 
     async def asked(self, body: Body, line: Line) -> Asked:
         """The engine's requests, each of which it would take.
@@ -133,7 +136,7 @@ class Completions:
         line["request"] = f"{kind}-{line['request']}"
         return await self.crews.text.do(partial(self._made, body, prefix, sampling, line))
 
-    def _made(self, body: Body, prefix: Prefix | None, sampling: Sampling, line: Line) -> Asked:
+    def _made(self, body: Body, prefix: Described | None, sampling: Sampling, line: Line) -> Asked:
         """The engine's requests, in tokens."""
         identity = str(line["request"])
         field = "messages" if isinstance(body, ChatRequest) else "prompt"
@@ -178,7 +181,7 @@ class Completions:
                 headers={"Retry-After": "1"},
             )
 
-    def _prompts(self, body: Body, prefix: Prefix | None) -> list[list[int]]:
+    def _prompts(self, body: Body, prefix: Described | None) -> list[list[int]]:
         """Token ids of each prompt."""
         if isinstance(body, ChatRequest):
             return [self._conversation(body, prefix)]
@@ -197,7 +200,7 @@ class Completions:
         tokenizer: Any = self.backbone.tokenizer
         return tuple(tokenizer.decode(one.prompt, skip_special_tokens=True) for one in requests)
 
-    def _room(self, ids: Sequence[int], prefix: Prefix | None, field: str) -> int:
+    def _room(self, ids: Sequence[int], prefix: Described | None, field: str) -> int:
         try:
             room = self.engine.room(len(ids), prefix)
         except TooLong as error:  # clients know the code, LiteLLM the sentence
@@ -205,11 +208,11 @@ class Completions:
             raise Failure(400, f"{error}. {most}", field, code=TOO_LONG) from error
         return room if self.most_tokens is None else min(room, self.most_tokens)
 
-    def _prompt(self, prompt: str | list[int], prefix: Prefix | None) -> list[int]:
+    def _prompt(self, prompt: str | list[int], prefix: Described | None) -> list[int]:
         """Token ids of a completion's prompt, taken as it is."""
         return text_ids(self.backbone, prefix, prompt) if isinstance(prompt, str) else prompt
 
-    def _conversation(self, body: ChatRequest, prefix: Prefix | None) -> list[int]:
+    def _conversation(self, body: ChatRequest, prefix: Described | None) -> list[int]:
         """Token ids of a conversation."""
         turns = [message.turn for message in body.messages]
         if has_templates(prefix) and (len(turns) != 1 or turns[0]["role"] != "user"):

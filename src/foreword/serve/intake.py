@@ -8,12 +8,12 @@ from typing import Any, BinaryIO
 
 from foreword import format as prefix_file
 from foreword.backbone.served import Served
+from foreword.described import Described
 from foreword.engine.threads import give_up_pool
 from foreword.errors import FormatError, StoreError
 from foreword.files import reason, refusing
-from foreword.prefix import Prefix
 from foreword.serve.catalogue import check_servable
-from foreword.serve.residency import Residency
+from foreword.serve.registry import Registry
 
 PART = 2**20
 """Bytes that are copied at once."""
@@ -24,12 +24,12 @@ class Intake:
 
     Args:
         backbone: What they must fit.
-        residency: Prefixes by name, and their store.
+        registry: Prefixes by name, and their store.
     """
 
-    def __init__(self, backbone: Served, residency: Residency) -> None:
+    def __init__(self, backbone: Served, registry: Registry) -> None:
         self.backbone = backbone
-        self.residency = residency
+        self.registry = registry
 
     def take(self, name: str, source: BinaryIO, *, overwrite: bool) -> dict[str, Any]:
         """Copy a file into the store, and tell what it is once it is found to be a prefix that fits.
@@ -45,7 +45,7 @@ class Intake:
         """
         if name == self.backbone.name:
             raise StoreError(f"{name!r} is the backbone's name; choose another")
-        store = self.residency.store
+        store = self.registry.store
         check_servable(self.backbone, prefix_file.read_outline(source), warn=False)
         try:
             with store.writing(name, overwrite=overwrite) as file:
@@ -71,7 +71,7 @@ class Intake:
             except FormatError as error:
                 raise type(error)(f"{path}: {error}") from error
 
-    def described(self, name: str, prefix: Prefix) -> dict[str, Any]:
+    def described(self, name: str, prefix: Described) -> dict[str, Any]:
         """What a prefix is, for those who manage the store."""
         return {
             "name": name,
@@ -79,8 +79,8 @@ class Intake:
             "length": prefix.length,
             "parameters": prefix.parameters,
             "bytes": prefix.nbytes,
-            "pinned": name in self.residency.pinned,
-            "resident": name in self.residency.resident,
+            "pinned": name in self.registry.pinned,
+            "resident": self.registry.holds(name),
             "backbone": prefix.meta.backbone,
             "recipe": dict(prefix.meta.recipe),
         }

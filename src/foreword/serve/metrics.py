@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.registry import Collector
 
 from foreword.engine import EngineClient
-from foreword.serve.residency import Residency
+from foreword.engine.protocol import IN_MEMORY, OF_WORKERS, Loads
+from foreword.serve.registry import Registry
 
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
@@ -16,10 +20,10 @@ class Metrics:
 
     Args:
         engine: The engine, whose queue is told.
-        residency: The prefixes in memory.
+        registry: Who knows the prefixes.
     """
 
-    def __init__(self, engine: EngineClient, residency: Residency) -> None:
+    def __init__(self, engine: EngineClient, registry: Registry) -> None:
         self.registry = CollectorRegistry()
         self.requests = self._counter(
             "requests", "Requests by prefix and how they ended", ["model", "finish"]
@@ -37,10 +41,16 @@ class Metrics:
         self._gauge("running", "Requests with a place: the batch", lambda: engine.stats.running)
         self._gauge("steps", "Steps of the engine so far", lambda: engine.stats.steps)
         self._gauge("cache_bytes", "Size of the slot cache", lambda: engine.stats.cache_bytes)
-        self._gauge("resident_prefixes", "Prefixes in memory", lambda: len(residency.resident))
-        self._gauge("resident_bytes", "Size of the prefixes in memory", lambda: residency.bytes)
-        self._gauge("prefix_hits", "Times that a prefix was in memory", lambda: residency.hits)
-        self._gauge("prefix_misses", "Times that a prefix was read", lambda: residency.misses)
+        self._tell(IN_MEMORY, lambda: registry.loads or engine.stats.loads)
+        if engine.stats.loads is not None:
+            self._tell(OF_WORKERS, lambda: engine.stats.loads)
+
+    def _tell(
+        self, figures: Mapping[str, tuple[str, str]], now: Callable[[], Loads | None]
+    ) -> None:
+        """Tell figures of what is done with prefixes."""
+        for field, (name, text) in figures.items():
+            self._gauge(name, text, partial(lambda one: getattr(now() or Loads(), one), field))
 
     def _counter(self, name: str, text: str, labels: list[str]) -> Counter:
         return Counter(f"foreword_{name}", text, labels, registry=self.registry)

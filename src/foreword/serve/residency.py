@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from foreword.engine.protocol import Loads
 from foreword.engine.threads import give_up_pool
 from foreword.errors import StoreError
 from foreword.prefix import Prefix
@@ -122,6 +123,16 @@ class Residency:
         """Names of the prefixes that stay in memory."""
         with self._lock:
             return frozenset(self._pinned)
+
+    def holds(self, name: str) -> bool:
+        """Whether a prefix is in memory."""
+        with self._lock:
+            return name in self._held
+
+    @property
+    def loads(self) -> Loads:
+        """What is in memory, and how often it was asked for."""
+        return Loads(len(self.resident), self.bytes, self.hits, self.misses)
 
     @property
     def bytes(self) -> int:

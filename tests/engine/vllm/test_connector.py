@@ -235,8 +235,8 @@ def test_a_file_replaced_after_the_scheduler_saw_it_fails_its_requests_alone(
     store.save(f"late-{name}", tiny.prefix(backbone, prefix.length, 61), overwrite=True)
     with monkeypatch.context() as patch:
         patch.setattr(
-            connector_of(llm, "scheduler"),
-            "_outline",
+            connector_of(llm, "scheduler")._outlines,
+            "get",
             lambda asked_name: (
                 outline if asked_name.startswith("late") else store.outline(asked_name)
             ),

@@ -162,6 +162,7 @@ def test_prefixes_that_fit_are_told_from_others(
 ) -> None:
     model.check(prefix)
     model.check(foreword.format.outline(store.path("p")), warn=False)
+    model.check(store.outline("p"))
     with pytest.raises(MismatchError, match="another tokenizer"):
         model.check(prefix.with_meta(tokenizer="0" * 64))
     model.check(prefix.with_meta(tokenizer=""))
@@ -172,10 +173,15 @@ def test_prefixes_that_fit_are_told_from_others(
         model.check(tiny.prefix(other, 5, 0))
 
 
-def test_a_prefix_with_a_head_writes_no_text(model: ServedModel, prefix: foreword.Prefix) -> None:
+def test_a_prefix_with_a_head_writes_no_text(
+    model: ServedModel, prefix: foreword.Prefix, store: PrefixStore
+) -> None:
     head = Head("classify", ("a", "b"), "last", torch.zeros(2, 64), torch.zeros(2))
     with pytest.raises(MismatchError, match="carries a head"):
         model.check(replace(prefix, head=head))
+    store.save("headed", replace(prefix, head=head))
+    with pytest.raises(MismatchError, match="carries a head for 'classify'"):
+        model.check(store.outline("headed"))
 
 
 def test_tokens_and_text_come_as_vllm_gives_them(engine: VllmEngine, runtime: Scripted) -> None:
@@ -193,12 +199,13 @@ def test_tokens_and_text_come_as_vllm_gives_them(engine: VllmEngine, runtime: Sc
 
 
 def test_a_prefix_is_asked_for_by_name_and_digest(
-    engine: VllmEngine, runtime: Scripted, prefix: foreword.Prefix
+    engine: VllmEngine, runtime: Scripted, prefix: foreword.Prefix, store: PrefixStore
 ) -> None:
-    events_of(engine, replace(asked(), prefixes=(Weighted(prefix, name="p"),)))
-    prompt, _ = runtime.asked[0]
-    assert prompt.token_ids == (PLACEHOLDER,) * 5 + (5, 6)
-    assert (prompt.prefix.name, prompt.prefix.digest) == ("p", prefix.digest)
+    for known in (prefix, store.outline("p")):  # whole, or as its file describes it
+        events_of(engine, replace(asked(), prefixes=(Weighted(known, name="p"),)))
+        prompt, _ = runtime.asked.pop()
+        assert prompt.token_ids == (PLACEHOLDER,) * 5 + (5, 6)
+        assert (prompt.prefix.name, prompt.prefix.digest) == ("p", prefix.digest)
 
 
 def test_what_follows_an_end_or_a_stop_text_is_left_out(
@@ -318,6 +325,9 @@ def test_errors_of_vllm_end_their_request_alone(
     assert "vLLM failed the request" in events_of(engine, under)[-1].error
     store.save("p", prefix.with_meta(recipe={"a": 1}), overwrite=True)
     assert "was replaced" in events_of(engine, under)[-1].error
+    content = store.path("p").read_bytes()
+    store.path("p").write_bytes(content[:-1] + b"\x01")
+    assert "altered or damaged" in events_of(engine, under)[-1].error
     store.remove("p")
     assert "no prefix is called 'p'" in events_of(engine, under)[-1].error
     runtime.outputs = []

@@ -9,10 +9,12 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 import foreword
+from foreword.backbone.rotate import Rotation
+from foreword.engine.protocol import Loads
 from foreword.engine.vllm.geometry import Geometry, Setting
 from foreword.engine.vllm.loaded import LoadedPrefixes, Place
 from foreword.engine.vllm.requests import Named
-from foreword.engine.vllm.turning import TOO_FAR, Turning, measured
+from foreword.engine.vllm.turning import TOO_FAR, Turning, joined, measured
 from foreword.errors import CorruptFile, MismatchError, NameUnknown, UnsupportedModel
 from foreword.store import PrefixStore
 from tests.engine.vllm import tiny
@@ -95,6 +97,40 @@ def test_turns_are_measured_whatever_scales_the_keys(backbone, scale) -> None:
         for layer in range(3):
             moved = turning.turned(layer, before[layer], by)
             torch.testing.assert_close(moved, after[layer], atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("by", [1, 37, 127, 505])
+def test_one_turn_does_what_a_turn_for_each_power_does(backbone, by) -> None:
+    """The plain way is one rotation after the other; those of the same planes are done at once."""
+    turning = measured(rotary(backbone), 512, "tiny", torch.float32)
+    for layer in range(3):
+        key = torch.randn(2, by, 32, generator=torch.Generator().manual_seed(by))
+        moved = key.double()
+        for rotation in turning.parts(layer, by):
+            moved = rotation.turned(moved)
+        plain = moved.float()
+        torch.testing.assert_close(turning.turned(layer, key, by), plain, atol=1e-6, rtol=0)
+        assert len(joined(turning.parts(layer, by))) == (layer != 1)
+
+
+def test_turns_in_other_planes_are_done_in_their_order() -> None:
+    """They do not add up: what the first has turned is turned again by the second."""
+
+    def turn(first: list[int], second: list[int], angle: float) -> Rotation:
+        angles = torch.full((len(first),), angle, dtype=torch.float64)
+        return Rotation(torch.tensor(first), torch.tensor(second), angles, 0.0)
+
+    none = turn([], [], 0.0)
+    parts = [turn([0, 1], [2, 3], 0.3), none, turn([0, 1], [2, 3], 0.4), turn([0, 2], [1, 3], 0.5)]
+    whole = joined([none, *parts, parts[0]])
+    assert [one.angle_R.tolist()[0] for one in whole] == [pytest.approx(0.7), 0.5, 0.3]
+    key = torch.randn(1, 2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    plain, fast = key, key
+    for one in (none, *parts, parts[0]):
+        plain = one.turned(plain)
+    for one in whole:
+        fast = one.turned(fast)
+    torch.testing.assert_close(fast, plain, atol=1e-12, rtol=0)
 
 
 def test_a_turn_further_than_measured_is_refused(backbone) -> None:
@@ -202,6 +238,22 @@ def test_the_prefixes_that_were_used_last_are_kept(store, backbone) -> None:
     for name in ("p5", "p16", "p5", "offset"):
         held.get(named(store, name))
     assert list(held._kept) == [named(store, name).digest for name in ("p5", "offset")]
+
+
+def test_a_worker_counts_what_it_reads_finds_and_keeps(store, backbone) -> None:
+    held = loaded(store, backbone, heads=slice(0, 1), most=2)
+    size = {
+        name: 3 * 2 * length * 32 * 4 for name, length in (("p5", 5), ("p16", 16), ("offset", 7))
+    }
+    for name in ("p5", "p16", "p5"):
+        held.get(named(store, name))
+    assert held.done == Loads(2, size["p5"] + size["p16"], hits=1, misses=2)
+    held.done = Loads()
+    held.get(named(store, "offset"))
+    assert held.done == Loads(0, size["offset"] - size["p16"], misses=1)
+    with pytest.raises(NameUnknown):
+        held.get(replace(named(store, "p16"), name="nobody"))
+    assert held.done.misses == 1
 
 
 def test_a_turning_of_nothing_is_none(backbone) -> None:

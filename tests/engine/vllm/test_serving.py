@@ -19,6 +19,7 @@ pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 import foreword
 from foreword.engine import Engine, EngineClient, Limits, Request, Sampling, Weighted
 from foreword.serve import ServeOptions, create_app
+from foreword.serve.remote import RemotePrefixes
 from foreword.serve.residency import Residency
 from foreword.store import PrefixStore
 from tests.engine.vllm import tiny
@@ -53,13 +54,17 @@ def engine(backbone, store, tmp_path_factory) -> EngineClient:
 def clients(backbone, store, engine) -> Iterator[dict[str, openai.OpenAI]]:
     """The official client of each server, over the same store."""
     served = {
-        "embedded": (backbone, Engine(backbone, Limits(rows=8, prompt_tokens=64))),
-        "vllm": (engine.model, engine),
+        "embedded": (
+            backbone,
+            Engine(backbone, Limits(rows=8, prompt_tokens=64)),
+            Residency(store),
+        ),
+        "vllm": (engine.model, engine, RemotePrefixes(store)),
     }
     with ExitStack() as stack:
         made = {}
-        for name, (model, own) in served.items():
-            app = create_app(model, own, Residency(store), ServeOptions(queue=64))
+        for name, (model, own, registry) in served.items():
+            app = create_app(model, own, registry, ServeOptions(queue=64))
             http = stack.enter_context(TestClient(app))
             made[name] = openai.OpenAI(
                 base_url="http://testserver/v1", api_key="none", http_client=http, max_retries=0
@@ -173,6 +178,79 @@ def test_chats_are_answered_as_by_the_embedded_engine(clients) -> None:
             for client in clients.values()
         }
         assert len(texts) == 1, model
+
+
+def test_the_server_reads_no_tensors(clients, backbone, store, monkeypatch) -> None:
+    """Its workers, in processes of their own, do."""
+    prefix = tiny.prefix(backbone, 20, 14)
+    store.save("unread", prefix)
+    wanted = whole(clients["embedded"], "unread", prompt=PROMPTS)
+
+    def refused(*_: object) -> None:
+        raise AssertionError("a whole file was read")
+
+    monkeypatch.setattr(foreword.format, "load", refused)
+    assert whole(clients["vllm"], "unread", prompt=PROMPTS) == wanted
+    told = clients["vllm"]._client.get("/v1/prefixes/unread").json()
+    assert (told["digest"], told["bytes"]) == (prefix.digest, prefix.nbytes)
+    assert (told["length"], told["resident"]) == (20, None)
+
+
+def test_a_file_whose_tensors_are_damaged_fails_its_request_alone(clients, backbone, store) -> None:
+    """Its header is whole, so that a worker finds out; once it is replaced it is served."""
+    path = store.save("harmed", tiny.prefix(backbone, 20, 15))
+    good = path.read_bytes()
+    path.write_bytes(good[:-3] + bytes([good[-3] ^ 1]) + good[-2:])
+    for _ in range(2):
+        with pytest.raises(openai.InternalServerError, match="altered or damaged"):
+            whole(clients["vllm"], "harmed", prompt="once")
+    with pytest.raises(openai.APIError, match="altered or damaged"):
+        in_pieces(clients["vllm"], "harmed", prompt="once")
+    beside = whole(clients["vllm"], "free", prompt="once")
+    assert beside == whole(clients["embedded"], "free", prompt="once")
+    store.path("harmed").unlink()
+    path.write_bytes(good)
+    found = whole(clients["vllm"], "harmed", prompt="once")
+    assert found == whole(clients["embedded"], "harmed", prompt="once")
+
+
+def figures(client: openai.OpenAI) -> dict[str, float]:
+    """What `/metrics` says of prefixes."""
+    lines = client._client.get("/metrics").text.splitlines()
+    pairs = [line.removeprefix("foreword_").split() for line in lines if "_prefix" in line]
+    return {pair[0]: float(pair[1]) for pair in pairs if len(pair) == 2}
+
+
+def test_what_workers_do_with_prefixes_is_told_in_metrics(clients, backbone, store) -> None:
+    """A prefix of 20 is less than a block, so that it is written for each request."""
+    client = clients["vllm"]
+    store.save("counted", tiny.prefix(backbone, 20, 16))
+    spoilt = store.save("spoilt", tiny.prefix(backbone, 20, 17))
+    spoilt.write_bytes(spoilt.read_bytes()[:-1] + b"\x01")
+    before = figures(client)
+    whole(client, "counted", prompt="once", n=3)
+    whole(client, "counted", prompt="again")
+    whole(client, "tiny", prompt="again")
+    with pytest.raises(openai.InternalServerError):
+        whole(client, "spoilt", prompt="once")
+    wanted = {
+        "resident_prefixes": 1,
+        "prefix_misses": 1,
+        "prefix_hits": 3,
+        "prefix_failures": 1,
+        "prefix_written_bytes": 4 * 20 * 3 * 2 * 2 * 32 * 4,  # layers, kinds, heads, dimension
+    }
+    until = time.monotonic() + WAIT
+    while True:
+        after = figures(client)
+        found = {name: after[name] - before[name] for name in wanted}
+        if found == wanted or time.monotonic() > until:
+            break
+        time.sleep(0.05)
+    assert found == wanted
+    assert after["prefix_read_seconds"] > before["prefix_read_seconds"]
+    assert after["prefix_write_seconds"] > before["prefix_write_seconds"]
+    assert "prefix_failures" not in figures(clients["embedded"])
 
 
 def test_a_prefix_that_is_replaced_is_never_served_under_its_old_contents(

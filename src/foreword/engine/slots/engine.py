@@ -19,7 +19,8 @@ from torch import Tensor
 from foreword.attention.attachment import Attachment
 from foreword.backbone import Backbone
 from foreword.data.written import Written, written_for
-from foreword.engine.checks import CLOSED, check_tokens, room_after
+from foreword.described import Described
+from foreword.engine.checks import CLOSED, check_tokens, room_after, whole_prefix
 from foreword.engine.protocol import Stats
 from foreword.engine.request import (
     Completion,
@@ -37,7 +38,6 @@ from foreword.engine.slots.scheduler import Limits, Scheduler
 from foreword.engine.streaming import Sink, streamed
 from foreword.engine.threads import give_up_pool
 from foreword.errors import TooLong, first_line
-from foreword.prefix import Prefix
 from foreword.prompts import PLAIN, refuse_head, task_of
 from foreword.weights.packing import packed
 
@@ -161,7 +161,7 @@ class Engine:
         """
         if not self._accepts:
             raise self._closed
-        prefix, size = request.prefix, len(request.prompt)
+        prefix, size = whole_prefix(request), len(request.prompt)
         if prefix is not None:
             refuse_head(prefix)
             self.backbone.check(prefix)
@@ -219,7 +219,7 @@ class Engine:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(drain=kind is None)
 
-    def room(self, size: int, prefix: Prefix | None) -> int:
+    def room(self, size: int, prefix: Described | None) -> int:
         """Tokens that the context leaves after a prompt of `size` tokens behind a prefix.
 
         Raises:
@@ -227,7 +227,7 @@ class Engine:
         """
         return room_after(self.backbone.context, size, prefix)
 
-    def left(self, size: int, prefix: Prefix | None) -> int:
+    def left(self, size: int, prefix: Described | None) -> int:
         """Tokens that the engine's memory leaves after a prompt of `size` tokens behind a prefix."""
         return self.limits.cache_tokens - size - self.runner.columns_of(prefix)
 
@@ -305,7 +305,7 @@ class Engine:
     def _row(self, job: Job, size: int) -> Row:
         assert job.slot is not None
         if job.front is None:
-            job.front = self.runner.place(job.slot, job.request.prefix)
+            job.front = self.runner.place(job.slot, whole_prefix(job.request))
         part = tuple(job.tokens[job.computed : job.computed + size])
         whole = job.request.sampling.prompt_logprobs is not None and not job.is_decoding
         return Row(job.slot, job.computed, part, job.front, size if whole else 1)

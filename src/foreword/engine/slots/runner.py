@@ -26,6 +26,7 @@ from foreword.attention.segments import Segment
 from foreword.attention.signature import parameters_of
 from foreword.backbone import Backbone
 from foreword.backbone.output_layer import head_sees
+from foreword.described import Described
 from foreword.engine.slots.bank import IDENTITY, Bank
 from foreword.engine.slots.cache import SlotCache
 from foreword.engine.slots.shelf import Slot
@@ -244,7 +245,7 @@ class Runner:
             return Front()
         return self._copy(slot, prefix) if self.columns_of(prefix) else Front(shared=prefix)
 
-    def columns_of(self, prefix: Prefix | None) -> int:
+    def columns_of(self, prefix: Described | None) -> int:
         """Columns that a copy of a prefix takes in a slot; 0 if all rows share one."""
         if prefix is None or prefix.length > self.copied or prefix.meta.softmax == "own":
             return 0

@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 import inspect
 import logging
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,8 +38,9 @@ from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVQuantMode
 from vllm.version import __version__ as version
 
+from foreword.engine.protocol import Loads
 from foreword.engine.vllm.geometry import Geometry, Setting
-from foreword.engine.vllm.loaded import Layers, LoadedPrefixes, Place, replaced
+from foreword.engine.vllm.loaded import Layers, LoadedPrefixes, Place, replaced, size_of
 from foreword.engine.vllm.requests import (
     Named,
     check_prompt,
@@ -46,10 +48,11 @@ from foreword.engine.vllm.requests import (
     foreign_salt,
     named_in,
 )
+from foreword.engine.vllm.stats import LoadMetrics, LoadStats
 from foreword.engine.vllm.turning import Turning, measured
 from foreword.errors import CorruptFile, MismatchError, UnsupportedModel, first_line
-from foreword.outline import Outline
-from foreword.store import PrefixStore, Stamp
+from foreword.outlines import Outlines
+from foreword.store import PrefixStore
 
 log = logging.getLogger("vllm.foreword")
 
@@ -80,6 +83,10 @@ class Load:
     start: int
     length: int
     blocks: tuple[int, ...]
+
+    def part_of(self, size: int) -> int:
+        """What is written of so many bytes for the whole prefix."""
+        return size * (self.length - self.start) // self.length
 
 
 @dataclass
@@ -121,11 +128,12 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         )  # vLLM adds layers without a cache of their own later
         if role == KVConnectorRole.SCHEDULER:
             self._geometry = geometry_of(vllm_config, kv_cache_config)
-        self._outlines: dict[str, tuple[Stamp, Outline]] = {}
+        self._outlines = Outlines(self._store)
         self._live: dict[str, tuple[Named, int] | None] = {}  # None: it shall fail
         self._step = Step()
         self._layers: list[nn.Module] = []
         self._loaded: LoadedPrefixes | None = None
+        self._done = Loads()
         self._bad_blocks: set[int] = set()
         self._refused: set[str] = set()
 
@@ -151,7 +159,7 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     def _checked(self, request: Any, named: Named) -> int:
         """The length of the prefix that a request names, once it can be served under it."""
-        outline = self._outline(named.name)
+        outline = self._outlines.get(named.name)
         if outline.digest != named.digest:
             raise CorruptFile(replaced(named, outline.digest))
         check_served(outline)
@@ -173,17 +181,10 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         check_prompt(request.prompt_token_ids, outline.length, self._placeholder)
         return outline.length
 
-    def _outline(self, name: str) -> Outline:
-        """What a prefix's file says of itself, read again when the file has changed."""
-        stamp = self._store.stamp(name)
-        known = self._outlines.get(name)
-        if known is None or known[0] != stamp:
-            known = self._outlines[name] = (stamp, self._store.outline(name))
-        return known[1]
-
     def _refuse(self, request: Any, error: Exception) -> None:
         """Let a request fail: it waits for a transfer that the workers will say has failed."""
         log.error("request %s: %s", request.request_id, first_line(error))
+        self._done += Loads(failures=1)
         self._live[request.request_id] = None
         request.skip_reading_prefix_cache = False
         self._salt(request, f"refused:{uuid.uuid4()}")
@@ -262,6 +263,9 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         assert isinstance(step, Step)
         assert self._loaded is not None
         self._refused |= step.refused
+        if not step.loads:
+            return
+        began = time.perf_counter()
         ready = []
         for load in step.loads:
             try:
@@ -270,18 +274,27 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
                 log.error("request %s: %s", load.request, first_line(error))
                 first, last = load.start // self._block, (load.length - 1) // self._block
                 self._bad_blocks.update(load.blocks[first : last + 1])
+                self._done += Loads(failures=1)
+        read = time.perf_counter()
         if ready:
             self._write(ready)
+        self._done += Loads(
+            written_bytes=sum(load.part_of(size_of(layers)) for load, layers in ready),
+            read_seconds=read - began,
+            write_seconds=time.perf_counter() - read,
+        )
 
     def _write(self, ready: Sequence[tuple[Load, Layers]]) -> None:
         """Write prefixes, all of a layer at once, in the layout of its attention backend."""
+        first: Any = self._layers[0]
         slots = torch.cat([slots_of(load, self._block) for load, _ in ready])
+        slots = slots.to(first.kv_cache.device)
         for number, layer in enumerate(self._layers):
             cache: Any = layer.kv_cache
             write: Any = layer.impl.do_kv_cache_update  # type: ignore[union-attr]
             key_PHD = gathered(ready, number, 0, cache.device)
             value_PHE = gathered(ready, number, 1, cache.device)
-            write(layer, key_PHD, value_PHE, cache, slots.to(cache.device))
+            write(layer, key_PHD, value_PHE, cache, slots)
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
         """Requests that shall fail, as transfers that have ended and have failed."""
@@ -292,6 +305,23 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         """Blocks of requests whose prefix could not be loaded."""
         bad, self._bad_blocks = self._bad_blocks, set()
         return bad
+
+    def get_kv_connector_stats(self) -> LoadStats | None:
+        """What was done here since it was last asked for; None for nothing."""
+        done, self._done = self._done, Loads()
+        if self._loaded is not None:
+            done, self._loaded.done = done + self._loaded.done, Loads()
+        return None if done == Loads() else LoadStats(dict(vars(done)))
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> LoadStats:
+        """What `LoadStats` holds, as it came from another process."""
+        return LoadStats(data or {})
+
+    @classmethod
+    def build_prom_metrics(cls, *given: Any, **named: Any) -> LoadMetrics:
+        """Those figures in the metrics of vLLM's own server."""
+        return LoadMetrics(*given, **named)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         """Nothing: what is loaded is there before the step begins."""

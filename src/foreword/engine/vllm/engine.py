@@ -15,17 +15,18 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from foreword.data.written import Written, written_for
+from foreword.described import Described
 from foreword.engine.checks import CLOSED, check_tokens, room_after
 from foreword.engine.protocol import Stats
 from foreword.engine.request import EngineClosed, Event, FinishReason, NotServed, Request
 from foreword.engine.streaming import Sink, streamed
+from foreword.engine.threads import give_up_pool
 from foreword.engine.vllm.answering import Answer
 from foreword.engine.vllm.loaded import replaced
-from foreword.engine.vllm.model import ServedModel, outlined
+from foreword.engine.vllm.model import ServedModel
 from foreword.engine.vllm.requests import Named, PrefixedPrompt, prefixed
 from foreword.engine.vllm.sampling import parameters
 from foreword.errors import ForewordError, MismatchError, first_line
-from foreword.prefix import Prefix
 from foreword.prompts import PLAIN, task_of
 from foreword.store import PrefixStore
 
@@ -134,7 +135,8 @@ class VllmEngine:
         last, open_now = self._runtime.stats, len(self._jobs)
         running = min(last.running, open_now)
         waiting = min(last.waiting, open_now - running)
-        return Stats(waiting, running, last.steps, last.cache_bytes if open_now else 0)
+        used = last.cache_bytes if open_now else 0
+        return Stats(waiting, running, last.steps, used, last.loads)
 
     def when_lost(self, call: Callable[[], None]) -> None:
         """Have something called, in the engine's thread, should the engine be lost."""
@@ -176,7 +178,7 @@ class VllmEngine:
                 "computes the tokens in the prefix's place; use Foreword's own engine",
             )
 
-    def room(self, size: int, prefix: Prefix | None) -> int:
+    def room(self, size: int, prefix: Described | None) -> int:
         """Tokens that the context leaves after a prompt of `size` tokens behind a prefix.
 
         Raises:
@@ -184,7 +186,7 @@ class VllmEngine:
         """
         return room_after(self.model.context, size, prefix)
 
-    def left(self, size: int, prefix: Prefix | None) -> int:
+    def left(self, size: int, prefix: Described | None) -> int:
         """Tokens that vLLM's cache leaves after a prompt of `size` tokens behind a prefix."""
         length = 0 if prefix is None else prefix.length
         return self._runtime.cache_tokens - size - length
@@ -294,26 +296,30 @@ class VllmEngine:
             job.finish("error", self.failure or first_line(error))
             return
         finish = answer.finish or "error"
-        job.finish(finish, self._why(request) if finish == "error" else "")
+        why = await asyncio.to_thread(self._why, request) if finish == "error" else ""
+        job.finish(finish, why)
 
     def _prompt(self, request: Request) -> PrefixedPrompt:
         """The prompt as vLLM takes it: placeholders in the prefix's place, which is named by digest."""
         prefix = request.prefix
         if prefix is None:
             return prefixed(request.prompt, self.placeholder)
-        name = request.prefixes[0].name
-        outline = outlined(prefix, prefix.digest)
-        return prefixed(request.prompt, self.placeholder, name, outline)
+        return prefixed(request.prompt, self.placeholder, request.prefixes[0].name, prefix)
 
     def _why(self, request: Request) -> str:
-        """Why vLLM may have failed a request: it gives no reasons itself."""
+        """Why vLLM may have failed a request: it gives no reasons itself.
+
+        The prefix's file is read whole, as the workers did, for its header may promise too much.
+        """
         prefix = request.prefix
         if prefix is not None:
             named = Named(request.prefixes[0].name, prefix.digest)
             try:
-                found = self.store.outline(named.name).digest
+                found = self.store.load(named.name).digest
             except ForewordError as error:
                 return first_line(error)
+            finally:
+                give_up_pool()
             if found != named.digest:
                 return replaced(named, found)
         return "vLLM failed the request; its log says why, under vllm.foreword"

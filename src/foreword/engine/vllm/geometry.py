@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from foreword.described import Described
 from foreword.errors import MismatchError, UnsupportedModel
-from foreword.outline import Outline
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,14 @@ class Geometry:
     value_dim: int
     model: str
 
-    def check(self, outline: Outline) -> None:
+    def check(self, prefix: Described) -> None:
         """Check that a prefix has keys and values for each layer, of its geometry.
 
         Raises:
             MismatchError: It has not; the message names what differs.
         """
-        made_on = f"it was made on {outline.meta.backbone!r} ({outline.meta.family})"
-        numbers = [site.layer for site in outline.sites]
+        made_on = f"it was made on {prefix.meta.backbone!r} ({prefix.meta.family})"
+        numbers = [site.layer for site in prefix.sites]
         if numbers != list(range(self.layers)):
             raise MismatchError(
                 f"the prefix has {len(numbers)} sites, decoder.{numbers[0]} to decoder.{numbers[-1]}; "
@@ -41,7 +41,7 @@ class Geometry:
                 f"each of them; {made_on}"
             )
         expected = (self.kv_heads, self.key_dim, self.value_dim)
-        for site in outline.sites:
+        for site in prefix.sites:
             found = (site.kv_heads, site.key_dim, site.value_dim)
             if found != expected:
                 raise MismatchError(

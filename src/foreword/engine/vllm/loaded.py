@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from foreword.backbone.fit import check_range
+from foreword.engine.protocol import Loads
 from foreword.engine.vllm.requests import Named
 from foreword.engine.vllm.turning import Turning
 from foreword.errors import CorruptFile, UnsupportedModel
@@ -52,12 +53,16 @@ class LoadedPrefixes:
         store: Where their files are.
         place: What of them is kept, and where.
         most: Number of prefixes that are kept.
+
+    Attributes:
+        done: What was read and found since somebody last took note; sizes are of this worker's part.
     """
 
     def __init__(self, store: PrefixStore, place: Place, most: int) -> None:
         self.store = store
         self.place = place
         self.most = most
+        self.done = Loads()
         self._kept: OrderedDict[str, Layers] = OrderedDict()
 
     def get(self, named: Named) -> Layers:
@@ -69,12 +74,16 @@ class LoadedPrefixes:
             MismatchError: The model's dtype does not hold its numbers.
             UnsupportedModel: It is of a position policy that this model cannot serve.
         """
-        if named.digest not in self._kept:
-            self._kept[named.digest] = self._layers(self._read(named))
-        self._kept.move_to_end(named.digest)
-        layers = self._kept[named.digest]
+        layers = self._kept.get(named.digest)
+        if layers is not None:
+            self._kept.move_to_end(named.digest)
+            self.done += Loads(hits=1)
+            return layers
+        layers = self._kept[named.digest] = self._layers(self._read(named))
+        self.done += Loads(1, size_of(layers), misses=1)
         if len(self._kept) > self.most:
-            self._kept.popitem(last=False)
+            _, gone = self._kept.popitem(last=False)
+            self.done += Loads(-1, -size_of(gone))
         return layers
 
     def _read(self, named: Named) -> Prefix:
@@ -103,6 +112,11 @@ class LoadedPrefixes:
         """One tensor as the cache takes it: (P, N, D)."""
         placed_PND = tensor_HPD.transpose(0, 1).to(self.place.dtype).contiguous()
         return placed_PND.pin_memory() if self.place.pinned else placed_PND
+
+
+def size_of(layers: Layers) -> int:
+    """Size of a prefix's tensors in bytes."""
+    return sum(key.nbytes + value.nbytes for key, value in layers)
 
 
 def replaced(named: Named, found: str) -> str:

@@ -15,11 +15,11 @@ from transformers import (
 )
 
 from foreword.backbone.kinds import KindName, kind_of
+from foreword.described import Described
 from foreword.engine.vllm.geometry import Geometry
 from foreword.engine.vllm.requests import check_served
 from foreword.errors import BackboneError, MismatchError, UnsupportedModel, first_line
-from foreword.outline import Outline
-from foreword.prefix import Bos, Prefix
+from foreword.prefix import Bos
 from foreword.weights.fingerprint import adds_bos, tokenizer_digest
 
 
@@ -96,22 +96,21 @@ class ServedModel:
         """Digest of the tokenizer's behaviour."""
         return tokenizer_digest(self.tokenizer)
 
-    def check(self, prefix: Prefix, *, warn: bool = True) -> None:
+    def check(self, prefix: Described, *, warn: bool = True) -> None:
         """Check whether vLLM can serve a prefix on this model.
 
         The weights that it was made on are not compared: vLLM has them. Whether the model's dtype holds
         its numbers is seen by the worker that loads it.
 
         Args:
-            prefix: The prefix, with its tensors or as its file's header describes it.
+            prefix: The prefix, or what its file says of it.
             warn: Has no effect.
 
         Raises:
             MismatchError: It cannot, or the tokenizer is another; the message names what differs.
         """
-        outline = outlined(prefix, "")
-        check_served(outline)
-        self.geometry.check(outline)
+        check_served(prefix)
+        self.geometry.check(prefix)
         made_with = prefix.meta.tokenizer
         if made_with and made_with != self.tokenizer_digest:
             raise MismatchError(
@@ -119,18 +118,6 @@ class ServedModel:
                 f"{self.name!r} ({self.tokenizer_digest[:12]}); use the backbone that it was made "
                 f"on: {prefix.meta.backbone!r}"
             )
-
-
-def outlined(prefix: Prefix, digest: str) -> Outline:
-    """A prefix without its tensors' contents.
-
-    Args:
-        prefix: The prefix.
-        digest: Its digest, or empty where nobody asks for it.
-    """
-    dtype = str(prefix.dtype).removeprefix("torch.")
-    head = None if prefix.head is None else dict(prefix.head.describe())
-    return Outline(prefix.sites, prefix.length, dtype, prefix.meta, head, digest)
 
 
 def _geometry(config: PreTrainedConfig, name: str) -> Geometry:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from foreword.arguments import check_count, path_of, shown
+from foreword.described import Described
 from foreword.errors import DataError, MismatchError, ServeError, StoreError
-from foreword.outline import Outline
 
 CONNECTOR = "ForewordPrefixes"
 """The connector's name, as vLLM's flags and configurations call it."""
@@ -113,7 +113,7 @@ def prefixed(
     token_ids: Sequence[int],
     placeholder: int,
     name: str = "",
-    outline: Outline | None = None,
+    outline: Described | None = None,
     tenant: str | None = None,
 ) -> PrefixedPrompt:
     """A prompt behind a prefix, or behind none.
@@ -122,7 +122,8 @@ def prefixed(
         token_ids: The text, at least one token.
         placeholder: See `placeholder_of`.
         name: The prefix's name in the store.
-        outline: What its file says of it (`PrefixStore.outline`), or None for the model alone.
+        outline: The prefix, or what its file says of it (`PrefixStore.outline`); None for the model
+            alone.
         tenant: Requests with different ones share no blocks of vLLM's cache.
 
     Raises:
@@ -138,24 +139,24 @@ def prefixed(
     return PrefixedPrompt((*[placeholder] * outline.length, *token_ids), named, named.salt(tenant))
 
 
-def check_served(outline: Outline) -> None:
+def check_served(prefix: Described) -> None:
     """Check that a prefix is one that a plain key-value cache can stand for.
 
     Raises:
         MismatchError: It is not; the message says what it is.
     """
     remedy = "use Foreword's own engine (foreword serve, foreword.generate)"
-    if outline.head is not None:
+    if prefix.head_task is not None:
         raise MismatchError(
-            f"this prefix carries a head for {outline.head['task']!r}, so it labels text and writes "
+            f"this prefix carries a head for {prefix.head_task!r}, so it labels text and writes "
             "none; use predict, or save prefix.with_head(None)"
         )
-    if outline.meta.softmax == "own":
+    if prefix.meta.softmax == "own":
         raise MismatchError(
             "this prefix is gated: it has a softmax of its own (softmax policy 'own'), which vLLM's "
             f"attention cannot add; {remedy}"
         )
-    for site in outline.sites:
+    for site in prefix.sites:
         if site.stack != "decoder" or site.window is not None:
             what = f"a sliding window of {site.window}" if site.window else f"stack {site.stack!r}"
             raise MismatchError(

@@ -17,7 +17,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import StatLoggerBase
 
-from foreword.engine.protocol import Stats
+from foreword.engine.protocol import Loads, Stats
 from foreword.engine.request import NotServed
 from foreword.engine.vllm.requests import PrefixedPrompt
 from foreword.errors import ServeError, first_line
@@ -97,6 +97,7 @@ class AsyncRuntime:
     def __init__(self, arguments: AsyncEngineArgs) -> None:
         self._last: Any = None
         self._steps = 0
+        self._loads = Loads()
         arguments.disable_log_stats = True  # vLLM's own lines; what is counted comes to `note`
         arguments.enable_log_requests = False  # which would log prompts
         try:
@@ -121,6 +122,8 @@ class AsyncRuntime:
         """What the scheduler tells of a step."""
         self._last = told
         self._steps += 1
+        if told.kv_connector_stats:  # what the connector did in this step, of all workers together
+            self._loads += Loads(**told.kv_connector_stats)
 
     @property
     def has_died(self) -> bool:
@@ -132,10 +135,10 @@ class AsyncRuntime:
         """What its scheduler told last; zeros before it told anything."""
         last = self._last
         if last is None:
-            return Stats(0, 0, 0, 0)
+            return Stats(0, 0, 0, 0, self._loads)
         waiting = last.num_waiting_reqs + last.num_skipped_waiting_reqs
         used = int(last.kv_cache_usage * self._bytes)
-        return Stats(waiting, last.num_running_reqs, self._steps, used)
+        return Stats(waiting, last.num_running_reqs, self._steps, used, self._loads)
 
     @property
     def cache_tokens(self) -> int:

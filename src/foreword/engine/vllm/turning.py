@@ -9,7 +9,7 @@ Shapes: H key/value heads, T tokens of a test text, P prefix length, D key dimen
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -53,10 +53,24 @@ class Turning:
                 f"have at most {self.longest}. Save it under policy 'offset' (Backbone.moved)"
             )
         moved_HPD = key_HPD.double()
-        for power, rotation in enumerate(self.layers[layer]):
-            if by >> power & 1:
-                moved_HPD = rotation.turned(moved_HPD)
+        for rotation in joined(self.parts(layer, by)):
+            moved_HPD = rotation.turned(moved_HPD)
         return moved_HPD.to(key_HPD)
+
+    def parts(self, layer: int, by: int) -> list[Rotation]:
+        """The rotations of a layer that together move by a number of positions."""
+        return [one for power, one in enumerate(self.layers[layer]) if by >> power & 1]
+
+
+def joined(rotations: Sequence[Rotation]) -> list[Rotation]:
+    """What several rotations do one after the other, in fewer: those of the same planes add up."""
+    whole: list[Rotation] = []
+    for one in rotations:
+        if whole and one.turns_planes_of(whole[-1]):
+            whole[-1] = replace(whole[-1], angle_R=whole[-1].angle_R + one.angle_R)
+        elif len(one.first_R):
+            whole.append(one)
+    return whole
 
 
 def measured(run: Run, room: int, family: str, dtype: torch.dtype) -> Turning:

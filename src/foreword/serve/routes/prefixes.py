@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute
 from foreword.serve.crews import Crews
 from foreword.serve.failures import STORING, WITH_BODY, told
 from foreword.serve.intake import Intake
-from foreword.serve.residency import Residency
+from foreword.serve.registry import Registry
 from foreword.serve.schemas import LoadRequest, NameRequest
 
 FORM: dict[str, Any] = {"max_files": 1, "max_fields": 4, "max_part_size": 2**12}
@@ -47,21 +47,21 @@ def add_prefix_routes(app: FastAPI, intake: Intake, crews: Crews) -> None:
     """Add them to an application."""
     _add_reading_routes(app, intake, crews)
     _add_storing_routes(app, intake, crews)
-    _add_pinning_routes(app, intake.residency, crews)
+    _add_pinning_routes(app, intake.registry, crews)
 
 
 def _add_reading_routes(app: FastAPI, intake: Intake, crews: Crews) -> None:
-    residency = intake.residency
+    registry = intake.registry
 
     @app.get("/v1/prefixes", responses=told(400, 401))
     async def listed() -> dict[str, Any]:
         """Names of all prefixes, and which are in memory."""
-        names = await crews.disk.do(lambda: list(residency.store))
-        resident, pinned = set(residency.resident), residency.pinned
+        names = await crews.disk.do(lambda: list(registry.store))
+        pinned = registry.pinned
         return {
             "object": "list",
             "data": [
-                {"name": name, "resident": name in resident, "pinned": name in pinned}
+                {"name": name, "resident": registry.holds(name), "pinned": name in pinned}
                 for name in names
             ],
         }
@@ -69,7 +69,7 @@ def _add_reading_routes(app: FastAPI, intake: Intake, crews: Crews) -> None:
     @app.get("/v1/prefixes/{name}", responses=told(400, 401, 404))
     async def inspect(name: str) -> dict[str, Any]:
         """What a prefix is."""
-        return await crews.disk.do(lambda: intake.described(name, residency.get(name)))
+        return await crews.disk.do(lambda: intake.described(name, registry.get(name)))
 
 
 def _add_storing_routes(app: FastAPI, intake: Intake, crews: Crews) -> None:
@@ -95,22 +95,22 @@ def _add_storing_routes(app: FastAPI, intake: Intake, crews: Crews) -> None:
     @app.delete("/v1/prefixes/{name}", responses=told(400, 401, 404, *STORING))
     async def delete(name: str) -> dict[str, Any]:
         """Delete a prefix; requests under way keep it."""
-        await crews.disk.do(partial(intake.residency.store.remove, name))
-        intake.residency.forget(name)
+        await crews.disk.do(partial(intake.registry.store.remove, name))
+        intake.registry.forget(name)
         return {"name": name, "deleted": True}
 
 
-def _add_pinning_routes(app: FastAPI, residency: Residency, crews: Crews) -> None:
+def _add_pinning_routes(app: FastAPI, registry: Registry, crews: Crews) -> None:
     @app.post("/v1/pin_prefix", responses=told(*WITH_BODY, 404))
     async def pin(body: NameRequest) -> dict[str, Any]:
         """Keep a prefix in memory."""
-        await crews.disk.do(partial(residency.pin, body.name))
+        await crews.disk.do(partial(registry.pin, body.name))
         return {"name": body.name, "pinned": True}
 
     @app.post("/v1/unpin_prefix", responses=told(*WITH_BODY, 404))
     async def unpin(body: NameRequest) -> dict[str, Any]:
         """Let a prefix go when others need the room."""
-        residency.unpin(body.name)
+        registry.unpin(body.name)
         # What is not there cannot be unpinned.
-        await crews.disk.do(partial(residency.store.stamp, body.name))
+        await crews.disk.do(partial(registry.store.stamp, body.name))
         return {"name": body.name, "pinned": False}
