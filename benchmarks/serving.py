@@ -2,6 +2,7 @@
 
     python benchmarks/serving.py [--shared ../shared] [--only tokens,latency,memory] [--rounds 3]
                                  [--vllm PYTHON] [--sides engine]
+    python benchmarks/serving.py --engine vllm --vllm PYTHON [--only tokens,zipf,burst,clients]
 
 - tokens: requests over 8 prefixes, 32 at once and as many again behind them, on E2E's real prompts and
   answers' lengths; tokens/s of the engine with and without prefixes, of PEFT switching adapters between
@@ -11,19 +12,19 @@
 - latency: time to the first token and between tokens at 1, 8 and 32 clients; a prefix that is in
   memory against one that is read for the request.
 - memory: what a resident prefix takes, and 10,000 registered ones.
+
+With --engine vllm prefixes are served by vLLM, the embedded engine beside it; see `serving_vllm`.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import itertools
 import json
 import operator
 import random
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -36,11 +37,13 @@ import torch
 from common import SHARED, machine, memory_of_process, read_rows, table
 from peft import PeftModel
 from serving_peers import VLLM, Answers, ContinuousBatching, SideFailed, copy_of
+from serving_requests import CLIENTS, PREFIXES, Times, ask, asked, texts
+from serving_vllm import measured
 
 import foreword
 from foreword.backbone import Backbone
 from foreword.data import left_padded
-from foreword.engine import Engine, Event, Request, Sampling, Weighted
+from foreword.engine import Engine, Request
 from foreword.engine.threads import give_up_pool
 from foreword.prefix import Prefix
 from foreword.serve.residency import Residency
@@ -49,35 +52,10 @@ from foreword.weights.embedded import NAME
 
 CONCURRENT, WAVES = 32, 2
 WARM_UP = 16
-PREFIXES = 8
 LENGTHS = (16, 128)
-CLIENTS = (1, 8, 32)
 REGISTERED = 10_000
 BARE = "engine, no prefix"
 OURS, PEFT = "engine, 8 prefixes of {}", "PEFT, 8 adapters of {} in turn"
-
-
-def texts(backbone: Backbone, rows: Sequence[dict[str, Any]], length: int) -> list[Prefix]:
-    """Prefixes of one length, each from other rows' text."""
-    made = []
-    for index in range(PREFIXES):
-        words = " ".join(row["ref"] for row in rows[index * 20 : index * 20 + 20])
-        made.append(backbone.capture(backbone.tokens(words)[:length]))
-    return made
-
-
-def asked(
-    backbone: Backbone, rows: Sequence[dict[str, Any]], prefixes: Sequence[Prefix | None]
-) -> list[Request]:
-    """One request per row, its output as long as the row's own; prefixes in turn."""
-    return [
-        Request(
-            tuple(backbone.tokens(f"{row['mr']} ->")),
-            Sampling(max_tokens=len(backbone.tokens(row["ref"])), temperature=0, ignore_eos=True),
-            () if (prefix := prefixes[index % len(prefixes)]) is None else (Weighted(prefix),),
-        )
-        for index, row in enumerate(rows)
-    ]
 
 
 @dataclass
@@ -249,25 +227,18 @@ def _ratios(sides: dict[str, Side]) -> dict[str, float]:
 
 
 def latency(backbone: Backbone, rows: list[dict[str, Any]], rounds: int) -> dict[str, Any]:
-    """Seconds to the first token and between tokens, by number of clients; cold and warm prefixes."""
+    """Times to the first token and between tokens, by number of clients; cold and warm prefixes."""
     prefixes = texts(backbone, rows, 128)
     lines = []
     with Engine(backbone) as engine:
         for clients in CLIENTS:
-            first: list[float] = []
-            between: list[float] = []
+            seen = Times()
             for index in range(rounds):
                 part = random.Random(index).sample(rows, max(CLIENTS))
-                _ask(engine, asked(backbone, part, prefixes), clients, first, between)
-            lines.append(
-                {
-                    "clients": clients,
-                    "first p50 ms": 1e3 * statistics.median(first),
-                    "first p99 ms": 1e3 * _percentile(first, 99),
-                    "between p50 ms": 1e3 * statistics.median(between),
-                    "between p99 ms": 1e3 * _percentile(between, 99),
-                }
-            )
+                one = ask(engine, asked(backbone, part, prefixes), clients)
+                seen.first += one.first
+                seen.between += one.between
+            lines.append({"clients": clients, **seen.told()})
         print(table(lines))
         return {"clients": lines, "first_token": _cold(engine, backbone, prefixes, rows)}
 
@@ -286,58 +257,10 @@ def _cold(
             for kind in seconds:
                 began = time.perf_counter()
                 prefix = residency.get(f"p{index}")
-                (request,) = asked(backbone, rows[index : index + 1], [prefix])
-                first: list[float] = []
-                _ask(engine, [request], 1, first, [], began)
-                seconds[kind].append(first[0])
+                requests = asked(backbone, rows[index : index + 1], [prefix])
+                seconds[kind] += ask(engine, requests, 1, began).first
     told = {kind: 1e3 * statistics.median(seen) for kind, seen in seconds.items()}
     return {**told, "cold above warm": told["cold"] - told["warm"]}
-
-
-def _ask(
-    engine: Engine,
-    requests: list[Request],
-    clients: int,
-    first: list[float],
-    between: list[float],
-    began: float | None = None,
-) -> None:
-    """Let clients ask the requests, each one after the other, and note the times of their tokens."""
-    queue = list(requests)
-    lock = threading.Lock()
-
-    def client() -> None:
-        while True:
-            with lock:
-                if not queue:
-                    return
-                request = queue.pop()
-            times = [time.perf_counter() if began is None else began]
-            ended = threading.Event()
-
-            def sink(
-                event: Event, times: list[float] = times, end: threading.Event = ended
-            ) -> None:
-                if event.tokens:
-                    times.append(time.perf_counter())
-                if event.finish is not None:
-                    end.set()
-
-            engine.submit(request, sink)
-            ended.wait()
-            with lock:
-                first.append(times[1] - times[0])
-                between.extend(after - before for before, after in itertools.pairwise(times[1:]))
-
-    threads = [threading.Thread(target=client) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-
-def _percentile(values: Sequence[float], percent: int) -> float:
-    return sorted(values)[min(len(values) - 1, len(values) * percent // 100)]
 
 
 def memory(backbone: Backbone, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -376,7 +299,8 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shared", type=Path, default=SHARED)
-    parser.add_argument("--only", default="tokens,latency,memory")
+    parser.add_argument("--only", help="stages, by default all")
+    parser.add_argument("--engine", default="embedded", choices=("embedded", "vllm"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--sides", default="", help="only those whose names begin so, such as engine"
@@ -392,12 +316,19 @@ def main() -> None:
     random.Random(0).shuffle(rows)
     backbone = foreword.load(arguments.backbone, dtype=arguments.dtype)
     report: dict[str, Any] = {**machine(), "backbone": backbone.name, "dtype": str(backbone.dtype)}
+    if arguments.engine == "vllm":
+        if arguments.vllm is None:
+            parser.error("--engine vllm needs --vllm, the Python of an environment that has vLLM")
+        only = arguments.only or "tokens,zipf,burst,clients"
+        report |= measured(backbone, rows, arguments.vllm, arguments.rounds, only)
+        print(json.dumps(report, indent=1))
+        return
     stages: dict[str, Callable[[], dict[str, Any]]] = {
         "tokens": lambda: tokens(backbone, rows, arguments.rounds, arguments.vllm, arguments.sides),
         "latency": lambda: latency(backbone, rows, arguments.rounds),
         "memory": lambda: memory(backbone, rows),
     }
-    for stage in arguments.only.split(","):
+    for stage in (arguments.only or ",".join(stages)).split(","):
         report[stage] = stages[stage]()
     print(json.dumps(report, indent=1))
 

@@ -11,7 +11,7 @@ import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
@@ -92,27 +92,31 @@ class ContinuousBatching:
         return [found[name] for name in names]
 
 
-class VLLM:
-    """vLLM on the CPU, under the Python of its own environment; `environ` may change its settings.
+class Child:
+    """A program in vLLM's environment that answers a line of JSON with a line of JSON.
 
-    All in one process: otherwise it has three, one of which spins beside the threads that compute, and
-    for a second more, into the next side's turn.
+    Args:
+        python: The Python of that environment.
+        program: The program, beside this one.
+        given: Its one argument.
+        environ: Its settings; what this process's environment sets goes before them.
+
+    Raises:
+        SystemExit: There is no such Python.
     """
 
-    def __init__(self, python: Path, backbone: Backbone, rows: int) -> None:
+    def __init__(self, python: Path, program: str, given: dict[str, Any], **environ: str) -> None:
         settings = {
             "OMP_NUM_THREADS": str(torch.get_num_threads()),
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_LOGGING_LEVEL": "ERROR",
             "VLLM_NO_USAGE_STATS": "1",
             "HF_HUB_OFFLINE": "1",
+            **environ,
         }
-        program = Path(__file__).with_name("vllm_side.py")
-        dtype = str(backbone.dtype).removeprefix("torch.")
         try:
             self.process = subprocess.Popen(
-                [python, program, backbone.model.config.name_or_path, dtype, str(rows)],
+                [python, Path(__file__).with_name(program), json.dumps(given)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env={**settings, **os.environ},
@@ -121,7 +125,7 @@ class VLLM:
         except OSError as error:
             raise SystemExit(f"--vllm {python}: {error.strerror}; expected a Python") from error
 
-    def __enter__(self) -> VLLM:
+    def __enter__(self) -> Self:
         try:
             self._read()  # that the model is loaded
         except SideFailed as error:
@@ -133,17 +137,15 @@ class VLLM:
     def __exit__(self, *_: object) -> None:
         self.process.__exit__(None, None, None)  # ends its input, and waits
 
-    def run(self, requests: Sequence[Request]) -> Answers:
-        """Tokens of requests that come at once.
+    def answer(self, asked: Any) -> Any:
+        """What it answers.
 
         Raises:
             SideFailed: The process has ended.
         """
         assert self.process.stdin is not None
-        asked = [(request.prompt, request.sampling.max_tokens) for request in requests]
         print(json.dumps(asked), file=self.process.stdin, flush=True)
-        answers: Answers = self._read()
-        return answers
+        return self._read()
 
     def _read(self) -> Any:
         assert self.process.stdout is not None
@@ -151,3 +153,60 @@ class VLLM:
         if not line:
             raise SideFailed(f"vLLM's process ended with code {self.process.wait()}")
         return json.loads(line)
+
+
+class VLLM(Child):
+    """vLLM on the CPU, under the Python of its own environment.
+
+    All in one process: otherwise it has three, one of which spins beside the threads that compute, and
+    for a second more, into the next side's turn.
+
+    Args:
+        python: The Python of that environment.
+        backbone: The model that it runs.
+        rows: Requests that run at once.
+        store: Where its prefixes are; None: vLLM as it is, without its cache of prompts.
+        resident: Prefixes that its worker keeps in memory.
+    """
+
+    def __init__(
+        self,
+        python: Path,
+        backbone: Backbone,
+        rows: int,
+        store: Path | None = None,
+        resident: int = 256,
+    ) -> None:
+        given = {
+            **model_of(backbone),
+            "sequences": rows,
+            "store": None if store is None else str(store),
+            "resident": resident,
+        }
+        super().__init__(python, "vllm_side.py", given, VLLM_ENABLE_V1_MULTIPROCESSING="0")
+
+    def run(self, requests: Sequence[Request]) -> Answers:
+        """Tokens of requests that come at once.
+
+        Raises:
+            SideFailed: The process has ended, or a request failed.
+        """
+        answers: Answers = self.answer(
+            [
+                (
+                    one.prefixes[0].name if one.prefixes else None,
+                    one.prompt,
+                    one.sampling.max_tokens,
+                )
+                for one in requests
+            ]
+        )
+        if None in answers:
+            raise SideFailed("vLLM failed a request")
+        return answers
+
+
+def model_of(backbone: Backbone) -> dict[str, str]:
+    """A backbone as programs in vLLM's environment are told of it."""
+    name = backbone.model.config.name_or_path
+    return {"model": name, "dtype": str(backbone.dtype).removeprefix("torch.")}
