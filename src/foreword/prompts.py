@@ -36,7 +36,10 @@ def has_templates(prefix: Prefix | None) -> bool:
 
 
 def encoder_for(
-    backbone: Served, prefix: Prefix | None, task: Task, like: Prefix | None = None
+    backbone: Served,
+    prefix: Prefix | Outline | None,
+    task: Task,
+    like: Prefix | Outline | None = None,
 ) -> Encoder:
     """The encoder of inputs for a prefix, or for the frozen model alone (None).
 

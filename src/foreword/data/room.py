@@ -12,6 +12,7 @@ from typing import Any
 
 from foreword.backbone.served import Served
 from foreword.description import PrefixMeta
+from foreword.outline import Outline
 from foreword.prefix import Prefix
 
 LONGEST = "longest_target"
@@ -54,7 +55,7 @@ class Room:
         return min(self.context - new, self.max_length - free)
 
     @classmethod
-    def behind(cls, backbone: Served, prefix: Prefix | None) -> Room:
+    def behind(cls, backbone: Served, prefix: Prefix | Outline | None) -> Room:
         """The room behind a trained prefix, a captured one, or none."""
         if prefix is None:
             return cls(backbone.context)

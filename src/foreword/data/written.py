@@ -21,6 +21,7 @@ from foreword.backbone.served import Served
 from foreword.data.chat import assistant_spans
 from foreword.data.template import Task
 from foreword.errors import DataError
+from foreword.outline import Outline
 from foreword.prefix import Prefix
 
 
@@ -103,7 +104,10 @@ class Written:
 
 
 def written_for(
-    backbone: Served, prefix: Prefix | None, task: Task, like: Prefix | None = None
+    backbone: Served,
+    prefix: Prefix | Outline | None,
+    task: Task,
+    like: Prefix | Outline | None = None,
 ) -> Written:
     """How a text is written for a task.
 
@@ -155,7 +159,7 @@ def _meant(tokenizer: Any) -> frozenset[int]:
     return special_ids(tokenizer) - {tokenizer.unk_token_id}
 
 
-def _kept(tokenizer: Any, prefix: Prefix | None, task: Task) -> frozenset[int]:
+def _kept(tokenizer: Any, prefix: Prefix | Outline | None, task: Task) -> frozenset[int]:
     """Special tokens that the target template names, and that training found in targets."""
     found: list[Any] = []
     if task.target is not None:

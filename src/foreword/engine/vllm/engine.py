@@ -20,11 +20,11 @@ from foreword.engine.protocol import Stats
 from foreword.engine.request import EngineClosed, Event, FinishReason, NotServed, Request
 from foreword.engine.streaming import Sink, streamed
 from foreword.engine.vllm.answering import Answer
-from foreword.engine.vllm.loaded import replaced
+from foreword.engine.vllm.loaded import why_failed
 from foreword.engine.vllm.model import ServedModel, outlined
 from foreword.engine.vllm.requests import Named, PrefixedPrompt, prefixed
 from foreword.engine.vllm.sampling import parameters
-from foreword.errors import ForewordError, MismatchError, first_line
+from foreword.errors import MismatchError, first_line
 from foreword.prefix import Prefix
 from foreword.prompts import PLAIN, task_of
 from foreword.store import PrefixStore
@@ -308,12 +308,5 @@ class VllmEngine:
     def _why(self, request: Request) -> str:
         """Why vLLM may have failed a request: it gives no reasons itself."""
         prefix = request.prefix
-        if prefix is not None:
-            named = Named(request.prefixes[0].name, prefix.digest)
-            try:
-                found = self.store.outline(named.name).digest
-            except ForewordError as error:
-                return first_line(error)
-            if found != named.digest:
-                return replaced(named, found)
-        return "vLLM failed the request; its log says why, under vllm.foreword"
+        named = None if prefix is None else Named(request.prefixes[0].name, prefix.digest)
+        return why_failed(self.store, named)

@@ -109,15 +109,18 @@ class ServedModel:
         Raises:
             MismatchError: It cannot, or the tokenizer is another; the message names what differs.
         """
-        outline = outlined(prefix, "")
+        self.check_outline(outlined(prefix, ""))
+
+    def check_outline(self, outline: Outline) -> None:
+        """As `check`, of what a prefix's file says of itself."""
         check_served(outline)
         self.geometry.check(outline)
-        made_with = prefix.meta.tokenizer
+        made_with = outline.meta.tokenizer
         if made_with and made_with != self.tokenizer_digest:
             raise MismatchError(
                 f"the prefix was made with another tokenizer (digest {made_with[:12]}) than that of "
                 f"{self.name!r} ({self.tokenizer_digest[:12]}); use the backbone that it was made "
-                f"on: {prefix.meta.backbone!r}"
+                f"on: {outline.meta.backbone!r}"
             )
 
 
