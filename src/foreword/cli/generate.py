@@ -15,11 +15,11 @@ from foreword.cli.engines import EngineName, refuse_embedded, refuse_flags
 from foreword.cli.inputs import InputOptions, check_inputs
 from foreword.cli.options import BackboneOptions, StoreOptions, check_reach, folder_of
 from foreword.data.template import Input
+from foreword.description import PrefixMeta
 from foreword.engine.vllm.refusals import check_installed, check_options
 from foreword.engine.vllm.requests import check_served
-from foreword.errors import WRITES_NONE, MismatchError
+from foreword.errors import WRITES_NONE, DataError, MismatchError
 from foreword.options import GenerateOptions
-from foreword.outline import Outline
 from foreword.store import PrefixStore
 
 if TYPE_CHECKING:
@@ -77,19 +77,23 @@ def generate(
     on_vllm = arguments.engine == "vllm"
     if on_vllm:
         text, flags = _apart(text, flags)
+        _check_one(flags)
         refuse_embedded(arguments, backbone)
         check_options(options, frozen=not arguments.prefix)
         check_installed()
     else:
+        _check_one(flags)
         refuse_flags(flags)
     place = store.open()
     outline = place.outline(name)
     if outline.head is not None and arguments.prefix:
         raise MismatchError(WRITES_NONE.format(outline.head["task"]))
+    if on_vllm and arguments.prefix:
+        check_served(outline)
     given = inputs.read(text)
     check_inputs(outline.meta, given)
     if on_vllm:
-        made = _on_vllm(name, outline, given, arguments, options, backbone, place, flags)
+        made = _on_vllm(name, outline.meta, given, arguments, options, backbone, place, flags)
     else:
         made = _embedded(name, given, arguments, options, backbone, place)
     for one, texts in zip(given, made, strict=True):
@@ -103,6 +107,19 @@ def generate(
 def _apart(text: str | None, flags: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
     """The text and vLLM's flags, the first of which stands in the text's place where none is given."""
     return (None, (text, *flags)) if text is not None and FLAG.match(text) else (text, flags)
+
+
+def _check_one(flags: Sequence[str]) -> None:
+    """Check that what follows a text is a flag of vLLM's, and no more of the text.
+
+    Raises:
+        DataError: It is none.
+    """
+    if flags and not FLAG.match(flags[0]):
+        raise DataError(
+            f"{flags[0]!r} stands where one text was expected at most; put a text of several words in "
+            "quotes, and several texts in a file (--input)"
+        )
 
 
 def _embedded(
@@ -126,7 +143,7 @@ def _embedded(
 
 def _on_vllm(
     name: str,
-    outline: Outline,
+    meta: PrefixMeta,
     given: Sequence[Input],
     arguments: GenerateArguments,
     options: GenerateOptions,
@@ -135,9 +152,7 @@ def _on_vllm(
     flags: Sequence[str],
 ) -> list[list[Generated]]:
     """The texts of each input, from vLLM, which is asked all of them at once."""
-    if arguments.prefix:
-        check_served(outline)
-    source, revision = backbone.named(outline.meta)
+    source, revision = backbone.named(meta)
     check_reach(source, revision)
     from foreword.engine.vllm.batch import Batch
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-vllm = pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
+pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
+
+import vllm
 
 import foreword
 from foreword.cli.main import main
@@ -239,29 +242,39 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_sent(prefixes) -> No
 # -- on the command line -------------------------------------------------------------------------
 
 
-def printed(capfd, *arguments: str) -> str:
+def printed(*arguments: str) -> str:
     """What `foreword generate` prints on standard output."""
-    assert main(["generate", *arguments]) == 0, capfd.readouterr().err[-4000:]
-    return str(capfd.readouterr().out)
+    command = [sys.executable, "-W", "ignore", "-m", "foreword", "generate", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
 
 
+@pytest.mark.parametrize("frozen", [False, True])
 def test_the_command_prints_the_very_lines_that_the_embedded_backbone_gives(
-    store, tmp_path: Path, capfd
+    backbone, store, tmp_path: Path, frozen: bool
 ) -> None:
     """As JSON with the prefix, and as text without it; nothing of vLLM's stands between them."""
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"mr": text}) + "\n" for text in INPUTS))
-    lines = tmp_path / "lines.txt"
-    lines.write_text("\n".join(INPUTS))
-    both = ["--store", str(store.folder), "--dtype", "float32", "--max-new-tokens", "24"]
-    for arguments in (
-        ["trained", "--input", str(rows), "--json"],
-        ["chat", "--input", str(lines), "--no-prefix"],
-    ):
-        wanted = printed(capfd, *arguments, *both, "--device", "cpu")
-        found = printed(capfd, *arguments, *both, "--engine", "vllm", "--", *FLAGS)
-        assert found == wanted
-    assert os.environ["VLLM_LOGGING_LEVEL"]
+    rows = [{"mr": text} for text in INPUTS]
+    file = tmp_path / ("lines.txt" if frozen else "rows.jsonl")
+    file.write_text("\n".join(INPUTS if frozen else map(json.dumps, rows)))
+    name = "chat" if frozen else "trained"
+    found = printed(
+        *(name, "--input", str(file), "--store", str(store.folder), "--dtype", "float32"),
+        *("--max-new-tokens", "24", "--engine", "vllm", "--no-prefix" if frozen else "--json"),
+        *("--", *FLAGS),
+    )
+    prefix = store.load(name)
+    if frozen:
+        texts = generated(backbone, INPUTS, None, OPTIONS, like=prefix)
+        assert found == "".join(f"{one.text}\n" for (one,) in texts)
+        return
+    made = generated(backbone, rows, prefix, OPTIONS)
+    wanted = [
+        {"input": row, "outputs": [one.text], "finish": [one.finish]}
+        for row, (one,) in zip(rows, made, strict=True)
+    ]
+    assert [json.loads(line) for line in found.splitlines()] == wanted
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from pydantic import ValidationError
 from vllm import LLM, SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
 from vllm.exceptions import VLLMClientError
@@ -98,7 +99,10 @@ def _said(what: str) -> Iterator[None]:
     except ForewordError:
         raise
     except Exception as error:
-        raise ServeError(f"vLLM {what}: {first_line(error)}") from error
+        found = (
+            error.errors()[0]["msg"] if isinstance(error, ValidationError) else first_line(error)
+        )
+        raise ServeError(f"vLLM {what}: {found.splitlines()[0]}") from error
 
 
 class _Told(StatLoggerBase):  # type: ignore[misc]
