@@ -36,8 +36,14 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Batch, Any, GenerateOpt
     found: list[tuple[Batch, Any, GenerateOptions, bool]] = []
 
     def generated(
-        self: Batch, inputs: Sequence[Any], options: GenerateOptions, *, frozen: bool = False
+        self: Batch,
+        inputs: Sequence[Any],
+        options: GenerateOptions,
+        *,
+        frozen: bool,
+        progress: bool,
     ) -> list[list[Generated]]:
+        assert not progress  # standard error is no terminal
         found.append((self, inputs, options, frozen))
         os.write(1, b"what a library's process says\n")
         return [[Generated(str(i), "length" if i % 2 else "stop")] for i, _ in enumerate(inputs)]

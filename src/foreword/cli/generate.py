@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from foreword.cli.console import note, printed_aside, quiet_libraries, say, working
+from foreword.cli.console import err, note, printed_aside, quiet_libraries, say, working
 from foreword.cli.engines import EngineName, refuse_embedded, refuse_flags
 from foreword.cli.inputs import InputOptions, check_inputs
 from foreword.cli.options import BackboneOptions, StoreOptions, check_reach, folder_of
@@ -159,9 +159,10 @@ def _on_vllm(
     quiet_libraries()
     batch = Batch(folder_of(source), store, flags, revision, backbone.dtype)
     _tell_frozen(arguments)
-    with printed_aside(), working("vLLM starts, and answers all inputs at once"):
-        asked = [(name, one) for one in given]
-        return batch.generated(asked, options, frozen=not arguments.prefix)
+    note("vLLM starts, and answers all inputs at once")
+    asked, frozen = [(name, one) for one in given], not arguments.prefix
+    with printed_aside():
+        return batch.generated(asked, options, frozen=frozen, progress=err.is_terminal)
 
 
 def _tell_frozen(arguments: GenerateArguments) -> None:

@@ -32,9 +32,20 @@ class Batch:
     dtype: str = "auto"
 
     def generated(
-        self, inputs: Sequence[Pair], options: GenerateOptions, *, frozen: bool = False
+        self,
+        inputs: Sequence[Pair],
+        options: GenerateOptions,
+        *,
+        frozen: bool = False,
+        progress: bool = False,
     ) -> list[list[Generated]]:
         """The texts of each input; see `OfflinePrefixes.generated`. All is checked before vLLM starts.
+
+        Args:
+            inputs: Pairs of a prefix's name and a text or row.
+            options: How to generate.
+            frozen: The model alone answers, in the templates of each prefix.
+            progress: Show vLLM's own bar of progress on standard error.
 
         Raises:
             ServeError: vLLM is not installed, does not start, fails, or is given flags of Foreword's.
@@ -53,4 +64,4 @@ class Batch:
         prefixes.limit(context)
         asked = prefixes.asked(inputs, options, frozen=frozen)
         with running(arguments) as llm:
-            return prefixes.answers(llm, asked, options)
+            return prefixes.answers(llm, asked, options, progress=progress)

@@ -190,9 +190,9 @@ class OfflinePrefixes:
         return asked
 
     def answers(
-        self, llm: Any, asked: Sequence[Asked], options: GenerateOptions
+        self, llm: Any, asked: Sequence[Asked], options: GenerateOptions, *, progress: bool = False
     ) -> list[list[Generated]]:
-        """What `generated` gives for what was asked."""
+        """What `generated` gives for what was asked, with vLLM's bar of progress if that is wanted."""
         from vllm import SamplingParams
 
         parameters = [
@@ -200,7 +200,7 @@ class OfflinePrefixes:
             for number, one in enumerate(asked)
         ]
         prompts = [one.prompt.prompt for one in asked]
-        outputs = llm.generate(prompts, parameters, use_tqdm=False)
+        outputs = llm.generate(prompts, parameters, use_tqdm=progress)
         self._check_served(asked, outputs)
         return [one.answer(output) for one, output in zip(asked, outputs, strict=True)]
 

@@ -88,7 +88,7 @@ def running(arguments: EngineArgs) -> Iterator[LLM]:
         with _said("failed"):
             yield llm
     finally:
-        llm.llm_engine.engine_core.shutdown()
+        llm.llm_engine.engine_core.shutdown(timeout=GRACE)
 
 
 @contextmanager
