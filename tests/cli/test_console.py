@@ -137,7 +137,8 @@ def test_generated_text_is_printed_as_it_is(
     place: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = import_module("foreword.generate")
-    monkeypatch.setattr(module, "generate", lambda *_, **__: [[ODD]])
+    found = [[module.Generated(ODD, "stop")]]
+    monkeypatch.setattr(module, "generated", lambda *_, **__: found)
     assert main(["generate", "writes", "x"]) == 0
     assert capfd.readouterr().out == ODD + "\n"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -180,7 +181,7 @@ def test_engines_take_their_own_options_alone(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert main(["serve", "--backbone", str(tiny_folder), "--store", str(store), *options]) == 1
     assert message in capfd.readouterr().err
 

@@ -7,6 +7,7 @@ them for markup or for the name of an emoji.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import unicodedata
 from collections.abc import Iterator
@@ -72,6 +73,20 @@ def working(text: str) -> Iterator[None]:
         return
     with err.status(text):
         yield
+
+
+@contextmanager
+def printed_aside() -> Iterator[None]:
+    """In a block, what libraries and their processes print on standard output goes to standard error."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 @contextmanager

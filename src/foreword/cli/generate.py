@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from foreword.cli.console import note, say, working
+from foreword.cli.console import err, note, printed_aside, quiet_libraries, say, working
+from foreword.cli.engines import EngineName, refuse_embedded, refuse_flags
 from foreword.cli.inputs import InputOptions, check_inputs
-from foreword.cli.options import BackboneOptions, StoreOptions
+from foreword.cli.options import BackboneOptions, StoreOptions, check_reach, folder_of
 from foreword.data.template import Input
-from foreword.errors import WRITES_NONE, MismatchError
+from foreword.description import PrefixMeta
+from foreword.engine.vllm.refusals import check_installed, check_options
+from foreword.engine.vllm.requests import check_served
+from foreword.errors import WRITES_NONE, DataError, MismatchError
 from foreword.options import GenerateOptions
+from foreword.store import PrefixStore
 
 if TYPE_CHECKING:
     from foreword.generate import Generated
+
+FLAG = re.compile(r"--?[A-Za-z]")
+"""How a flag of vLLM's begins, and no text before "--": there it would be an option."""
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class GenerateArguments:
-    """Whether to answer with the prefix."""
+    """What answers, and how it is shown."""
+
+    engine: EngineName = "embedded"
+    """What computes: Foreword's own backbone, or vLLM, for many inputs; its own flags follow after
+    "--"."""
 
     prefix: Annotated[bool, Parameter(negative="--no-prefix")] = True
     """Use the prefix; --no-prefix shows what the frozen model says to the same prompt."""
@@ -42,7 +55,7 @@ def generate(
     name: str,
     text: str | None = None,
     /,
-    *,
+    *flags: str,
     inputs: InputOptions = InputOptions(),  # noqa: B008
     arguments: GenerateArguments = GenerateArguments(),
     options: Annotated[GenerateOptions, Parameter(name="*")] = GenerateOptions(),  # noqa: B008
@@ -58,30 +71,103 @@ def generate(
     text
         The input: the value of the one column that the prompt template names, or a JSON object with
         several. In a chat task, the user's message.
+    flags
+        With --engine vllm more of vLLM's own flags, after "--", such as -- --max-model-len 4096.
     """
+    on_vllm = arguments.engine == "vllm"
+    if on_vllm:
+        text, flags = _apart(text, flags)
+        _check_one(flags)
+        refuse_embedded(arguments, backbone)
+        check_options(options, frozen=not arguments.prefix)
+        check_installed()
+    else:
+        _check_one(flags)
+        refuse_flags(flags)
     place = store.open()
     outline = place.outline(name)
     if outline.head is not None and arguments.prefix:
         raise MismatchError(WRITES_NONE.format(outline.head["task"]))
+    if on_vllm and arguments.prefix:
+        check_served(outline)
     given = inputs.read(text)
     check_inputs(outline.meta, given)
-    from foreword.generate import generate as generate_texts
+    if on_vllm:
+        made = _on_vllm(name, outline.meta, given, arguments, options, backbone, place, flags)
+    else:
+        made = _embedded(name, given, arguments, options, backbone, place)
+    for one, texts in zip(given, made, strict=True):
+        if arguments.as_json:
+            say(_as_json(one, texts))
+            continue
+        for each in texts:
+            say(each.text)
+
+
+def _apart(text: str | None, flags: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
+    """The text and vLLM's flags, the first of which stands in the text's place where none is given."""
+    return (None, (text, *flags)) if text is not None and FLAG.match(text) else (text, flags)
+
+
+def _check_one(flags: Sequence[str]) -> None:
+    """Check that what follows a text is a flag of vLLM's, and no more of the text.
+
+    Raises:
+        DataError: It is none.
+    """
+    if flags and not FLAG.match(flags[0]):
+        raise DataError(
+            f"{flags[0]!r} stands where one text was expected at most; put a text of several words in "
+            "quotes, and several texts in a file (--input)"
+        )
+
+
+def _embedded(
+    name: str,
+    given: Sequence[Input],
+    arguments: GenerateArguments,
+    options: GenerateOptions,
+    backbone: BackboneOptions,
+    store: PrefixStore,
+) -> list[list[Generated]]:
+    """The texts of each input, from Foreword's own backbone."""
     from foreword.generate import generated
 
-    prefix = place.load(name)
+    prefix = store.load(name)
     with working("loading the backbone"):
         loaded = backbone.load(prefix)
+    _tell_frozen(arguments)
+    used = prefix if arguments.prefix else None
+    return generated(loaded, given, used, options, like=prefix, strict=arguments.strict)
+
+
+def _on_vllm(
+    name: str,
+    meta: PrefixMeta,
+    given: Sequence[Input],
+    arguments: GenerateArguments,
+    options: GenerateOptions,
+    backbone: BackboneOptions,
+    store: PrefixStore,
+    flags: Sequence[str],
+) -> list[list[Generated]]:
+    """The texts of each input, from vLLM, which is asked all of them at once."""
+    source, revision = backbone.named(meta)
+    check_reach(source, revision)
+    from foreword.engine.vllm.batch import Batch
+
+    quiet_libraries()
+    batch = Batch(folder_of(source), store, flags, revision, backbone.dtype)
+    _tell_frozen(arguments)
+    note("vLLM starts, and answers all inputs at once")
+    asked, frozen = [(name, one) for one in given], not arguments.prefix
+    with printed_aside():
+        return batch.generated(asked, options, frozen=frozen, progress=err.is_terminal)
+
+
+def _tell_frozen(arguments: GenerateArguments) -> None:
     if not arguments.prefix:
         note("the frozen model, without the prefix:")
-    used, strict = prefix if arguments.prefix else None, arguments.strict
-    if arguments.as_json:
-        made = generated(loaded, given, used, options, like=prefix, strict=strict)
-        for one, texts in zip(given, made, strict=True):
-            say(_as_json(one, texts))
-        return
-    for answers in generate_texts(loaded, given, used, options, like=prefix, strict=strict):
-        for answer in answers:
-            say(answer)
 
 
 def _as_json(given: Input, texts: Sequence[Generated]) -> str:

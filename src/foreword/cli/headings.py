@@ -43,6 +43,7 @@ _GENERATION = (
 
 _GENERATE: Headings = {
     "Input and output": "--input --prefix --json --strict",
+    "Engine": "--engine",
     "Generation": _GENERATION,
     **_BACKBONE,
 }

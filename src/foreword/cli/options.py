@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from foreword.cli.console import quiet_libraries
+from foreword.description import PrefixMeta
 from foreword.errors import BackboneError
 from foreword.reach import check_path, is_out_of_reach
 from foreword.store import PrefixStore
@@ -26,16 +27,30 @@ def load(name: str, **how: Any) -> Backbone:
     Raises:
         BackboneError: It is no folder, the Hub does not answer, and there is no copy of it.
     """
-    is_local = name == embedded.NAME or os.path.exists(name)
-    if not is_local and is_out_of_reach(name, how.get("revision")):
-        raise BackboneError(
-            f"cannot load backbone {name!r}: there is no such folder, the Hub does not answer, and its "
-            "cache has no copy. Check the name, and the network"
-        )
+    check_reach(name, how.get("revision"))
     from foreword.backbone import load as load_backbone
 
     quiet_libraries()
     return load_backbone(name, **how)
+
+
+def check_reach(name: str, revision: str | None) -> None:
+    """Check that a backbone is a folder, is in the Hub's cache, or that the Hub answers.
+
+    Raises:
+        BackboneError: None of them.
+    """
+    is_local = name == embedded.NAME or os.path.exists(name)
+    if not is_local and is_out_of_reach(name, revision):
+        raise BackboneError(
+            f"cannot load backbone {name!r}: there is no such folder, the Hub does not answer, and its "
+            "cache has no copy. Check the name, and the network"
+        )
+
+
+def folder_of(name: str) -> str:
+    """What vLLM loads a backbone from: its name, or the folder of the embedded one."""
+    return str(embedded.obtain()) if name == embedded.NAME else name
 
 
 @Parameter(name="*")
@@ -79,13 +94,18 @@ class BackboneOptions:
         if self.backbone is not None:
             check_path(self.backbone)
 
+    def named(self, meta: PrefixMeta | None = None) -> tuple[str, str | None]:
+        """The backbone's name and revision; by default those of a prefix's own."""
+        if self.backbone is not None or meta is None:
+            return self.backbone or embedded.NAME, self.revision
+        check_path(
+            meta.backbone, "the prefix was made on it. Say where it is now: --backbone FOLDER"
+        )
+        return meta.backbone, self.revision or meta.revision
+
     def load(self, prefix: Prefix | None = None) -> Backbone:
         """The backbone; by default the prefix's own."""
-        name = self.backbone or (prefix.meta.backbone if prefix is not None else embedded.NAME)
-        own = prefix is not None and self.backbone is None
-        if own:
-            check_path(name, "the prefix was made on it. Say where it is now: --backbone FOLDER")
-        revision = self.revision or (prefix.meta.revision if own and prefix is not None else None)
+        name, revision = self.named(None if prefix is None else prefix.meta)
         return load(
             name,
             dtype=self.dtype,

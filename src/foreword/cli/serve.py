@@ -8,12 +8,13 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from foreword.cli.console import note, working
-from foreword.cli.options import BackboneOptions, StoreOptions
+from foreword.cli.engines import EngineName, refuse_embedded, refuse_flags
+from foreword.cli.options import BackboneOptions, StoreOptions, folder_of
 from foreword.errors import ServeError, StoreError
 from foreword.store import PrefixStore
 from foreword.weights import embedded
@@ -26,16 +27,6 @@ if TYPE_CHECKING:
 STARTUP_FAILURE = 3
 """Exit code of uvicorn where it cannot listen."""
 
-VLLMS = {
-    "rows": "give --max-num-seqs after --",
-    "prompt_tokens": "give --max-num-batched-tokens after --",
-    "cache_tokens": "give --kv-cache-memory-bytes after --",
-    "quantize": "give --quantization after --",
-    "device": "it is the one that vLLM was built for",
-    "attention": "give --attention-backend after --",
-}
-"""Options of the embedded engine, and what to give vLLM instead."""
-
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -44,7 +35,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 class ServeArguments:
     """Where the server listens, and what it allows."""
 
-    engine: Literal["embedded", "vllm"] = "embedded"
+    engine: EngineName = "embedded"
     """What computes: Foreword's own engine, or vLLM, whose own flags follow after "--"."""
 
     host: str = "127.0.0.1"
@@ -173,11 +164,7 @@ def _embedded(
     arguments: ServeArguments, backbone: BackboneOptions, store: PrefixStore, flags: Sequence[str]
 ) -> Started:
     """Foreword's own engine, in this process."""
-    if flags:
-        raise ServeError(
-            f"{flags[0]!r} is one of vLLM's flags, which are for --engine vllm; found --engine "
-            f"{arguments.engine}"
-        )
+    refuse_flags(flags)
     from foreword.engine import Engine, Limits
 
     with working("loading the backbone"):
@@ -191,12 +178,12 @@ def _on_vllm(
     arguments: ServeArguments, backbone: BackboneOptions, store: PrefixStore, flags: Sequence[str]
 ) -> Started:
     """The engine of vLLM, with Foreword's connector in its processes."""
-    _refuse_embedded(arguments, backbone)
+    refuse_embedded(arguments, backbone)
     from foreword.engine.vllm.launch import Launch
 
     name = backbone.backbone or embedded.NAME
     _check_name(name, store)
-    source = str(embedded.obtain()) if name == embedded.NAME else name
+    source = folder_of(name)
     launch = Launch(
         source,
         store,
@@ -220,16 +207,6 @@ def _check_name(backbone: str, store: PrefixStore) -> None:
             f"a prefix has the backbone's name {backbone!r}, so requests could not name it; "
             "rename its file"
         )
-
-
-def _refuse_embedded(arguments: ServeArguments, backbone: BackboneOptions) -> None:
-    """Refuse options of Foreword's own engine, which vLLM has flags of its own for."""
-    plain, loading = ServeArguments(), BackboneOptions()
-    for name, other in VLLMS.items():
-        given = arguments if hasattr(plain, name) else backbone
-        if getattr(given, name) != getattr(plain if given is arguments else loading, name):
-            option = name.replace("_", "-")
-            raise ServeError(f"--{option} is for Foreword's own engine; with --engine vllm {other}")
 
 
 def _run(server: Any, engine: EngineClient) -> None:

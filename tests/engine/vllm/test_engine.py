@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -392,6 +393,6 @@ def test_a_start_without_vllm_says_what_to_do(
 ) -> None:
     from foreword.engine.vllm import launch
 
-    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ServeError, match="not installed here.*pip install"):
         launch.Launch(model.tokenizer.name_or_path, store).start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -198,29 +199,32 @@ class Parameters:
     max_tokens = 4
     extra_args: dict | None = None
     prompt_logprobs: int | None = None
+    ignore_eos = False
+    stop_token_ids = (7,)
+    stop = ("END",)
+    detokenize = True
 
-    def clone(self) -> Parameters:
-        own = Parameters()
-        own.extra_args = self.extra_args
-        return own
+    def __post_init__(self) -> None:
+        """As vLLM's, makes more of what was given."""
+        self.all_ends = {*self.stop_token_ids}
 
 
 class Scripted:
     """Stands for vLLM: answers with what it was given."""
 
     def generate(self, prompts, parameters, use_tqdm) -> list:
-        return list(zip(prompts, parameters, strict=True))
+        pairs = zip(prompts, parameters, strict=True)
+        return [SimpleNamespace(prompt=one, own=own, outputs=[]) for one, own in pairs]
 
 
 def test_the_helper_gives_each_request_parameters_of_its_own(offline) -> None:
     sampling = Parameters()
     sampling.extra_args = {"own": 1}
-    (under, _), (alone, _) = first, second = offline.generate(
-        Scripted(), [("five", "a"), (None, "a")], sampling
-    )
-    assert len(under["prompt_token_ids"]) == len(alone["prompt_token_ids"]) + 5
-    assert first[1].extra_args.keys() == {"own", "kv_transfer_params"}
-    assert second[1].extra_args == {"own": 1} == sampling.extra_args
+    first, second = offline.generate(Scripted(), [("five", "a"), (None, "a")], sampling)
+    sizes = [len(one.prompt["prompt_token_ids"]) for one in (first, second)]
+    assert sizes[0] == sizes[1] + 5
+    assert first.own.extra_args.keys() == {"own", "kv_transfer_params"}
+    assert second.own.extra_args == {"own": 1} == sampling.extra_args
     sampling.prompt_logprobs = 1
     assert offline.generate(Scripted(), [(None, "a")], sampling)
     with pytest.raises(DataError, match="prompt_logprobs under a prefix"):

@@ -20,13 +20,12 @@ from foreword.engine.checks import CLOSED, check_tokens, room_after
 from foreword.engine.protocol import Stats
 from foreword.engine.request import EngineClosed, Event, FinishReason, NotServed, Request
 from foreword.engine.streaming import Sink, streamed
-from foreword.engine.threads import give_up_pool
 from foreword.engine.vllm.answering import Answer
-from foreword.engine.vllm.loaded import replaced
+from foreword.engine.vllm.loaded import why_failed
 from foreword.engine.vllm.model import ServedModel
 from foreword.engine.vllm.requests import Named, PrefixedPrompt, prefixed
 from foreword.engine.vllm.sampling import parameters
-from foreword.errors import ForewordError, MismatchError, first_line
+from foreword.errors import MismatchError, first_line
 from foreword.prompts import PLAIN, task_of
 from foreword.store import PrefixStore
 
@@ -307,19 +306,7 @@ class VllmEngine:
         return prefixed(request.prompt, self.placeholder, request.prefixes[0].name, prefix)
 
     def _why(self, request: Request) -> str:
-        """Why vLLM may have failed a request: it gives no reasons itself.
-
-        The prefix's file is read whole, as the workers did, for its header may promise too much.
-        """
+        """Why vLLM may have failed a request."""
         prefix = request.prefix
-        if prefix is not None:
-            named = Named(request.prefixes[0].name, prefix.digest)
-            try:
-                found = self.store.load(named.name).digest
-            except ForewordError as error:
-                return first_line(error)
-            finally:
-                give_up_pool()
-            if found != named.digest:
-                return replaced(named, found)
-        return "vLLM failed the request; its log says why, under vllm.foreword"
+        named = None if prefix is None else Named(request.prefixes[0].name, prefix.digest)
+        return why_failed(self.store, named)

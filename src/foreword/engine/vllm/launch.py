@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from foreword.engine.vllm.engine import VllmEngine
 from foreword.engine.vllm.model import ServedModel
+from foreword.engine.vllm.refusals import check_installed
 from foreword.engine.vllm.requests import engine_arguments, placeholder_of
-from foreword.errors import ServeError
 from foreword.store import PrefixStore
 
 
@@ -57,17 +56,3 @@ class Launch:
         runtime = AsyncRuntime(read_flags(self.flags, own))
         model = replace(model, context=runtime.context)
         return model, VllmEngine(model, runtime, placeholder, self.store), runtime.dtype
-
-
-def check_installed() -> None:
-    """Check that vLLM can be imported.
-
-    Raises:
-        ServeError: It is not installed.
-    """
-    if importlib.util.find_spec("vllm") is None:
-        raise ServeError(
-            "--engine vllm needs vLLM 0.32, which is not installed here. It pins its own PyTorch, so "
-            "give it an environment of its own, and Foreword beside it: pip install 'vllm==0.32.0' "
-            "'foreword[serve]' (docs/how-to/vllm.md)"
-        )

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from foreword.backbone.fit import check_range
 from foreword.engine.protocol import Loads
+from foreword.engine.threads import give_up_pool
 from foreword.engine.vllm.requests import Named
 from foreword.engine.vllm.turning import Turning
-from foreword.errors import CorruptFile, UnsupportedModel
+from foreword.errors import CorruptFile, ForewordError, UnsupportedModel, first_line
 from foreword.prefix import Prefix
 from foreword.store import PrefixStore
 
@@ -126,3 +127,24 @@ def replaced(named: Named, found: str) -> str:
         f"{found[:12]}. It was replaced, or another copy of the store has another one: ask again with "
         "the digest that it has now"
     )
+
+
+def why_failed(store: PrefixStore, named: Named | None) -> str:
+    """Why vLLM may have failed a request: it gives no reasons itself.
+
+    The prefix's file is read whole, as the workers did, for its header may promise too much.
+
+    Args:
+        store: Where its workers read prefixes.
+        named: The prefix that the request names, or None.
+    """
+    if named is not None:
+        try:
+            found = store.load(named.name).digest
+        except ForewordError as error:
+            return first_line(error)
+        finally:
+            give_up_pool()
+        if found != named.digest:
+            return replaced(named, found)
+    return "vLLM failed the request; its log says why, under vllm.foreword"

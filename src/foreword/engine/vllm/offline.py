@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer
+from transformers import PreTrainedTokenizerBase
 
 from foreword.arguments import expect
-from foreword.data.encode import Encoder
-from foreword.data.room import Room
-from foreword.data.template import Input, as_row
-from foreword.engine.vllm.requests import (
-    PrefixedPrompt,
-    engine_arguments,
-    placeholder_of,
-    prefixed,
-)
-from foreword.errors import DataError, MismatchError
-from foreword.outline import Outline
-from foreword.prefix import Bos
-from foreword.prompts import PLAIN, task_of
+from foreword.data.each import of_each
+from foreword.data.template import Input
+from foreword.engine.vllm.asking import Asked, Asker
+from foreword.engine.vllm.loaded import why_failed
+from foreword.engine.vllm.model import ServedModel
+from foreword.engine.vllm.refusals import check_options
+from foreword.engine.vllm.requests import PrefixedPrompt, engine_arguments, placeholder_of
+from foreword.errors import DataError, ServeError
+from foreword.generate import Generated
+from foreword.options import GenerateOptions
 from foreword.store import PrefixStore
-from foreword.weights.fingerprint import adds_bos, tokenizer_digest
+
+Pair = tuple[str | None, Input]
+"""A prefix's name in the store, or None for the model alone, and a text or row."""
+
+FAILED = frozenset({"error", "abort"})
+"""vLLM's words for the ends of requests that were not served."""
 
 
 class OfflinePrefixes:
@@ -36,6 +39,11 @@ class OfflinePrefixes:
         context: Most tokens of prefix and text together, which the engine is given as its
             ``max_model_len``. By default what the model's config says.
         resident: Prefixes that each worker keeps in memory.
+        revision: The model's revision on the Hub.
+
+    Raises:
+        BackboneError: There is no such model, or no tokenizer with it.
+        UnsupportedModel: It is no decoder.
 
     Examples:
         >>> prefixes = OfflinePrefixes("prefixes", "Qwen/Qwen3-0.6B")  # doctest: +SKIP
@@ -51,22 +59,41 @@ class OfflinePrefixes:
         placeholder: int | None = None,
         context: int | None = None,
         resident: int = 256,
+        revision: str | None = None,
     ) -> None:
         self.store = PrefixStore(store)
-        self.tokenizer = AutoTokenizer.from_pretrained(model)
-        config = AutoConfig.from_pretrained(model).get_text_config()
-        self._tokenizer_digest = tokenizer_digest(self.tokenizer)
-        self.vocabulary = int(config.vocab_size)
+        self.model = ServedModel.read(model, revision=revision, context=context)
         self.given_context = context
-        self.context = context or int(config.max_position_embeddings)
         self.resident = resident
+        self.revision = revision
         self.placeholder = (
             placeholder_of(self.tokenizer, self.vocabulary) if placeholder is None else placeholder
         )
 
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        return self.model.tokenizer
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the model's embeddings."""
+        return self.model.vocabulary
+
+    @property
+    def context(self) -> int:
+        """Most tokens of prefix and text together."""
+        return self.model.context
+
+    def limit(self, context: int) -> None:
+        """Make prompts for an engine that was given another ``max_model_len`` already."""
+        self.model = replace(self.model, context=context)
+
     def engine_arguments(self) -> dict[str, Any]:
         """Arguments for ``vllm.LLM`` beside the model's name."""
         made = engine_arguments(self.store.folder, self.placeholder, resident=self.resident)
+        if self.revision is not None:
+            made["revision"] = self.revision
         return made if self.given_context is None else {**made, "max_model_len": self.context}
 
     def prompt(
@@ -85,32 +112,13 @@ class OfflinePrefixes:
             MismatchError: It is one that vLLM cannot serve, or of another tokenizer.
             DataError: The text does not fit the template or the context.
         """
-        outline = None if name is None else self.store.outline(name)
-        if outline is not None:
-            self._check_tokenizer(outline)
-        task = PLAIN if outline is None else task_of(outline)
-        own: Bos = "input" if adds_bos(self.tokenizer) else "none"
-        bos = own if outline is None else outline.meta.bos
-        taken = 0 if outline is None else outline.length
-        room = Room.of(self.context - taken, None if outline is None else outline.meta)
-        encoder = Encoder(self.tokenizer, task, bos=bos, limit=room, vocabulary=self.vocabulary)
-        ids = encoder.prompt(as_row(given, task), new)
-        return prefixed(ids, self.placeholder, name or "", outline, tenant)
+        return self._asker(name).ask(given, new, tenant).prompt
 
-    def _check_tokenizer(self, outline: Outline) -> None:
-        """Check that a prefix was made with the model's tokenizer, as far as it says."""
-        made_with, own = outline.meta.tokenizer, self._tokenizer_digest
-        if made_with and made_with != own:
-            raise MismatchError(
-                f"the prefix was made with another tokenizer (digest {made_with[:12]}) than that of "
-                f"{self.tokenizer.name_or_path!r} ({own[:12]}); use the model that it was made on: "
-                f"{outline.meta.backbone!r}"
-            )
+    def generate(self, llm: Any, inputs: Sequence[Pair], sampling: Any) -> list[Any]:
+        """What vLLM writes for pairs of a prefix's name (or None) and a text or row, as it gives it.
 
-    def generate(
-        self, llm: Any, inputs: Sequence[tuple[str | None, Input]], sampling: Any
-    ) -> list[Any]:
-        """What vLLM writes for pairs of a prefix's name (or None) and a text or row.
+        The ends that training gave a prefix's texts end them, beside the stops of the parameters;
+        ``ignore_eos`` turns them off.
 
         Args:
             llm: The ``vllm.LLM``.
@@ -118,29 +126,118 @@ class OfflinePrefixes:
             sampling: The ``vllm.SamplingParams`` of all.
 
         Returns:
-            vLLM's outputs, one for each pair. One that failed has the finish reason ``error``; vLLM's
-            log says why.
+            vLLM's outputs, one for each pair. One that failed has the finish reason ``error``, and as
+            ``stop_reason`` what is known of why.
 
         Raises:
             DataError: A pair is none, or its text does not fit the template or the context.
             MismatchError: vLLM cannot serve a prefix, or not with these parameters.
         """
-        asked = []
-        for one in inputs:
-            expect("an input", one, tuple, "a pair of a prefix's name and a text", DataError)
-            asked.append(self.prompt(*one, new=sampling.max_tokens or 0))
-        if sampling.prompt_logprobs is not None and any(one.prefix for one in asked):
+        asked = self._asked(inputs, sampling.max_tokens or 0)
+        if sampling.prompt_logprobs is not None and any(one.prompt.prefix for one in asked):
             raise DataError(
                 "prompt_logprobs under a prefix are not served by vLLM, which would give numbers for "
                 "placeholders that it never computed; use foreword.Engine"
             )
-        parameters = [_under(sampling, one) for one in asked]
-        return list(llm.generate([one.prompt for one in asked], parameters, use_tqdm=False))
+        parameters = [one.sampled(sampling) for one in asked]
+        prompts = [one.prompt.prompt for one in asked]
+        outputs = list(llm.generate(prompts, parameters, use_tqdm=False))
+        for one, output in zip(asked, outputs, strict=True):
+            if _has_failed(output):
+                reason = why_failed(self.store, one.prompt.prefix)
+                for completion in output.outputs:
+                    completion.stop_reason = reason
+        return outputs
+
+    def generated(
+        self,
+        llm: Any,
+        inputs: Sequence[Pair],
+        options: GenerateOptions | None = None,
+        *,
+        frozen: bool = False,
+    ) -> list[list[Generated]]:
+        """Texts for pairs of a prefix's name (or None) and a text or row, with why each ends.
+
+        In float32 and greedy they are the texts that Foreword's own backbone writes.
+
+        Args:
+            llm: The ``vllm.LLM``.
+            inputs: The pairs.
+            options: How to generate; greedy by default.
+            frozen: The model alone answers, in the templates of each prefix.
+
+        Returns:
+            Per input its texts, ``num_return_sequences`` of them, as `foreword.generate` has them.
+
+        Raises:
+            DataError: A pair is none, its text does not fit, or vLLM does not have an option.
+            MismatchError: vLLM cannot serve a prefix.
+            ServeError: A request failed; the message says which, and why.
+        """
+        options = GenerateOptions() if options is None else options
+        return self.answers(llm, self.asked(inputs, options, frozen=frozen), options)
+
+    def asked(
+        self, inputs: Sequence[Pair], options: GenerateOptions, *, frozen: bool = False
+    ) -> list[Asked]:
+        """What `generated` asks, all of it checked; no ``vllm.LLM`` is needed for it."""
+        expect("options", options, GenerateOptions, "GenerateOptions", DataError)
+        asked = self._asked(inputs, options.max_new_tokens, frozen=frozen)
+        check_options(options, frozen=not any(one.prompt.prefix for one in asked))
+        for one in asked[:1]:
+            one.arguments(options, 0)
+        return asked
+
+    def answers(
+        self, llm: Any, asked: Sequence[Asked], options: GenerateOptions, *, progress: bool = False
+    ) -> list[list[Generated]]:
+        """What `generated` gives for what was asked, with vLLM's bar of progress if that is wanted."""
+        from vllm import SamplingParams
+
+        parameters = [
+            SamplingParams(**one.arguments(options, number), extra_args=one.prompt.extra_args)
+            for number, one in enumerate(asked)
+        ]
+        prompts = [one.prompt.prompt for one in asked]
+        outputs = llm.generate(prompts, parameters, use_tqdm=progress)
+        self._check_served(asked, outputs)
+        return [one.answer(output) for one, output in zip(asked, outputs, strict=True)]
+
+    def _asked(self, inputs: Sequence[Pair], new: int, *, frozen: bool = False) -> list[Asked]:
+        """Pairs as requests; each prefix's file is looked at once."""
+        askers: dict[str | None, Asker] = {}
+
+        def ask(pair: Pair) -> Asked:
+            expect("an input", pair, tuple, "a pair of a prefix's name and a text", DataError)
+            name, given = pair
+            if name not in askers:
+                askers[name] = self._asker(name, frozen=frozen)
+            return askers[name].ask(given, new)
+
+        return of_each(inputs, ask)
+
+    def _asker(self, name: str | None, *, frozen: bool = False) -> Asker:
+        if name is None:
+            return Asker.alone(self.model, self.placeholder)
+        outline = self.store.outline(name)
+        return Asker.under(self.model, self.placeholder, name, outline, frozen=frozen)
+
+    def _check_served(self, asked: Sequence[Asked], outputs: Iterable[Any]) -> None:
+        """Check that no request failed.
+
+        Raises:
+            ServeError: One did.
+        """
+        failed = [number for number, output in enumerate(outputs) if _has_failed(output)]
+        if failed:
+            first = failed[0]
+            raise ServeError(
+                f"{len(failed)} of {len(asked)} inputs failed on vLLM; the first is input "
+                f"{first + 1}: {why_failed(self.store, asked[first].prompt.prefix)}"
+            )
 
 
-def _under(sampling: Any, asked: PrefixedPrompt) -> Any:
-    """Sampling parameters of a request's own."""
-    own = sampling.clone()
-    if asked.extra_args is not None:
-        own.extra_args = {**(sampling.extra_args or {}), **asked.extra_args}
-    return own
+def _has_failed(output: Any) -> bool:
+    """Whether a request was not served: its texts, if any, are none."""
+    return any(one.finish_reason in FAILED for one in output.outputs)

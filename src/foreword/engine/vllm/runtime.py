@@ -1,4 +1,4 @@
-"""`AsyncRuntime`: vLLM's asynchronous engine as `VllmEngine` uses it.
+"""`AsyncRuntime`, vLLM's asynchronous engine as `VllmEngine` uses it, and `running` for its offline one.
 
 Beside the connector, all that touches vLLM is here.
 """
@@ -6,11 +6,13 @@ Beside the connector, all that touches vLLM is here.
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from vllm import SamplingParams
-from vllm.engine.arg_utils import AsyncEngineArgs
+from pydantic import ValidationError
+from vllm import LLM, SamplingParams
+from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
 from vllm.exceptions import VLLMClientError
 from vllm.sampling_params import RequestOutputKind
 from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -20,7 +22,7 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 from foreword.engine.protocol import Loads, Stats
 from foreword.engine.request import NotServed
 from foreword.engine.vllm.requests import PrefixedPrompt
-from foreword.errors import ServeError, first_line
+from foreword.errors import ForewordError, ServeError, first_line
 
 GRACE = 10.0
 """Seconds in which vLLM's processes may end by themselves."""
@@ -34,29 +36,73 @@ OURS = {
     "kv_transfer_config": "--store",
     "logprobs_mode": "no flag: log-probabilities are the model's own",
 }
-"""By its name in vLLM what `foreword serve` sets itself, and with which of its flags."""
+"""By its name in vLLM what `foreword` sets itself, and with which of its flags."""
 
 
-def read_flags(flags: Sequence[str], own: Mapping[str, Any]) -> AsyncEngineArgs:
+def read_flags(
+    flags: Sequence[str], own: Mapping[str, Any], kind: Any = AsyncEngineArgs, verb: str = "serve"
+) -> Any:
     """Arguments of vLLM, from flags as ``vllm serve`` takes them and what Foreword sets.
 
     Args:
         flags: The flags; for one that vLLM does not know, its own parser ends the process.
         own: Arguments that Foreword sets, by their names in vLLM.
+        kind: vLLM's class of arguments.
+        verb: Foreword's verb, for messages.
 
     Raises:
         ServeError: A flag sets what Foreword sets.
     """
-    parser = AsyncEngineArgs.add_cli_args(
-        FlexibleArgumentParser(prog="foreword serve --engine vllm --")
-    )
+    parser = kind.add_cli_args(FlexibleArgumentParser(prog=f"foreword {verb} --engine vllm --"))
     found: Namespace = parser.parse_args(list(flags))
     for name, flag in OURS.items():
         if getattr(found, name) != parser.get_default(name):
             raise ServeError(
-                f"--{name.replace('_', '-')} is not for vLLM's flags: foreword serve sets it ({flag})"
+                f"--{name.replace('_', '-')} is not for vLLM's flags: foreword {verb} sets it ({flag})"
             )
-    return AsyncEngineArgs.from_cli_args(Namespace(**{**vars(found), **own}))
+    return kind.from_cli_args(Namespace(**{**vars(found), **own}))
+
+
+def read_offline_flags(flags: Sequence[str], own: Mapping[str, Any]) -> tuple[EngineArgs, int]:
+    """As `read_flags`, for ``vllm.LLM``; and most tokens of prefix and text together under them.
+
+    Raises:
+        ServeError: A flag sets what Foreword sets, or vLLM refuses one.
+    """
+    arguments = read_flags(flags, own, EngineArgs, "generate")
+    arguments.disable_log_stats = True
+    with _said("did not start"):
+        return arguments, int(arguments.create_model_config().max_model_len)
+
+
+@contextmanager
+def running(arguments: EngineArgs) -> Iterator[LLM]:
+    """A ``vllm.LLM`` in a block, whose processes end with it.
+
+    Raises:
+        ServeError: vLLM does not start, or fails in the block; its own log says why.
+    """
+    with _said("did not start"):
+        llm = LLM.from_engine_args(arguments)
+    try:
+        with _said("failed"):
+            yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown(timeout=GRACE)
+
+
+@contextmanager
+def _said(what: str) -> Iterator[None]:
+    """Say in one line what vLLM raises in a block, which is of many kinds, from several processes."""
+    try:
+        yield
+    except ForewordError:
+        raise
+    except Exception as error:
+        found = (
+            error.errors()[0]["msg"] if isinstance(error, ValidationError) else first_line(error)
+        )
+        raise ServeError(f"vLLM {what}: {found.splitlines()[0]}") from error
 
 
 class _Told(StatLoggerBase):  # type: ignore[misc]
@@ -100,12 +146,10 @@ class AsyncRuntime:
         self._loads = Loads()
         arguments.disable_log_stats = True  # vLLM's own lines; what is counted comes to `note`
         arguments.enable_log_requests = False  # which would log prompts
-        try:
+        with _said("did not start"):
             self._llm = AsyncLLM.from_engine_args(
                 arguments, stat_loggers=[lambda config, index: _Told(self)]
             )
-        except Exception as error:  # of many kinds, from several processes
-            raise ServeError(f"vLLM did not start: {first_line(error)}") from error
         config = self._llm.vllm_config
         cache, model = config.cache_config, config.model_config
         self.context = int(model.max_model_len)
