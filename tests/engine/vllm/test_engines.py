@@ -133,7 +133,7 @@ def of_family(name: str, sizes: dict) -> foreword.Backbone:
     """A random model whose tokens beyond the tokenizer's are never the likeliest."""
     torch.manual_seed(0)
     special = {"vocab_size": 264, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    config = getattr(transformers, name)(**sizes, **special, tie_word_embeddings=False)
+    config = getattr(transformers, name)(**{**special, "tie_word_embeddings": False, **sizes})
     model = transformers.AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     with torch.no_grad():
         for parameter in model.parameters():

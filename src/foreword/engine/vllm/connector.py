@@ -35,8 +35,8 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 from vllm.version import __version__ as version
 
-from foreword.engine.vllm.caches import groups_of, in_order, kinds_of, shape_of
-from foreword.engine.vllm.geometry import Geometry, Setting
+from foreword.engine.vllm.caches import geometry_of, groups_of, in_order, kinds_of
+from foreword.engine.vllm.geometry import Setting
 from foreword.engine.vllm.loaded import Layers, LoadedPrefixes, Place, replaced
 from foreword.engine.vllm.paging import Load, gathered
 from foreword.engine.vllm.requests import (
@@ -100,11 +100,14 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             kv_cache_config
         )  # vLLM adds layers without a cache of their own later
         if role == KVConnectorRole.SCHEDULER:
-            self._geometry = geometry_of(vllm_config, kv_cache_config)
+            model = vllm_config.model_config
+            heads = model.get_total_num_kv_heads()
+            self._geometry = geometry_of(kv_cache_config, heads, model.model)
         self._outlines: dict[str, tuple[Stamp, Outline]] = {}
         self._live: dict[str, tuple[Named, int] | None] = {}  # None: it shall fail
         self._step = Step()
         self._layers: list[tuple[nn.Module, int]] = []  # and the number of its group
+        self._recurrent: list[tuple[nn.Module, int]] = []
         self._loaded: LoadedPrefixes | None = None
         self._bad_blocks: set[int] = set()
         self._received: set[str] = set()
@@ -199,6 +202,10 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         """
         return len(self._groups) > 1
 
+    def get_loaded_kv_cache_group_ids(self, request: Any) -> tuple[int, ...]:
+        """None: a prefix may end within a block, so vLLM shall clear all blocks before it is loaded."""
+        return ()
+
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         """Note what shall be written; called anew for a request that had lost its blocks."""
         if num_external_tokens == 0:
@@ -237,6 +244,8 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         config = self._vllm_config
         by_name = config.compilation_config.static_forward_context
         self._layers = [(by_name[name], number) for name, number in in_order(self._groups)]
+        others = in_order(self._groups, recurrent=True)
+        self._recurrent = [(by_name[name], number) for name, number in others]
         layers = [layer for layer, _ in self._layers]
         first: Any = layers[0]
         model, device = config.model_config, first.kv_cache.device
@@ -272,14 +281,20 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     def _write(self, ready: Sequence[tuple[Load, Layers]]) -> None:
         """Write prefixes, all of a layer at once, in the layout of its attention backend."""
-        blocks = [group.block for group in self._groups]
-        firsts = [[load.first(*one) for load, _ in ready] for one in enumerate(blocks)]
-        slots = [torch.cat([load.slots(*one) for load, _ in ready]) for one in enumerate(blocks)]
+        blocks = {n: one.block for n, one in enumerate(self._groups) if not one.is_recurrent}
+        firsts = {n: [load.first(n, size) for load, _ in ready] for n, size in blocks.items()}
+        slots = {
+            n: torch.cat([load.slots(n, size) for load, _ in ready]) for n, size in blocks.items()
+        }
         for number, (layer, group) in enumerate(self._layers):
             cache: Any = layer.kv_cache
             write: Any = layer.impl.do_kv_cache_update  # type: ignore[union-attr]
             key_PHD, value_PHE = gathered(ready, number, firsts[group], cache.device)
             write(layer, key_PHD, value_PHE, cache, slots[group].to(cache.device))
+        for layer, group in self._recurrent:
+            states: Any = layer.kv_cache
+            for state in states:
+                state[[block for load, _ in ready for block in load.blocks[group]]] = 0
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
         """Requests that need not wait any more, and those of them that shall fail."""
@@ -325,15 +340,6 @@ def setting_of(vllm_config: Any, kv_cache_config: Any) -> Setting:
         context=parallel.decode_context_parallel_size * parallel.prefill_context_parallel_size,
         drafts=vllm_config.speculative_config is not None,
     )
-
-
-def geometry_of(vllm_config: Any, kv_cache_config: Any) -> Geometry:
-    """The attention layers of an engine's model."""
-    groups, model = groups_of(kv_cache_config), vllm_config.model_config
-    _, key_dim, value_dim = shape_of(kv_cache_config.kv_cache_groups[0].kv_cache_spec)
-    windows = tuple(groups[number].window for _, number in in_order(groups))
-    heads = model.get_total_num_kv_heads()
-    return Geometry(len(windows), heads, key_dim, value_dim, model.model, windows)
 
 
 def turning_of(

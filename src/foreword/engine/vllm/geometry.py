@@ -10,14 +10,15 @@ from foreword.outline import Outline
 
 _OWN = "Serve it with Foreword's own engine (foreword serve, foreword.generate)"
 
-SERVED = frozenset({"full", "window"})
-"""Kinds of key-value caches that a prefix is written into: of full attention, and of sliding windows."""
+SERVED = frozenset({"full", "window", "recurrent"})
+"""Kinds of caches under which a prefix is exact: of full attention, of sliding windows, and of recurrent
+layers that have one state for each request, which a prefix leaves as it is before any text."""
 
 UNSERVED: Mapping[str, str] = {
     "unmanaged": "sliding windows whose sizes vLLM does not tell layer by layer without its hybrid "
     "cache manager. Leave out --disable-hybrid-kv-cache-manager",
-    "recurrent": "recurrent layers, whose state after the placeholders in a prefix's place would have "
-    f"to be that of no text. {_OWN}",
+    "shared": "recurrent layers whose states vLLM shares between requests, though no text has been read "
+    "where a prefix stands. Start vLLM with --no-enable-prefix-caching (enable_prefix_caching=False)",
     "latent": "latent attention (MLA), of which vLLM keeps compressed latents, while a prefix has keys "
     f"and values. {_OWN}",
     "chunked": "chunked attention, whose borders between chunks the placeholders would move. "

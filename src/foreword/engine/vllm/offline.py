@@ -18,6 +18,7 @@ from foreword.engine.vllm.requests import (
     placeholder_of,
     prefixed,
 )
+from foreword.engine.vllm.windows import check_text
 from foreword.errors import DataError, MismatchError
 from foreword.outline import Outline
 from foreword.prefix import Bos
@@ -95,6 +96,8 @@ class OfflinePrefixes:
         room = Room.of(self.context - taken, None if outline is None else outline.meta)
         encoder = Encoder(self.tokenizer, task, bos=bos, limit=room, vocabulary=self.vocabulary)
         ids = encoder.prompt(as_row(given, task), new)
+        if outline is not None:
+            check_text(outline, len(ids), new)
         return prefixed(ids, self.placeholder, name or "", outline, tenant)
 
     def _check_tokenizer(self, outline: Outline) -> None:

@@ -1,7 +1,8 @@
 """Where in vLLM's key-value cache a prefix goes; nothing here needs vLLM.
 
 Layers of one kind form a group, whose blocks a request has a table of. In a group of sliding windows the
-blocks that have left the window are none: their places in the table hold the null block.
+blocks that have left the window are none: their places in the table hold the null block. In a group of
+recurrent layers a block holds the state of a request.
 
 Shapes: P virtual tokens to write, H key/value heads of this worker, D dimension of a key or a value.
 """
@@ -23,17 +24,19 @@ NULL = 0
 
 @dataclass(frozen=True)
 class Group:
-    """Attention layers that share a table of blocks.
+    """Layers that share a table of blocks.
 
     Attributes:
         names: The layers' names.
         block: Tokens of a block.
         window: How many tokens a query sees in them, itself included; None for no limit.
+        is_recurrent: Whether they are recurrent layers, and not attention.
     """
 
     names: tuple[str, ...]
     block: int
     window: int | None = None
+    is_recurrent: bool = False
 
 
 @dataclass(frozen=True)
