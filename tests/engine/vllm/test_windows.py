@@ -53,7 +53,7 @@ DELTA = {
     "linear_value_head_dim": 128,
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
-    "num_experts": 4,
+    "num_experts": 2,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 32,
     "shared_expert_intermediate_size": 32,
@@ -66,9 +66,9 @@ LATENT = {
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
     "q_lora_rank": 16,
-    "kv_lora_rank": 32,
-    "qk_nope_head_dim": 16,
-    "qk_rope_head_dim": 16,
+    "kv_lora_rank": 64,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 32,
     "v_head_dim": 32,
     "first_k_dense_replace": 2,
     "max_position_embeddings": 512,
@@ -187,7 +187,7 @@ def test_gated_delta_layers_begin_as_if_there_were_no_prefix(tmp_path) -> None:
 
 
 REFUSED = {
-    "latent": ("DeepseekV3Config", LATENT, {}, "latent attention .MLA."),
+    "latent": ("DeepseekV3Config", LATENT, {"dtype": "bfloat16"}, "latent attention .MLA."),
     "shared": ("FalconH1Config", FALCON, {}, "Start vLLM with --no-enable-prefix-caching"),
     "unmanaged": (
         "Gemma3TextConfig",
