@@ -25,10 +25,9 @@ def main() -> None:
     prefixes = OfflinePrefixes(given["store"], given["model"])
     llm = LLM(
         given["model"],
-        dtype="float32",
         enforce_eager=True,
         disable_log_stats=True,
-        **given["engine"],
+        **{"dtype": "float32", **given["engine"]},
         **prefixes.engine_arguments(),
     )
     preempted = _counted(llm)

@@ -127,7 +127,7 @@ def test_eight_prefixes_and_none_in_one_batch_write_what_transformers_writes(
 
         def counted(ready, turn=turn) -> None:
             tokens[turn] += sum(load.length - load.start for load, _ in ready)
-            write(ready)
+            return write(ready)
 
         monkeypatch.setattr(worker, "_write", counted)
         found = written(llm, asked)

@@ -19,7 +19,7 @@ from foreword.errors import CorruptFile, MismatchError, NameUnknown, Unsupported
 from foreword.store import PrefixStore
 from tests.engine.vllm import tiny
 
-SETTING = Setting("0.32.0", "kv_consumer", "fail", 1, True, 1, 1, False)
+SETTING = Setting("0.32.0", "kv_consumer", "fail", ("full", "window", "recurrent"), 1, 1, False)
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +47,16 @@ def test_a_setting_under_which_prefixes_are_exact_is_taken() -> None:
         ({"version": "0.320"}, "was tested with vLLM 0.32; found 0.320"),
         ({"role": "kv_both"}, "kv_role='kv_consumer'"),
         ({"on_failure": "recompute"}, "kv_load_failure_policy='fail'"),
-        ({"groups": 2}, "the model has 2: sliding windows or recurrent layers"),
-        ({"plain": False}, "a plain cache of full attention"),
+        (
+            {"caches": ("full", "latent")},
+            r"this model has latent attention \(MLA\).*foreword serve",
+        ),
+        ({"caches": ("shared",)}, "recurrent layers whose states .* --no-enable-prefix-caching"),
+        ({"caches": ("unmanaged",)}, "sliding windows .* --disable-hybrid-kv-cache-manager"),
+        ({"caches": ("chunked",)}, "this model has chunked attention"),
+        ({"caches": ("quantised",)}, "a quantised key-value cache.* --kv-cache-dtype auto"),
+        ({"caches": ("full", "uneven")}, "differ in shape from layer to layer"),
+        ({"caches": ("CrossAttentionSpec",)}, "another kind of cache, vLLM's CrossAttentionSpec"),
         ({"pipeline": 2}, "no pipeline parallelism"),
         ({"context": 2}, "no context parallelism"),
         ({"drafts": True}, "no speculative decoding"),
@@ -71,6 +79,22 @@ def test_a_prefix_fits_a_model_of_its_geometry_alone(store) -> None:
     }.items():
         with pytest.raises(MismatchError, match=said):
             other.check(outline)
+
+
+def test_a_prefix_fits_a_model_of_its_windows_alone(store) -> None:
+    outline = store.outline("p5")
+    inner = replace(outline.sites[1], window=48)
+    windowed = outline._replace(sites=(outline.sites[0], inner, outline.sites[2]))
+    Geometry(3, 2, 32, 32, "m", (None, 48, None)).check(windowed)
+    Geometry(3, 2, 32, 32, "m", (None, None, None)).check(outline)
+    said = "site decoder.1 of the prefix has {}; 'm' has {} there"
+    for found, other, one, two in (
+        (windowed, (None, 49, None), "a sliding window of 48", "a sliding window of 49"),
+        (windowed, (), "a sliding window of 48", "no sliding window"),
+        (outline, (None, 48, None), "no sliding window", "a sliding window of 48"),
+    ):
+        with pytest.raises(MismatchError, match=said.format(one, two)):
+            Geometry(3, 2, 32, 32, "m", other).check(found)
 
 
 def rotary(backbone, scale: float = 1.0):

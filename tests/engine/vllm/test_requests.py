@@ -91,15 +91,12 @@ def test_prefixes_that_are_no_plain_cache_are_refused_by_name(store, backbone) -
     head = Head("classify", ("a", "b"), "mean", torch.zeros(2, 64), torch.zeros(2))
     store.save("headed", prefix.with_head(head))
     store.save("gated", prefix.with_meta(softmax="own"))
-    window = tuple(replace(site, window=8) for site in prefix.sites)
-    store.save("windowed", replace(prefix, sites=window))
     other = tuple(replace(site, stack="encoder") for site in prefix.sites)
     store.save("encoder", replace(prefix, sites=other))
     for name, said in {
         "headed": "carries a head for 'classify'",
         "gated": "has a softmax of its own",
-        "windowed": "site decoder.0 of this prefix has a sliding window of 8",
-        "encoder": "site encoder.0 of this prefix has stack 'encoder'",
+        "encoder": "site encoder.0 of this prefix is of stack 'encoder'",
     }.items():
         with pytest.raises(MismatchError, match=said):
             prefixed([7], 263, name, store.outline(name))

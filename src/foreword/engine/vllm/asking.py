@@ -17,6 +17,7 @@ from foreword.engine.request import Sampling
 from foreword.engine.vllm.model import ServedModel
 from foreword.engine.vllm.requests import PrefixedPrompt, prefixed
 from foreword.engine.vllm.sampling import parameters
+from foreword.engine.vllm.windows import check_text
 from foreword.generate import Generated
 from foreword.options import GenerateOptions
 from foreword.outline import Outline
@@ -159,7 +160,10 @@ class Asker:
 
         Raises:
             DataError: It does not fit the templates or the context.
+            TooLong: vLLM's sliding windows would drop what it shall see of the prefix.
         """
         ids = self.encoder.prompt(as_row(given, self.task), new)
+        if self.outline is not None:
+            check_text(self.outline, len(ids), new)
         prompt = prefixed(ids, self.placeholder, self.name, self.outline, tenant)
         return Asked(prompt, self.written)

@@ -1,4 +1,4 @@
-"""`ForewordPrefixes`: learned prefixes as hits of vLLM's key-value cache. All that touches vLLM is here.
+"""`ForewordPrefixes`: learned prefixes as hits of vLLM's key-value cache.
 
 vLLM builds the connector once beside its scheduler and once in each worker. A request that names a
 prefix begins with placeholders. The scheduler's side checks it, gives it a cache salt of its prefix, and
@@ -34,13 +34,13 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorTransferResults,
     SupportsHMA,
 )
-from vllm.model_executor.models.utils import extract_layer_index
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVQuantMode
 from vllm.version import __version__ as version
 
 from foreword.engine.protocol import Loads
-from foreword.engine.vllm.geometry import Geometry, Setting
-from foreword.engine.vllm.loaded import Layers, LoadedPrefixes, Place, replaced, size_of
+from foreword.engine.vllm.caches import geometry_of, groups_of, in_order, kinds_of
+from foreword.engine.vllm.geometry import Setting
+from foreword.engine.vllm.loaded import Layers, LoadedPrefixes, Place, replaced
+from foreword.engine.vllm.paging import Load, gathered
 from foreword.engine.vllm.requests import (
     Named,
     check_prompt,
@@ -50,6 +50,7 @@ from foreword.engine.vllm.requests import (
 )
 from foreword.engine.vllm.stats import LoadMetrics, LoadStats
 from foreword.engine.vllm.turning import Turning, measured
+from foreword.engine.vllm.windows import check_text
 from foreword.errors import CorruptFile, MismatchError, UnsupportedModel, first_line
 from foreword.outlines import Outlines
 from foreword.store import PrefixStore
@@ -64,29 +65,6 @@ TOKENS = 64
 
 POSITIONS = ("positions", "position_ids")
 """What vLLM's attention modules call the places that tokens stand at."""
-
-
-@dataclass(frozen=True)
-class Load:
-    """Keys and values that a worker shall write before a step.
-
-    Attributes:
-        request: The request's name.
-        named: The prefix.
-        start: First virtual token to write; those before it lie in blocks that are shared.
-        length: Prefix length.
-        blocks: The request's blocks, from its first token on.
-    """
-
-    request: str
-    named: Named
-    start: int
-    length: int
-    blocks: tuple[int, ...]
-
-    def part_of(self, size: int) -> int:
-        """What is written of so many bytes for the whole prefix."""
-        return size * (self.length - self.start) // self.length
 
 
 @dataclass
@@ -121,20 +99,22 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self._store = PrefixStore(extra["store"])
         self._placeholder = int(extra["placeholder"])
         self._resident = int(extra.get("resident", 256))
-        group = kv_cache_config.kv_cache_groups[0]
-        self._block = group.kv_cache_spec.block_size
-        self._names = tuple(
-            group.layer_names
+        self._groups = groups_of(
+            kv_cache_config
         )  # vLLM adds layers without a cache of their own later
         if role == KVConnectorRole.SCHEDULER:
-            self._geometry = geometry_of(vllm_config, kv_cache_config)
+            model = vllm_config.model_config
+            heads = model.get_total_num_kv_heads()
+            self._geometry = geometry_of(kv_cache_config, heads, model.model)
         self._outlines = Outlines(self._store)
         self._live: dict[str, tuple[Named, int] | None] = {}  # None: it shall fail
         self._step = Step()
-        self._layers: list[nn.Module] = []
+        self._layers: list[tuple[nn.Module, int]] = []  # and the number of its group
+        self._recurrent: list[tuple[nn.Module, int]] = []
         self._loaded: LoadedPrefixes | None = None
         self._done = Loads()
         self._bad_blocks: set[int] = set()
+        self._received: set[str] = set()
         self._refused: set[str] = set()
 
     # -- beside the scheduler --------------------------------------------------------------------
@@ -179,6 +159,7 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             if given:
                 raise MismatchError(f"a request under a prefix cannot have {what} on vLLM")
         check_prompt(request.prompt_token_ids, outline.length, self._placeholder)
+        check_text(outline, len(request.prompt_token_ids) - outline.length, request.max_tokens)
         return outline.length
 
     def _refuse(self, request: Any, error: Exception) -> None:
@@ -206,7 +187,21 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         live = self._live[request.request_id]
         if live is None:
             return 1, True
-        return max(0, live[1] - num_computed_tokens), False
+        left = max(0, live[1] - num_computed_tokens)
+        return left, left > 0 and self._waits
+
+    @property
+    def _waits(self) -> bool:
+        """Whether requests wait until their prefix is loaded.
+
+        With several groups vLLM cannot tell from a block whose load has failed, so that a request that
+        does not wait could not fail alone.
+        """
+        return len(self._groups) > 1
+
+    def get_loaded_kv_cache_group_ids(self, request: Any) -> tuple[int, ...]:
+        """None: a prefix may end within a block, so vLLM shall clear all blocks before it is loaded."""
+        return ()
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         """Note what shall be written; called anew for a request that had lost its blocks."""
@@ -217,9 +212,9 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             self._step.refused.add(request.request_id)
             return
         named, length = live
-        (ids,) = blocks.get_block_ids()
+        tables = tuple(tuple(table) for table in blocks.get_block_ids())
         start = length - num_external_tokens
-        self._step.loads.append(Load(request.request_id, named, start, length, tuple(ids)))
+        self._step.loads.append(Load(request.request_id, named, start, length, tables))
 
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
         """What was noted for this step."""
@@ -245,14 +240,17 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         """Find the attention layers, and measure how they turn keys."""
         config = self._vllm_config
         by_name = config.compilation_config.static_forward_context
-        self._layers = [by_name[name] for name in sorted(self._names, key=extract_layer_index)]
-        first: Any = self._layers[0]
+        self._layers = [(by_name[name], number) for name, number in in_order(self._groups)]
+        others = in_order(self._groups, recurrent=True)
+        self._recurrent = [(by_name[name], number) for name, number in others]
+        layers = [layer for layer, _ in self._layers]
+        first: Any = layers[0]
         model, device = config.model_config, first.kv_cache.device
         place = Place(
             heads_of(model.get_total_num_kv_heads(), first.num_kv_heads),
             model.dtype,
             device.type == "cuda",
-            turning_of(self._layers, model, device),
+            turning_of(layers, model, device),
             model.hf_config.model_type,
         )
         self._loaded = LoadedPrefixes(self._store, place, self._resident)
@@ -272,34 +270,49 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
                 ready.append((load, self._loaded.get(load.named)))
             except Exception as error:  # one that left this method would end the engine
                 log.error("request %s: %s", load.request, first_line(error))
-                first, last = load.start // self._block, (load.length - 1) // self._block
-                self._bad_blocks.update(load.blocks[first : last + 1])
                 self._done += Loads(failures=1)
+                if self._waits:
+                    self._refused.add(load.request)
+                else:
+                    self._bad_blocks.update(load.written(0, self._groups[0].block))
         read = time.perf_counter()
-        if ready:
-            self._write(ready)
+        written = self._write(ready) if ready else 0
+        if self._waits:
+            self._received.update(load.request for load, _ in ready)
         self._done += Loads(
-            written_bytes=sum(load.part_of(size_of(layers)) for load, layers in ready),
+            written_bytes=written,
             read_seconds=read - began,
             write_seconds=time.perf_counter() - read,
         )
 
-    def _write(self, ready: Sequence[tuple[Load, Layers]]) -> None:
-        """Write prefixes, all of a layer at once, in the layout of its attention backend."""
-        first: Any = self._layers[0]
-        slots = torch.cat([slots_of(load, self._block) for load, _ in ready])
-        slots = slots.to(first.kv_cache.device)
-        for number, layer in enumerate(self._layers):
-            cache: Any = layer.kv_cache
+    def _write(self, ready: Sequence[tuple[Load, Layers]]) -> int:
+        """Write prefixes, all of a layer at once, as its attention backend lays them out: the bytes."""
+        first: Any = self._layers[0][0]
+        device, written = first.kv_cache.device, 0
+        blocks = {n: one.block for n, one in enumerate(self._groups) if not one.is_recurrent}
+        firsts = {n: [load.first(n, size) for load, _ in ready] for n, size in blocks.items()}
+        slots = {
+            n: torch.cat([load.slots(n, size) for load, _ in ready]).to(device)
+            for n, size in blocks.items()
+        }
+        for number, (layer, group) in enumerate(self._layers):
             write: Any = layer.impl.do_kv_cache_update  # type: ignore[union-attr]
-            key_PHD = gathered(ready, number, 0, cache.device)
-            value_PHE = gathered(ready, number, 1, cache.device)
-            write(layer, key_PHD, value_PHE, cache, slots)
+            key_PHD, value_PHE = gathered(ready, number, firsts[group], device)
+            write(layer, key_PHD, value_PHE, layer.kv_cache, slots[group])
+            written += key_PHD.nbytes + value_PHE.nbytes
+        for layer, group in self._recurrent:
+            states: Any = layer.kv_cache
+            for state in states:
+                state[[block for load, _ in ready for block in load.blocks[group]]] = 0
+        return written
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
-        """Requests that shall fail, as transfers that have ended and have failed."""
+        """Requests that need not wait any more, and those of them that shall fail."""
         refused, self._refused = self._refused, set()
-        return KVConnectorTransferResults(finished_recving=set(refused), failed_recving=refused)
+        received, self._received = self._received, set()
+        return KVConnectorTransferResults(
+            finished_recving=received | refused, failed_recving=refused
+        )
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         """Blocks of requests whose prefix could not be loaded."""
@@ -335,20 +348,6 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         """Nothing: prefixes are only read."""
 
 
-def gathered(
-    ready: Sequence[tuple[Load, Layers]], layer: int, kind: int, device: torch.device
-) -> Tensor:
-    """What is to be written of a layer's keys (kind 0) or values (1), one prefix after the other."""
-    parts = [layers[layer][kind][load.start : load.length] for load, layers in ready]
-    return torch.cat([part.to(device, non_blocking=True) for part in parts])
-
-
-def slots_of(load: Load, block: int) -> Tensor:
-    """Where in the cache the virtual tokens of a load go, (P,) int64."""
-    place_P = torch.arange(load.start, load.length)
-    return torch.tensor(load.blocks)[place_P // block] * block + place_P % block
-
-
 def heads_of(total: int, local: int) -> slice:
     """This worker's heads among all key/value heads; several workers share one where there are few."""
     size, rank = get_tensor_model_parallel_world_size(), get_tensor_model_parallel_rank()
@@ -359,32 +358,15 @@ def heads_of(total: int, local: int) -> slice:
 def setting_of(vllm_config: Any, kv_cache_config: Any) -> Setting:
     """What of a configuration of vLLM decides whether prefixes can be served."""
     transfer, parallel = vllm_config.kv_transfer_config, vllm_config.parallel_config
-    groups = kv_cache_config.kv_cache_groups
-    spec: Any = groups[0].kv_cache_spec
-    plain = (
-        type(spec) is FullAttentionSpec
-        and spec.sliding_window is None
-        and spec.attention_chunk_size is None
-        and spec.kv_quant_mode == KVQuantMode.NONE
-    )
     return Setting(
         version=version,
         role=transfer.kv_role,
         on_failure=transfer.kv_load_failure_policy,
-        groups=len(groups),
-        plain=plain,
+        caches=kinds_of(kv_cache_config),
         pipeline=parallel.pipeline_parallel_size,
         context=parallel.decode_context_parallel_size * parallel.prefill_context_parallel_size,
         drafts=vllm_config.speculative_config is not None,
     )
-
-
-def geometry_of(vllm_config: Any, kv_cache_config: Any) -> Geometry:
-    """The attention layers of an engine's model."""
-    group, model = kv_cache_config.kv_cache_groups[0], vllm_config.model_config
-    spec: Any = group.kv_cache_spec
-    heads = model.get_total_num_kv_heads()
-    return Geometry(len(group.layer_names), heads, spec.head_size, spec.head_size_v, model.model)
 
 
 def turning_of(
@@ -439,8 +421,12 @@ def blocks_of(layers: Sequence[nn.Module]) -> list[nn.Module]:
 
 def needed(block: nn.Module) -> list[str]:
     """The arguments that a module's forward must have."""
-    given = inspect.signature(block.forward).parameters
-    return [name for name, one in given.items() if one.default is inspect.Parameter.empty]
+    given = inspect.signature(block.forward).parameters.items()
+    return [
+        name
+        for name, one in given
+        if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+    ]
 
 
 def turned_of(block: nn.Module, layer: nn.Module, place_T: Tensor, hidden_TC: Tensor) -> Tensor:

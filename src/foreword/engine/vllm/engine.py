@@ -25,6 +25,7 @@ from foreword.engine.vllm.loaded import why_failed
 from foreword.engine.vllm.model import ServedModel
 from foreword.engine.vllm.requests import Named, PrefixedPrompt, prefixed
 from foreword.engine.vllm.sampling import parameters
+from foreword.engine.vllm.windows import check_text, text_room
 from foreword.errors import MismatchError, first_line
 from foreword.prompts import PLAIN, task_of
 from foreword.store import PrefixStore
@@ -160,6 +161,8 @@ class VllmEngine:
             self.model.check(prefix, warn=False)
             self._check_named(request)
         self.room(len(request.prompt), prefix)
+        if prefix is not None:
+            check_text(prefix, len(request.prompt), request.sampling.max_tokens)
         check_tokens(request, self.model.vocabulary)
         self._runtime.check(parameters(request.sampling, Written(None)))
 
@@ -180,10 +183,17 @@ class VllmEngine:
     def room(self, size: int, prefix: Described | None) -> int:
         """Tokens that the context leaves after a prompt of `size` tokens behind a prefix.
 
+        They are fewer where vLLM's sliding windows would drop the prefix and must not.
+
         Raises:
             TooLong: None.
         """
-        return room_after(self.model.context, size, prefix)
+        room = room_after(self.model.context, size, prefix)
+        exact = None if prefix is None else text_room(prefix)
+        if prefix is None or exact is None:
+            return room
+        check_text(prefix, size, 1)
+        return min(room, exact - size)
 
     def left(self, size: int, prefix: Described | None) -> int:
         """Tokens that vLLM's cache leaves after a prompt of `size` tokens behind a prefix."""

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from foreword.described import Described
 from foreword.errors import MismatchError, UnsupportedModel
 
+_OWN = "Serve it with Foreword's own engine (foreword serve, foreword.generate)"
+
+SERVED = frozenset({"full", "window", "recurrent"})
+"""Kinds of caches under which a prefix is exact: of full attention, of sliding windows, and of recurrent
+layers that have one state for each request, which a prefix leaves as it is before any text."""
+
+UNSERVED: Mapping[str, str] = {
+    "unmanaged": "sliding windows whose sizes vLLM does not tell layer by layer without its hybrid "
+    "cache manager. Leave out --disable-hybrid-kv-cache-manager",
+    "shared": "recurrent layers whose states vLLM shares between requests, though no text has been read "
+    "where a prefix stands. Start vLLM with --no-enable-prefix-caching (enable_prefix_caching=False)",
+    "latent": "latent attention (MLA), of which vLLM keeps compressed latents, while a prefix has keys "
+    f"and values. {_OWN}",
+    "chunked": "chunked attention, whose borders between chunks the placeholders would move. "
+    + _OWN,
+    "quantised": "a quantised key-value cache, which rounds keys and values. Use --kv-cache-dtype auto",
+    "uneven": "attention layers whose keys and values differ in shape from layer to layer. " + _OWN,
+}
+"""By its kind what a model has whose cache cannot hold a prefix exactly, and what to do."""
+
 
 @dataclass(frozen=True)
 class Geometry:
-    """The attention layers of a model, all alike.
+    """The attention layers of a model, alike but for their windows.
 
     Attributes:
         layers: Their number.
@@ -18,6 +39,8 @@ class Geometry:
         key_dim: Dimension of a key.
         value_dim: Dimension of a value.
         model: The model's name, for messages.
+        windows: Per layer how many tokens a query sees, itself included, or None for no limit; empty
+            where no layer has a limit.
     """
 
     layers: int
@@ -25,9 +48,10 @@ class Geometry:
     key_dim: int
     value_dim: int
     model: str
+    windows: tuple[int | None, ...] = ()
 
     def check(self, prefix: Described) -> None:
-        """Check that a prefix has keys and values for each layer, of its geometry.
+        """Check that a prefix has keys and values for each layer, of its geometry and its window.
 
         Raises:
             MismatchError: It has not; the message names what differs.
@@ -48,6 +72,16 @@ class Geometry:
                     f"site {site.label} of the prefix has (key/value heads, key dimension, value "
                     f"dimension) = {found}; {self.model!r} has {expected}; {made_on}"
                 )
+            window = self.windows[site.layer] if self.windows else None
+            if site.window != window:
+                raise MismatchError(
+                    f"site {site.label} of the prefix has {_window(site.window)}; {self.model!r} has "
+                    f"{_window(window)} there; {made_on}"
+                )
+
+
+def _window(window: int | None) -> str:
+    return "no sliding window" if window is None else f"a sliding window of {window}"
 
 
 @dataclass(frozen=True)
@@ -58,8 +92,8 @@ class Setting:
         version: vLLM's.
         role: Of the connector in the transfer of keys and values.
         on_failure: What is done with a request whose prefix could not be loaded.
-        groups: Kinds of key-value cache that the model has.
-        plain: Whether the cache is one of full attention, which keeps numbers as they are.
+        caches: Kinds of key-value caches that the model has: those of `SERVED` and `UNSERVED`, or vLLM's
+            word for another.
         pipeline: Pipeline parallel ranks.
         context: Ranks that share the tokens of one sequence.
         drafts: Whether another model drafts tokens.
@@ -68,8 +102,7 @@ class Setting:
     version: str
     role: str | None
     on_failure: str
-    groups: int
-    plain: bool
+    caches: tuple[str, ...]
     pipeline: int
     context: int
     drafts: bool
@@ -95,16 +128,7 @@ class Setting:
                 self.on_failure == "fail",
                 "kv_load_failure_policy='fail': without it placeholders would be run as text",
             ),
-            (
-                self.groups == 1,
-                f"one kind of key-value cache (the model has {self.groups}: sliding "
-                "windows or recurrent layers)",
-            ),
-            (
-                self.plain,
-                "a plain cache of full attention (no window, no latent attention, no "
-                "quantised cache)",
-            ),
+            *((kind in SERVED, _needed(kind)) for kind in self.caches),
             (self.pipeline == 1, "no pipeline parallelism"),
             (self.context == 1, "no context parallelism"),
             (not self.drafts, "no speculative decoding"),
@@ -112,3 +136,9 @@ class Setting:
         for met, what in wanted:
             if not met:
                 raise UnsupportedModel(f"prefixes on vLLM need {what}")
+
+
+def _needed(kind: str) -> str:
+    """What is needed instead of a cache of a kind."""
+    found = UNSERVED.get(kind, f"another kind of cache, vLLM's {kind}. {_OWN}")
+    return f"caches of keys and values in all layers; this model has {found}"

@@ -125,7 +125,20 @@ def _geometry(config: PreTrainedConfig, name: str) -> Geometry:
     heads = int(config.num_attention_heads)
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return Geometry(int(config.num_hidden_layers), int(kv_heads), int(dim), int(dim), name)
+    windows = windows_in(config)
+    return Geometry(len(windows), int(kv_heads), int(dim), int(dim), name, windows)
+
+
+def windows_in(config: PreTrainedConfig) -> tuple[int | None, ...]:
+    """The window of each attention layer that a config describes; None where a query sees all."""
+    window = getattr(config, "sliding_window", None)
+    everywhere = "full_attention" if window is None else "sliding_attention"
+    kinds = getattr(config, "layer_types", None) or [everywhere] * config.num_hidden_layers
+    return tuple(
+        window if kind == "sliding_attention" else None
+        for kind in kinds
+        if kind.endswith("attention") and kind != "linear_attention"
+    )
 
 
 def _ends(source: str, revision: str | None, config: Any, tokenizer: Any) -> frozenset[int]:

@@ -157,11 +157,10 @@ def check_served(prefix: Described) -> None:
             f"attention cannot add; {remedy}"
         )
     for site in prefix.sites:
-        if site.stack != "decoder" or site.window is not None:
-            what = f"a sliding window of {site.window}" if site.window else f"stack {site.stack!r}"
+        if site.stack != "decoder":
             raise MismatchError(
-                f"site {site.label} of this prefix has {what}; vLLM is given prefixes of decoders "
-                f"without windows. For others {remedy}"
+                f"site {site.label} of this prefix is of stack {site.stack!r}; vLLM is given prefixes "
+                f"of decoders. For others {remedy}"
             )
 
 
