@@ -54,7 +54,10 @@ from foreword.store import PrefixStore, Stamp
 log = logging.getLogger("vllm.foreword")
 
 SUPPORTED = ("0.32",)
-"""Versions of vLLM that the connector was tested with."""
+"""Versions of vLLM that the connector was tested with.
+
+By its source 0.33.0 has all that is used here (scripts/vllm-contract), but it was not run: there is no
+build of it for CPUs."""
 
 TOKENS = 64
 """Length of the test texts that turns of keys are measured on."""
@@ -336,6 +339,7 @@ def setting_of(vllm_config: Any, kv_cache_config: Any) -> Setting:
         and spec.sliding_window is None
         and spec.attention_chunk_size is None
         and spec.kv_quant_mode == KVQuantMode.NONE
+        and spec.tokens_per_state == 1
     )
     return Setting(
         version=version,
@@ -346,6 +350,7 @@ def setting_of(vllm_config: Any, kv_cache_config: Any) -> Setting:
         pipeline=parallel.pipeline_parallel_size,
         context=parallel.decode_context_parallel_size * parallel.prefill_context_parallel_size,
         drafts=vllm_config.speculative_config is not None,
+        experts=vllm_config.aux_output_config.enabled,
     )
 
 

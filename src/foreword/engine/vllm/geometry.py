@@ -63,6 +63,7 @@ class Setting:
         pipeline: Pipeline parallel ranks.
         context: Ranks that share the tokens of one sequence.
         drafts: Whether another model drafts tokens.
+        experts: Whether answers shall tell the experts that each token was sent to.
     """
 
     version: str
@@ -73,6 +74,7 @@ class Setting:
     pipeline: int
     context: int
     drafts: bool
+    experts: bool = False
 
     def check(self, supported: tuple[str, ...]) -> None:
         """Check that prefixes are served exactly under it.
@@ -108,6 +110,10 @@ class Setting:
             (self.pipeline == 1, "no pipeline parallelism"),
             (self.context == 1, "no context parallelism"),
             (not self.drafts, "no speculative decoding"),
+            (
+                not self.experts,
+                "no --enable-return-routed-experts: a prefix's tokens were sent to none",
+            ),
         ]
         for met, what in wanted:
             if not met:
