@@ -90,9 +90,9 @@ class Sources:
         return parameters_of(function)
 
     def members(self, module: str, name: str) -> set[str]:
-        """A class's fields and methods, what its ``__init__`` puts into ``self``, and those of its bases.
+        """A class's fields and methods, what its ``__init__`` puts into ``self``, and those of bases.
 
-        Bases of other modules are left out.
+        Bases that are of other modules are left out.
         """
         one = self.node(module, name)
         assert isinstance(one, ast.ClassDef), name
