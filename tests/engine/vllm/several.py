@@ -1,9 +1,10 @@
 """An engine in a process of its own: `python -m tests.engine.vllm.several`.
 
 Reads one JSON object: `model`, `store`, `engine` (arguments of vllm.LLM), `asked` (pairs of a prefix's
-name, or null, and token ids), `new` (tokens to write). Prints one: `tokens`, or the finish reason
-``error``, and `preempted`, how often a request lost its blocks (null where the scheduler is in yet
-another process).
+name, or null, and token ids), `new` (tokens to write), and perhaps `elsewhere` (the folder of the store
+that the worker of rank 1 sees). Prints one: `tokens`, or the finish reason ``error``, and `preempted`,
+how often a request lost its blocks (null where the scheduler is in another process). With `elsewhere`
+there is `after` too: the same again, once all workers see one folder.
 """
 
 from __future__ import annotations
@@ -45,10 +46,19 @@ def main() -> None:
         )
         for one in asked
     ]
-    outputs = llm.generate([one.prompt for one in asked], sampling, use_tqdm=False)
-    firsts = [output.outputs[0] for output in outputs]
-    tokens = ["error" if o.finish_reason == "error" else list(o.token_ids) for o in firsts]
-    print(json.dumps({"tokens": tokens, "preempted": preempted and preempted[0]}), file=answers)
+
+    def written() -> list[Any]:
+        outputs = llm.generate([one.prompt for one in asked], sampling, use_tqdm=False)
+        firsts = [output.outputs[0] for output in outputs]
+        return ["error" if o.finish_reason == "error" else list(o.token_ids) for o in firsts]
+
+    if "elsewhere" in given:
+        llm.collective_rpc("look_into", args=(1, given["elsewhere"]))
+    found: dict[str, Any] = {"tokens": written()}
+    if "elsewhere" in given:
+        llm.collective_rpc("look_into", args=(1, given["store"]))
+        found["after"] = written()
+    print(json.dumps({**found, "preempted": preempted and preempted[0]}), file=answers)
     answers.close()
 
 
