@@ -44,11 +44,20 @@ def model(tmp_path_factory, backbone) -> Path:
     return tiny.saved(backbone, tmp_path_factory.mktemp("model"))
 
 
-def run(model: Path, store: PrefixStore, asked, engine: dict, *, processes: bool, **more) -> dict:
+def run(
+    model: Path,
+    store: PrefixStore,
+    asked,
+    engine: dict,
+    *,
+    processes: bool,
+    paths: tuple[Path, ...] = (),
+    **more,
+) -> dict:
     """What `several` answers."""
     given = {"model": str(model), "store": str(store.folder), "asked": asked, "new": NEW, **more}
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT))),
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "src", ROOT, *paths))),
         "OMP_NUM_THREADS": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(processes)),
         "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -129,6 +138,55 @@ def test_a_rank_that_sees_another_store_fails_its_requests_alone(
         "altered or damaged",
     ):
         assert said in found["log"]
+
+
+BY_RAY = {"tensor_parallel_size": 2, "distributed_executor_backend": "ray"}
+CLUSTER = {
+    "num_cpus": 2,
+    "include_dashboard": False,
+    "object_store_memory": 2**27,
+    "configure_logging": False,
+}
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray")
+
+
+@needs_ray
+def test_two_workers_of_ray_write_what_transformers_writes(
+    model, store, backbone, tmp_path
+) -> None:
+    """Tensor parallel 2 by vLLM's own executor for Ray, on CPUs that Ray counts (`counted`).
+
+    The second worker does not see one of the prefixes at first.
+    """
+    from tests.engine.vllm import counted
+
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(store.folder, elsewhere)
+    PrefixStore(elsewhere).remove("p64")
+    asked = pairs(backbone)
+    wanted = [expected(backbone, store, *one) for one in asked]
+    found = run(
+        model,
+        store,
+        [("nobody", [7]), *asked],
+        BY_RAY | {"worker_extension_cls": "tests.engine.vllm.ranks.Ranks"},
+        processes=False,
+        paths=(counted.installed(tmp_path / "plugin"),),
+        ray={**CLUSTER, "resources": {counted.KEY: 2}},
+        elsewhere=str(elsewhere),
+    )
+    assert found["executor"] == "RayExecutorV2"
+    pieces = zip(asked, wanted, strict=True)
+    served = ["error" if name == "p64" else tokens for (name, _), tokens in pieces]
+    assert found["tokens"] == ["error", *served]
+    assert found["after"] == ["error", *wanted]
+
+
+@needs_ray
+def test_vllm_itself_does_not_run_by_ray_on_cpus(model, store) -> None:
+    """Which is why the test above counts them; once this fails, `counted` can go."""
+    with pytest.raises(AssertionError, match="current platform cpu does not support ray"):
+        run(model, store, [[None, [7]]], BY_RAY, processes=False, ray=CLUSTER)
 
 
 LLAMA = {
