@@ -383,15 +383,23 @@ def test_a_prefix_that_does_not_fit_is_never_answered_by_the_bare_model(
     assert MISFITS[kind] in caplog.text
 
 
-def test_a_prefix_of_another_tokenizer_is_refused_before_anything_is_sent(
-    engine, prefixes, backbone, store
+def test_a_prefix_of_another_tokenizer_is_refused_by_the_helper_and_by_the_connector(
+    engine, prefixes, backbone, store, caplog
 ) -> None:
     """vllm#34186 of text: the model would answer, under a prefix that means other tokens."""
+    ids = backbone.tokens(TEXT)
     made = tiny.prefix(backbone, 16, 231).with_meta(tokenizer="0" * 64)
     store.save("other-tokenizer", made, overwrite=True)
     sampling = vllm.SamplingParams(temperature=0, max_tokens=NEW)
     with pytest.raises(MismatchError, match="made with another tokenizer"):
         prefixes.generate(engine, [("other-tokenizer", TEXT)], sampling)
+    live = Live(engine)
+    live.ask("other", asked(prefixes, "other-tokenizer", ids))
+    live.ask("good", asked(prefixes, "p16", ids))
+    with caplog.at_level(logging.ERROR, "vllm.foreword"):
+        found = live.ended()
+    assert found == {"other": "error", "good": alone(backbone, store.load("p16"), ids)}
+    assert "made with another tokenizer" in caplog.text
 
 
 def test_a_connector_that_let_misfits_pass_would_be_seen(

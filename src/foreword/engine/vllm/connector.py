@@ -43,6 +43,7 @@ from foreword.engine.vllm.requests import (
     Named,
     check_prompt,
     check_served,
+    check_tokenizer,
     foreign_salt,
     named_in,
 )
@@ -56,8 +57,9 @@ log = logging.getLogger("vllm.foreword")
 SUPPORTED = ("0.32",)
 """Versions of vLLM that the connector was tested with.
 
-By its source 0.33.0 has all that is used here (scripts/vllm-contract), but it was not run: there is no
-build of it for CPUs."""
+Of 0.33.0 there is no build for CPUs. It has all that is used here (`scripts/vllm-contract`), and its
+Python code passes the connector's tests over the kernels of 0.32 (`scripts/vllm-next`).
+"""
 
 TOKENS = 64
 """Length of the test texts that turns of keys are measured on."""
@@ -117,6 +119,7 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self._store = PrefixStore(extra["store"])
         self._placeholder = int(extra["placeholder"])
         self._resident = int(extra.get("resident", 256))
+        self._tokenizer = str(extra.get("tokenizer", ""))
         group = kv_cache_config.kv_cache_groups[0]
         self._block = group.kv_cache_spec.block_size
         self._names = tuple(
@@ -159,6 +162,7 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             raise CorruptFile(replaced(named, outline.digest))
         check_served(outline)
         self._geometry.check(outline)
+        check_tokenizer(outline, self._tokenizer, self._geometry.model)
         sampling = request.sampling_params
         for given, what in (
             (sampling is not None and sampling.prompt_logprobs is not None, "prompt_logprobs"),

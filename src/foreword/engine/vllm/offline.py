@@ -14,12 +14,12 @@ from foreword.data.room import Room
 from foreword.data.template import Input, as_row
 from foreword.engine.vllm.requests import (
     PrefixedPrompt,
+    check_tokenizer,
     engine_arguments,
     placeholder_of,
     prefixed,
 )
-from foreword.errors import DataError, MismatchError
-from foreword.outline import Outline
+from foreword.errors import DataError
 from foreword.prefix import Bos
 from foreword.prompts import PLAIN, task_of
 from foreword.store import PrefixStore
@@ -66,7 +66,12 @@ class OfflinePrefixes:
 
     def engine_arguments(self) -> dict[str, Any]:
         """Arguments for ``vllm.LLM`` beside the model's name."""
-        made = engine_arguments(self.store.folder, self.placeholder, resident=self.resident)
+        made = engine_arguments(
+            self.store.folder,
+            self.placeholder,
+            resident=self.resident,
+            tokenizer=self._tokenizer_digest,
+        )
         return made if self.given_context is None else {**made, "max_model_len": self.context}
 
     def prompt(
@@ -87,7 +92,7 @@ class OfflinePrefixes:
         """
         outline = None if name is None else self.store.outline(name)
         if outline is not None:
-            self._check_tokenizer(outline)
+            check_tokenizer(outline, self._tokenizer_digest, self.tokenizer.name_or_path)
         task = PLAIN if outline is None else task_of(outline)
         own: Bos = "input" if adds_bos(self.tokenizer) else "none"
         bos = own if outline is None else outline.meta.bos
@@ -96,16 +101,6 @@ class OfflinePrefixes:
         encoder = Encoder(self.tokenizer, task, bos=bos, limit=room, vocabulary=self.vocabulary)
         ids = encoder.prompt(as_row(given, task), new)
         return prefixed(ids, self.placeholder, name or "", outline, tenant)
-
-    def _check_tokenizer(self, outline: Outline) -> None:
-        """Check that a prefix was made with the model's tokenizer, as far as it says."""
-        made_with, own = outline.meta.tokenizer, self._tokenizer_digest
-        if made_with and made_with != own:
-            raise MismatchError(
-                f"the prefix was made with another tokenizer (digest {made_with[:12]}) than that of "
-                f"{self.tokenizer.name_or_path!r} ({own[:12]}); use the model that it was made on: "
-                f"{outline.meta.backbone!r}"
-            )
 
     def generate(
         self, llm: Any, inputs: Sequence[tuple[str | None, Input]], sampling: Any
