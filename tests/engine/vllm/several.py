@@ -1,9 +1,12 @@
 """An engine in a process of its own: `python -m tests.engine.vllm.several`.
 
 Reads one JSON object: `model`, `store`, `engine` (arguments of vllm.LLM), `asked` (pairs of a prefix's
-name, or null, and token ids), `new` (tokens to write). Prints one: `tokens`, or the finish reason
-``error``, and `preempted`, how often a request lost its blocks (null where the scheduler is in yet
-another process).
+name, or null, and token ids), `new` (tokens to write), and perhaps `ray` (arguments of ray.init) and
+`elsewhere` (the folder of the store that the worker of rank 1 sees).
+
+Prints one: `tokens`, or the finish reason ``error``; `executor`, the class that runs the workers; and
+`preempted`, how often a request lost its blocks. The last two are null where the scheduler is in another
+process. With `elsewhere` there is `after` too: the same again, once all workers see one folder.
 """
 
 from __future__ import annotations
@@ -18,6 +21,10 @@ def main() -> None:
     given = json.loads(sys.stdin.read())
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what vLLM's processes print must not come between
+    if "ray" in given:
+        import ray
+
+        ray.init(**given["ray"])
     from vllm import LLM, SamplingParams
 
     from foreword.engine.vllm import Named, OfflinePrefixes, PrefixedPrompt, prefixed
@@ -44,16 +51,35 @@ def main() -> None:
         )
         for one in asked
     ]
-    outputs = llm.generate([one.prompt for one in asked], sampling, use_tqdm=False)
-    firsts = [output.outputs[0] for output in outputs]
-    tokens = ["error" if o.finish_reason == "error" else list(o.token_ids) for o in firsts]
-    print(json.dumps({"tokens": tokens, "preempted": preempted and preempted[0]}), file=answers)
+
+    def written() -> list[Any]:
+        outputs = llm.generate([one.prompt for one in asked], sampling, use_tqdm=False)
+        firsts = [output.outputs[0] for output in outputs]
+        return ["error" if o.finish_reason == "error" else list(o.token_ids) for o in firsts]
+
+    if "elsewhere" in given:
+        llm.collective_rpc("look_into", args=(1, given["elsewhere"]))
+    found: dict[str, Any] = {"tokens": written()}
+    if "elsewhere" in given:
+        llm.collective_rpc("look_into", args=(1, given["store"]))
+        found["after"] = written()
+    core = _core(llm)
+    found["executor"] = core and type(core.model_executor).__name__
+    print(json.dumps({**found, "preempted": preempted and preempted[0]}), file=answers)
     answers.close()
+    if "ray" in given:
+        core.shutdown()
+        ray.shutdown()
+
+
+def _core(llm: Any) -> Any:
+    """What is beside the scheduler, where that is in this process; else None."""
+    return getattr(llm.llm_engine.engine_core, "engine_core", None)
 
 
 def _counted(llm: Any) -> list[int] | None:
     """A counter of preemptions, where the scheduler is in this process."""
-    core = getattr(llm.llm_engine.engine_core, "engine_core", None)
+    core = _core(llm)
     if core is None:
         return None
     count, scheduler = [0], core.scheduler

@@ -125,7 +125,7 @@ def test_eight_prefixes_and_none_in_one_batch_write_what_transformers_writes(
     write = worker._write
     for turn in range(2):
 
-        def counted(ready, turn=turn) -> None:
+        def counted(ready, turn=turn) -> int:
             tokens[turn] += sum(load.length - load.start for load, _ in ready)
             return write(ready)
 

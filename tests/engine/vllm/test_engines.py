@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -40,11 +41,20 @@ def model(tmp_path_factory, backbone) -> Path:
     return tiny.saved(backbone, tmp_path_factory.mktemp("model"))
 
 
-def run(model: Path, store: PrefixStore, asked, engine: dict, *, processes: bool) -> dict:
+def run(
+    model: Path,
+    store: PrefixStore,
+    asked,
+    engine: dict,
+    *,
+    processes: bool,
+    paths: tuple[Path, ...] = (),
+    **more,
+) -> dict:
     """What `several` answers."""
-    given = {"model": str(model), "store": str(store.folder), "asked": asked, "new": NEW}
+    given = {"model": str(model), "store": str(store.folder), "asked": asked, "new": NEW, **more}
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "src", ROOT))),
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "src", ROOT, *paths))),
         "OMP_NUM_THREADS": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(processes)),
         "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -90,6 +100,90 @@ def test_two_workers_each_keep_their_own_heads(model, store, backbone) -> None:
     assert found["tokens"] == ["error", "error", *wanted]
     assert "altered or damaged" in found["log"]
     assert "no prefix is called 'nobody'" in found["log"]
+
+
+def test_a_rank_that_sees_another_store_fails_its_requests_alone(
+    model, store, backbone, tmp_path
+) -> None:
+    """As where copies of a store differ between machines: one rank's prefix is another, or not there.
+
+    What the other rank had written already is given up as well: once all see the same, all is well.
+    """
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(store.folder, elsewhere)
+    copies = PrefixStore(elsewhere)
+    copies.save("p64", tiny.prefix(backbone, 64, 300), overwrite=True)
+    copies.save("p37", tiny.prefix(backbone, 37, 301), overwrite=True)
+    copies.remove("p70")
+    path = copies.path("p96")
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    bad = {"p37", "p64", "p70", "p96"}
+    asked = pairs(backbone)
+    wanted = [expected(backbone, store, *one) for one in asked]
+    engine = {"tensor_parallel_size": 2, "worker_extension_cls": "tests.engine.vllm.ranks.Ranks"}
+    found = run(model, store, asked, engine, processes=True, elsewhere=str(elsewhere))
+    served = [
+        "error" if name in bad else tokens for (name, _), tokens in zip(asked, wanted, strict=True)
+    ]
+    assert found["tokens"] == served
+    assert found["after"] == wanted
+    for said in (
+        "'p37' was asked for with digest",
+        "no prefix is called 'p70'",
+        "altered or damaged",
+    ):
+        assert said in found["log"]
+
+
+BY_RAY = {"tensor_parallel_size": 2, "distributed_executor_backend": "ray"}
+CLUSTER = {
+    "num_cpus": 2,
+    "include_dashboard": False,
+    "object_store_memory": 2**27,
+    "configure_logging": False,
+}
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray")
+
+
+@needs_ray
+def test_two_workers_of_ray_write_what_transformers_writes(
+    model, store, backbone, tmp_path
+) -> None:
+    """Tensor parallel 2 by vLLM's own executor for Ray, on CPUs that Ray counts (`counted`).
+
+    The second worker does not see one of the prefixes at first.
+    """
+    from tests.engine.vllm import counted
+
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(store.folder, elsewhere)
+    PrefixStore(elsewhere).remove("p64")
+    asked = pairs(backbone)
+    wanted = [expected(backbone, store, *one) for one in asked]
+    found = run(
+        model,
+        store,
+        [("nobody", [7]), *asked],
+        BY_RAY | {"worker_extension_cls": "tests.engine.vllm.ranks.Ranks"},
+        processes=False,
+        paths=(counted.installed(tmp_path / "plugin"),),
+        ray={**CLUSTER, "resources": {counted.KEY: 2}},
+        elsewhere=str(elsewhere),
+    )
+    assert found["executor"] == "RayExecutorV2"
+    pieces = zip(asked, wanted, strict=True)
+    served = ["error" if name == "p64" else tokens for (name, _), tokens in pieces]
+    assert found["tokens"] == ["error", *served]
+    assert found["after"] == ["error", *wanted]
+
+
+@needs_ray
+def test_vllm_itself_does_not_run_by_ray_on_cpus(model, store) -> None:
+    """Which is why the test above counts them; once this fails, `counted` can go."""
+    with pytest.raises(AssertionError, match="current platform cpu does not support ray"):
+        run(model, store, [[None, [7]]], BY_RAY, processes=False, ray=CLUSTER)
 
 
 LLAMA = {

@@ -60,6 +60,7 @@ def test_a_setting_under_which_prefixes_are_exact_is_taken() -> None:
         ({"pipeline": 2}, "no pipeline parallelism"),
         ({"context": 2}, "no context parallelism"),
         ({"drafts": True}, "no speculative decoding"),
+        ({"experts": True}, "no --enable-return-routed-experts"),
     ],
 )
 def test_any_other_is_refused_by_name(changes, said) -> None:

@@ -149,11 +149,13 @@ def test_a_placeholder_is_never_an_end_or_a_filling() -> None:
 
 
 def test_arguments_of_the_engine_name_the_connector_and_the_store(tmp_path) -> None:
-    transfer = engine_arguments(tmp_path, 263, resident=4)["kv_transfer_config"]
+    made = engine_arguments(tmp_path, 263, resident=4, tokenizer="ab")
+    transfer = made["kv_transfer_config"]
     assert transfer["kv_load_failure_policy"] == "fail"
     assert transfer["kv_role"] == "kv_consumer"
     extra = transfer["kv_connector_extra_config"]
-    assert extra == {"store": str(tmp_path), "placeholder": 263, "resident": 4}
+    said = {"placeholder": 263, "resident": 4, "tokenizer": "ab"}
+    assert extra == {"store": str(tmp_path), **said}
     with pytest.raises(ServeError, match="placeholder must be at least 0"):
         engine_arguments(tmp_path, -1)
     with pytest.raises(ServeError, match="resident must be at least 1"):

@@ -51,6 +51,8 @@ def kind_of(spec: Any) -> str:
         return "shared"
     if isinstance(spec, AttentionSpec) and spec.kv_quant_mode != KVQuantMode.NONE:
         return "quantised"
+    if kind in ("full", "window") and spec.tokens_per_state != 1:
+        return "pooled"
     if kind == "full" and spec.attention_chunk_size is not None:
         return "chunked"
     return "unmanaged" if kind == "full" and spec.sliding_window is not None else kind

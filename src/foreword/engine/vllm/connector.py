@@ -45,6 +45,7 @@ from foreword.engine.vllm.requests import (
     Named,
     check_prompt,
     check_served,
+    check_tokenizer,
     foreign_salt,
     named_in,
 )
@@ -58,7 +59,11 @@ from foreword.store import PrefixStore
 log = logging.getLogger("vllm.foreword")
 
 SUPPORTED = ("0.32",)
-"""Versions of vLLM that the connector was tested with."""
+"""Versions of vLLM that the connector was tested with.
+
+Of 0.33.0 there is no build for CPUs. It has all that is used here (`scripts/vllm-contract`), and its
+Python code passes the connector's tests over the kernels of 0.32 (`scripts/vllm-next`).
+"""
 
 TOKENS = 64
 """Length of the test texts that turns of keys are measured on."""
@@ -99,6 +104,7 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self._store = PrefixStore(extra["store"])
         self._placeholder = int(extra["placeholder"])
         self._resident = int(extra.get("resident", 256))
+        self._tokenizer = str(extra.get("tokenizer", ""))
         self._groups = groups_of(
             kv_cache_config
         )  # vLLM adds layers without a cache of their own later
@@ -144,6 +150,7 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             raise CorruptFile(replaced(named, outline.digest))
         check_served(outline)
         self._geometry.check(outline)
+        check_tokenizer(outline, self._tokenizer, self._geometry.model)
         sampling = request.sampling_params
         for given, what in (
             (sampling is not None and sampling.prompt_logprobs is not None, "prompt_logprobs"),
@@ -366,6 +373,7 @@ def setting_of(vllm_config: Any, kv_cache_config: Any) -> Setting:
         pipeline=parallel.pipeline_parallel_size,
         context=parallel.decode_context_parallel_size * parallel.prefill_context_parallel_size,
         drafts=vllm_config.speculative_config is not None,
+        experts=vllm_config.aux_output_config.enabled,
     )
 
 

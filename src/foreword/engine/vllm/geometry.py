@@ -24,6 +24,7 @@ UNSERVED: Mapping[str, str] = {
     "chunked": "chunked attention, whose borders between chunks the placeholders would move. "
     + _OWN,
     "quantised": "a quantised key-value cache, which rounds keys and values. Use --kv-cache-dtype auto",
+    "pooled": "a key-value cache whose entries do not stand for one token each. " + _OWN,
     "uneven": "attention layers whose keys and values differ in shape from layer to layer. " + _OWN,
 }
 """By its kind what a model has whose cache cannot hold a prefix exactly, and what to do."""
@@ -97,6 +98,7 @@ class Setting:
         pipeline: Pipeline parallel ranks.
         context: Ranks that share the tokens of one sequence.
         drafts: Whether another model drafts tokens.
+        experts: Whether answers shall tell the experts that each token was sent to.
     """
 
     version: str
@@ -106,6 +108,7 @@ class Setting:
     pipeline: int
     context: int
     drafts: bool
+    experts: bool = False
 
     def check(self, supported: tuple[str, ...]) -> None:
         """Check that prefixes are served exactly under it.
@@ -132,6 +135,10 @@ class Setting:
             (self.pipeline == 1, "no pipeline parallelism"),
             (self.context == 1, "no context parallelism"),
             (not self.drafts, "no speculative decoding"),
+            (
+                not self.experts,
+                "no --enable-return-routed-experts: a prefix's tokens were sent to none",
+            ),
         ]
         for met, what in wanted:
             if not met:

@@ -51,7 +51,12 @@ class Launch:
             "model": self.source,
             "revision": self.revision,
             "dtype": self.dtype,
-            **engine_arguments(self.store.folder, placeholder, resident=self.resident),
+            **engine_arguments(
+                self.store.folder,
+                placeholder,
+                resident=self.resident,
+                tokenizer=model.tokenizer_digest,
+            ),
         }
         runtime = AsyncRuntime(read_flags(self.flags, own))
         model = replace(model, context=runtime.context)

@@ -17,8 +17,8 @@ from transformers import (
 from foreword.backbone.kinds import KindName, kind_of
 from foreword.described import Described
 from foreword.engine.vllm.geometry import Geometry
-from foreword.engine.vllm.requests import check_served
-from foreword.errors import BackboneError, MismatchError, UnsupportedModel, first_line
+from foreword.engine.vllm.requests import check_served, check_tokenizer
+from foreword.errors import BackboneError, UnsupportedModel, first_line
 from foreword.prefix import Bos
 from foreword.weights.fingerprint import adds_bos, tokenizer_digest
 
@@ -111,13 +111,7 @@ class ServedModel:
         """
         check_served(prefix)
         self.geometry.check(prefix)
-        made_with = prefix.meta.tokenizer
-        if made_with and made_with != self.tokenizer_digest:
-            raise MismatchError(
-                f"the prefix was made with another tokenizer (digest {made_with[:12]}) than that of "
-                f"{self.name!r} ({self.tokenizer_digest[:12]}); use the backbone that it was made "
-                f"on: {prefix.meta.backbone!r}"
-            )
+        check_tokenizer(prefix, self.tokenizer_digest, self.name)
 
 
 def _geometry(config: PreTrainedConfig, name: str) -> Geometry:

@@ -91,7 +91,12 @@ class OfflinePrefixes:
 
     def engine_arguments(self) -> dict[str, Any]:
         """Arguments for ``vllm.LLM`` beside the model's name."""
-        made = engine_arguments(self.store.folder, self.placeholder, resident=self.resident)
+        made = engine_arguments(
+            self.store.folder,
+            self.placeholder,
+            resident=self.resident,
+            tokenizer=self.model.tokenizer_digest,
+        )
         if self.revision is not None:
             made["revision"] = self.revision
         return made if self.given_context is None else {**made, "max_model_len": self.context}

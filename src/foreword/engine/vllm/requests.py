@@ -164,6 +164,25 @@ def check_served(prefix: Described) -> None:
             )
 
 
+def check_tokenizer(prefix: Described, own: str, model: str) -> None:
+    """Check that a prefix was made with a model's tokenizer, as far as both say.
+
+    Args:
+        prefix: The prefix.
+        own: Digest of the tokenizer, or empty where it is not known.
+        model: The model's name, for messages.
+
+    Raises:
+        MismatchError: It was made with another.
+    """
+    made_with = prefix.meta.tokenizer
+    if made_with and own and made_with != own:
+        raise MismatchError(
+            f"the prefix was made with another tokenizer (digest {made_with[:12]}) than that of "
+            f"{model!r} ({own[:12]}); use the model that it was made on: {prefix.meta.backbone!r}"
+        )
+
+
 def check_prompt(token_ids: Sequence[int] | None, length: int, placeholder: int) -> None:
     """Check that a prompt begins with the placeholders of a prefix, and goes on after them.
 
@@ -221,7 +240,7 @@ def placeholder_of(tokenizer: Any, vocabulary: int) -> int:
 
 
 def engine_arguments(
-    store: str | os.PathLike[str], placeholder: int, *, resident: int = 256
+    store: str | os.PathLike[str], placeholder: int, *, resident: int = 256, tokenizer: str = ""
 ) -> dict[str, Any]:
     """Arguments of ``vllm.LLM`` that let it serve the prefixes of a store.
 
@@ -229,6 +248,7 @@ def engine_arguments(
         store: The store's folder, which every worker sees under this path.
         placeholder: See `placeholder_of`.
         resident: Prefixes that each worker keeps in memory, those that were used last.
+        tokenizer: Digest of the model's tokenizer; prefixes made with another are refused.
 
     Raises:
         StoreError: The folder is no path.
@@ -247,6 +267,7 @@ def engine_arguments(
                 "store": str(folder),
                 "placeholder": placeholder,
                 "resident": resident,
+                "tokenizer": tokenizer,
             },
         }
     }
