@@ -21,6 +21,7 @@ from foreword.serve import create_app, schemas
 from foreword.serve.residency import Residency
 from foreword.store import PrefixStore
 from tests.conftest import byte_tokenizer, tiny_model
+from tests.serve.behind import Behind
 
 GUIDE = Path(__file__).parents[2] / "docs/how-to/serving.md"
 STATES = ("served", "unused", "refused")
@@ -64,13 +65,10 @@ def named(place: str, *states: str) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    backbone = foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
-    store = PrefixStore(tmp_path_factory.mktemp("store"))
+def client(behind: Behind) -> Iterator[TestClient]:
+    backbone, store = behind.backbone, behind.store
     store.save("restaurants", backbone.capture(backbone.tokens("text")))
-    with TestClient(
-        create_app(backbone, Engine(backbone, Limits(rows=4)), Residency(store))
-    ) as client:
+    with TestClient(create_app(behind.served, behind.engine, Residency(store))) as client:
         yield client
 
 
