@@ -41,6 +41,12 @@ def tiny_backbone() -> foreword.Backbone:
     return tiny.backbone(9, max_position_embeddings=CONTEXT)
 
 
+def smaller_backbone() -> foreword.Backbone:
+    """One of fewer layers, whose prefixes do not fit."""
+    made = tiny.backbone(num_hidden_layers=2)
+    return foreword.Backbone(made.model, made.tokenizer, name="smaller")
+
+
 @dataclass(frozen=True)
 class Behind:
     """What stands behind the application.

@@ -1,8 +1,8 @@
 """Fixtures: an application over each engine.
 
-A test that asks for any of them runs once over each of `ENGINES`. One that is not for all of them has the
-marker ``engines``, which names those that it is for and says why, and is skipped over the others. vLLM is
-left out where it is not installed. With ``--engine vllm`` only what is for vLLM is run.
+A test that asks for any of them runs once over each of `ENGINES`. One that is not for all of them has
+the marker ``engines``, which names those that it is for and says why, and is skipped over the others.
+vLLM is left out where it is not installed. With ``--engine vllm`` only what is for vLLM is run.
 """
 
 from __future__ import annotations
