@@ -94,7 +94,7 @@ def test_a_header_is_read_once_and_no_tensor_ever(
 ) -> None:
     catalogue = Catalogue(served, store)
     assert [list(catalogue) for _ in range(3)] == [["one", "other-weights", "two"]] * 3
-    kinds = 5  # of sites, head, weights and tokenizer
+    kinds = 6  # of sites, length, head, weights and tokenizer
     assert reads == Counter([*store, *["outline"] * kinds])
 
 

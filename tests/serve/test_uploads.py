@@ -245,7 +245,7 @@ def test_a_prefix_that_fills_the_context_is_refused_when_it_comes(
     client = TestClient(app)
     room = backbone.context
     for length, status in ((room - 1, 400), (room - 2, 200)):
-        prefix = backbone.capture([5] * length)
+        prefix = backbone.capture([5] * length, positions="offset")
         sent = {"file": prefix_file.encode(prefix)}
         answer = client.put(f"/v1/prefixes/p{length}", files=sent)
         assert answer.status_code == status

@@ -10,13 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-import transformers
 
 import foreword
 from foreword.engine import Request, Sampling, Weighted
 from foreword.store import PrefixStore
-from tests.conftest import byte_tokenizer
 from tests.engine.lone import generated
 from tests.engine.vllm import tiny
 
@@ -110,7 +107,6 @@ YARN = {
     "original_max_position_embeddings": 128,
     "rope_theta": 1e4,
 }
-GPT = {"n_embd": 128, "n_head": 4, "n_layer": 3, "n_positions": 512}
 NEOX = {
     "hidden_size": 128,
     "intermediate_size": 48,
@@ -121,31 +117,17 @@ NEOX = {
 FAMILIES: dict[str, tuple[str, dict]] = {
     "yarn": ("LlamaConfig", {**LLAMA, "rope_parameters": YARN}),
     "norms of keys": ("Qwen3Config", LLAMA),
-    "interleaved and partial": ("GPTJConfig", {**GPT, "rotary_dim": 16}),
-    "absolute": ("GPT2Config", GPT),
+    "interleaved and partial": ("GPTJConfig", {**tiny.GPT, "rotary_dim": 16}),
+    "absolute": ("GPT2Config", tiny.GPT),
     "by transformers": ("GPTNeoXConfig", NEOX),
 }
 UNTURNED = {"absolute", "by transformers"}
 """Those that take prefixes of policy `offset` alone."""
 
 
-def of_family(name: str, sizes: dict) -> foreword.Backbone:
-    """A random model whose tokens beyond the tokenizer's are never the likeliest."""
-    torch.manual_seed(0)
-    special = {"vocab_size": 264, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    config = getattr(transformers, name)(**sizes, **special, tie_word_embeddings=False)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(3)
-        model.get_output_embeddings().weight[tiny.WORDS :] = 0
-    return foreword.Backbone(model, byte_tokenizer(), name=name)
-
-
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_keys_are_turned_as_each_model_turns_them_or_not_at_all(kind, tmp_path) -> None:
-    made = of_family(*FAMILIES[kind])
+    made = tiny.of_family(*FAMILIES[kind])
     store, model = PrefixStore(tmp_path / "store"), tiny.saved(made, tmp_path / "model")
     given = {"moved-5": 5, "moved-40": 40, "offset": 33}
     for seed, (name, length) in enumerate(given.items()):
@@ -173,7 +155,7 @@ def test_requests_that_lost_their_blocks_get_their_prefix_again(model, store, ba
 
 
 def test_an_engine_that_could_not_be_exact_does_not_start(tmp_path) -> None:
-    made = of_family("MistralConfig", {**LLAMA, "sliding_window": 32})
+    made = tiny.of_family("MistralConfig", {**LLAMA, "sliding_window": 32})
     store, model = PrefixStore(tmp_path / "store"), tiny.saved(made, tmp_path / "model")
     with pytest.raises(
         AssertionError, match="prefixes on vLLM need a plain cache of full attention"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 
 import foreword
 from foreword.engine.vllm.engine import VllmEngine
@@ -27,6 +30,24 @@ def backbone(seed: int = 0, **changes: object) -> foreword.Backbone:
     with torch.no_grad():
         model.lm_head.weight[WORDS:] = 0  # a row without a token is never the likeliest
     return foreword.Backbone(model, byte_tokenizer(), name="tiny")
+
+
+GPT = {"n_embd": 128, "n_head": 4, "n_layer": 3, "n_positions": 512}
+"""Sizes of a model of GPT's families."""
+
+
+def of_family(name: str, sizes: dict[str, Any]) -> foreword.Backbone:
+    """A random model whose tokens beyond the tokenizer's are never the likeliest."""
+    torch.manual_seed(0)
+    special = {"vocab_size": 264, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    config = getattr(transformers, name)(**sizes, **special, tie_word_embeddings=False)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(3)
+        model.get_output_embeddings().weight[WORDS:] = 0
+    return foreword.Backbone(model, byte_tokenizer(), name=name)
 
 
 def saved(made: foreword.Backbone, folder: Path) -> Path:
@@ -70,9 +91,9 @@ FLAGS = (
 
 
 def launched(
-    made: foreword.Backbone, folder: Path, store: PrefixStore
+    made: foreword.Backbone, folder: Path, store: PrefixStore, flags: Sequence[str] = ()
 ) -> tuple[ServedModel, VllmEngine]:
-    """The model in vLLM, behind the engine that the server asks."""
+    """The model in vLLM, behind the engine that the server asks; `flags` are more flags of vLLM's."""
     os.environ |= {
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -80,5 +101,5 @@ def launched(
     }
     folder.mkdir(parents=True, exist_ok=True)
     source = str(saved(made, folder))
-    model, engine, _ = Launch(source, store, FLAGS, name=made.name, dtype="float32").start()
-    return model, engine
+    started = Launch(source, store, (*FLAGS, *flags), name=made.name, dtype="float32").start()
+    return started[:2]

@@ -11,7 +11,7 @@ import logging
 import threading
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from foreword.data.written import Written, written_for
@@ -20,11 +20,12 @@ from foreword.engine.protocol import Stats
 from foreword.engine.request import EngineClosed, Event, FinishReason, NotServed, Request
 from foreword.engine.streaming import Sink, streamed
 from foreword.engine.vllm.answering import Answer
+from foreword.engine.vllm.geometry import Reach
 from foreword.engine.vllm.loaded import replaced
 from foreword.engine.vllm.model import ServedModel, outlined
 from foreword.engine.vllm.requests import Named, PrefixedPrompt, prefixed
 from foreword.engine.vllm.sampling import parameters
-from foreword.errors import ForewordError, MismatchError, first_line
+from foreword.errors import ForewordError, MismatchError, ServeError, first_line
 from foreword.prefix import Prefix
 from foreword.prompts import PLAIN, task_of
 from foreword.store import PrefixStore
@@ -51,6 +52,9 @@ class Runtime(Protocol):
     @property
     def cache_tokens(self) -> int:
         """Tokens that its key-value cache holds."""
+
+    async def reach(self) -> Reach:
+        """How long prefixes of position policy ``free`` may be in every worker."""
 
     def check(self, sampling: Mapping[str, Any]) -> None:
         """Check arguments of ``vllm.SamplingParams``.
@@ -102,13 +106,13 @@ class VllmEngine:
         store: Where vLLM's workers read prefixes.
 
     Attributes:
+        model: The model, with what vLLM's workers measured of it.
         failure: Why the engine was lost, or empty.
     """
 
     def __init__(
         self, model: ServedModel, runtime: Runtime, placeholder: int, store: PrefixStore
     ) -> None:
-        self.model = model
         self.placeholder = placeholder
         self.store = store
         self.failure = ""
@@ -120,6 +124,19 @@ class VllmEngine:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._live, name="foreword-vllm", daemon=True)
         self._thread.start()
+        self.model = replace(model, reach=self._reach())
+
+    def _reach(self) -> Reach:
+        """What vLLM's workers measured when they started.
+
+        Raises:
+            ServeError: They do not tell.
+        """
+        try:
+            return asyncio.run_coroutine_threadsafe(self._runtime.reach(), self._loop).result()
+        except Exception as error:  # of many kinds, from several processes
+            self.close()
+            raise ServeError(f"vLLM did not start: {first_line(error)}") from error
 
     # -- from any thread -------------------------------------------------------------------------
 

@@ -51,6 +51,36 @@ class Geometry:
 
 
 @dataclass(frozen=True)
+class Reach:
+    """How long prefixes of position policy ``free`` may be on a running model, which turns their keys.
+
+    Attributes:
+        longest: Most virtual tokens; 0 where the model takes none of that policy.
+        why: Why it takes none.
+    """
+
+    longest: int
+    why: str = ""
+
+    def check(self, outline: Outline) -> None:
+        """Check that the keys of a prefix can be turned, or need not be.
+
+        Raises:
+            MismatchError: They cannot.
+        """
+        if outline.meta.positions != "free" or outline.length <= self.longest:
+            return
+        told = f"the prefix has {outline.length} virtual tokens and position policy 'free'"
+        if self.longest:
+            why = f"vLLM serves at most {self.longest} of that policy on this model"
+        else:
+            why = f"vLLM serves none of that policy on this model: {self.why}"
+        raise MismatchError(
+            f"{told}; {why}. Save it under policy 'offset' (Backbone.moved), or train one under it"
+        )
+
+
+@dataclass(frozen=True)
 class Setting:
     """What of an engine's configuration decides whether prefixes can be served.
 

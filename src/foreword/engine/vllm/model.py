@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from foreword.backbone.kinds import KindName, kind_of
-from foreword.engine.vllm.geometry import Geometry
+from foreword.engine.vllm.geometry import Geometry, Reach
 from foreword.engine.vllm.requests import check_served
 from foreword.errors import BackboneError, MismatchError, UnsupportedModel, first_line
 from foreword.outline import Outline
@@ -34,6 +34,7 @@ class ServedModel:
         vocabulary: Rows of its embeddings.
         eos_ids: Tokens that end a sequence.
         geometry: Its attention layers.
+        reach: How long prefixes of position policy ``free`` may be; None before vLLM has told.
     """
 
     name: str
@@ -42,6 +43,7 @@ class ServedModel:
     vocabulary: int
     eos_ids: frozenset[int]
     geometry: Geometry
+    reach: Reach | None = None
 
     @classmethod
     def read(
@@ -112,6 +114,8 @@ class ServedModel:
         outline = outlined(prefix, "")
         check_served(outline)
         self.geometry.check(outline)
+        if self.reach is not None:
+            self.reach.check(outline)
         made_with = prefix.meta.tokenizer
         if made_with and made_with != self.tokenizer_digest:
             raise MismatchError(
