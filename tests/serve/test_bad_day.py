@@ -6,11 +6,12 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -109,6 +110,7 @@ class Reader:
 
     def __init__(self) -> None:
         self.goes_on = asyncio.Event()
+        self.leaves = asyncio.Event()
         self.stalls = asyncio.Event()
         self.chunks: list[str] = []
 
@@ -125,13 +127,14 @@ class Reader:
 
         async def receive() -> dict[str, Any]:
             if asked.is_set():
-                await asyncio.Event().wait()
+                await self.leaves.wait()
+                return {"type": "http.disconnect"}
             asked.set()
             return {"type": "http.request", "body": json.dumps(body).encode()}
 
         scope = {
             "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": "1.1",
             "method": "POST",
             "path": "/v1/completions",
@@ -165,6 +168,15 @@ def one_by_one(generate: Callable[..., AsyncGenerator[Any]]) -> Callable[..., As
                     yield SimpleNamespace(outputs=[one], prompt_logprobs=None)
 
     return slowed
+
+
+def asynchronous(app: FastAPI) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+
+
+def said(answer: httpx.Response) -> str:
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["choices"][0]["text"])
 
 
 async def until_idle(engine: EngineClient) -> None:
@@ -211,3 +223,64 @@ def test_a_reader_that_never_reads_holds_neither_row_nor_place(
         return reader.chunks
 
     assert len(asyncio.run(waits())) == 1
+
+
+def text_of(chunks: Sequence[str]) -> str:
+    """What the chunks of a stream say together."""
+    events = "".join(chunks).split("\n\n")
+    told = [json.loads(one.removeprefix("data: ")) for one in events if one.startswith("data: {")]
+    return "".join(one["choices"][0]["text"] for one in told)
+
+
+def test_a_reader_that_does_not_read_holds_nobody_up_and_loses_nothing(
+    behind: Behind, engine: EngineClient
+) -> None:
+    """Its row is free once its tokens are computed; what waits for it is no more than those."""
+    app = create_app(behind.served, engine, Residency(behind.emptied()))
+    short = {**ASKED, "max_tokens": 8, "temperature": 0}
+
+    async def reads() -> tuple[list[str], str, list[str]]:
+        reader = Reader()
+        asked = {**ASKED, "temperature": 0}
+        asking = asyncio.create_task(reader.ask(app, {**asked, "stream": True}))
+        await asyncio.wait_for(reader.stalls.wait(), 60)
+        async with asynchronous(app) as others:
+            answers = [await others.post("/v1/completions", json=short) for _ in range(5)]
+            await until_idle(engine)
+            assert not asking.done()
+            whole = await others.post("/v1/completions", json=asked)
+        reader.goes_on.set()
+        await asyncio.wait_for(asking, 60)
+        return reader.chunks, said(whole), [said(one) for one in answers]
+
+    chunks, whole, others = asyncio.run(reads())
+    assert text_of(chunks) == whole
+    assert len(set(others)) == 1
+    assert whole.startswith(others[0].rstrip("\ufffd"))
+    assert chunks[-1] == "data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_away_has_its_request_ended(
+    app: FastAPI, engine: EngineClient, slow: None, stream: bool
+) -> None:
+    """After two of 200 tokens, which would take 20 seconds, or before the answer."""
+
+    async def leaves() -> list[str]:
+        reader = Reader()
+        asking = asyncio.create_task(reader.ask(app, {**ASKED, "stream": stream}))
+        if stream:
+            await asyncio.wait_for(reader.stalls.wait(), 60)
+        else:
+            while is_idle(engine):
+                await asyncio.sleep(0.01)
+        reader.leaves.set()
+        reader.goes_on.set()
+        await asyncio.wait_for(asking, 60)
+        await until_idle(engine)
+        return reader.chunks
+
+    chunks = asyncio.run(leaves())
+    assert "[DONE]" not in "".join(chunks)
+    counted = TestClient(app).get("/metrics").text
+    assert 'foreword_requests_total{finish="cancelled",model="tiny"} 1.0' in counted

@@ -1,6 +1,7 @@
 """EleutherAI's lm-eval as it is, in a process of its own without a network, against the server.
 
-What it measures is compared with the model itself, which has a prefix's text in its context.
+What it measures is compared with the model itself, which has a prefix's text in its context. It is run
+over the embedded engine alone: log-probabilities of prompts, which it asks for, vLLM refuses there.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 import yaml
 
 import foreword
+from foreword.engine import Engine, Limits
 from foreword.store import PrefixStore
 from tests.conftest import byte_tokenizer, tiny_model
 from tests.serve.server import running
@@ -179,7 +181,8 @@ def test_lm_eval_measures_what_the_model_says(tmp_path: Path) -> None:
         "tiny": ({"tokenizer_backend": "huggingface"}, 3),
         "one": ({"num_concurrent": 3}, 1),
     }
-    with running(backbone, tmp_path / "store") as address:
+    engine = Engine(backbone, Limits(rows=4, prompt_tokens=32))
+    with running(backbone, engine, PrefixStore(tmp_path / "store")) as address:
         asked = []
         for model, (how, batch) in ways.items():
             about = {"base_url": f"{address}/v1/completions", "model": model, **how}
