@@ -118,6 +118,19 @@ def test_a_file_that_is_deleted_meanwhile_is_not_listed(served: Served, store: P
     assert list(listed) == ["other-weights"]
 
 
+@pytest.mark.engines("vllm", reason="it serves gated prefixes")
+def test_prefixes_that_differ_by_their_policy_alone_are_told_apart(behind: Behind) -> None:
+    """What was found of the first was taken for the others."""
+    prefix, store = behind.backbone.capture([5, 6, 7]), behind.emptied()
+    for name in ("a", "c"):
+        store.save(name, prefix)
+    for name in ("b", "d"):
+        store.save(name, prefix.with_meta(softmax="own"))
+    assert list(Catalogue(behind.served, store)) == ["a", "c"]
+    store.remove("a")
+    assert list(Catalogue(behind.served, store)) == ["c"]
+
+
 def test_hostile_headers_are_not_listed(served: Served, tmp_path: Path) -> None:
     store = PrefixStore(tmp_path)
     for name, content in make.attacks().items():

@@ -1,7 +1,6 @@
 """EleutherAI's lm-eval as it is, in a process of its own without a network, against the server.
 
-What it measures is compared with the model itself, which has a prefix's text in its context. It is run
-over the embedded engine alone: log-probabilities of prompts, which it asks for, vLLM refuses there.
+What it measures is compared with the model itself, which has a prefix's text in its context.
 """
 
 from __future__ import annotations
@@ -20,16 +19,20 @@ import pytest
 import torch
 import yaml
 
-import foreword
-from foreword.engine import Engine, Limits
-from foreword.store import PrefixStore
-from tests.conftest import byte_tokenizer, tiny_model
+from tests.conftest import byte_tokenizer
+from tests.serve.behind import Behind
 from tests.serve.server import running
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("lm_eval") is None,
-    reason="lm-eval is not installed: pip install 'foreword[lm-eval]'",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        importlib.util.find_spec("lm_eval") is None,
+        reason="lm-eval is not installed: pip install 'foreword[lm-eval]'",
+    ),
+    pytest.mark.engines(
+        "embedded",
+        reason="it refuses log-probabilities of prompts under a prefix, which are asked for",
+    ),
+]
 
 TEXT = "text of one"
 """What the prefix `one` was made from."""
@@ -72,7 +75,7 @@ class Oracle:
     """
 
     context: tuple[int, ...]
-    model: Any = field(default_factory=tiny_model)
+    model: Any
     tokenizer: Any = field(default_factory=byte_tokenizer)
 
     @property
@@ -170,19 +173,21 @@ def measured(folder: Path, asked: Sequence[dict[str, Any]]) -> list[dict[str, An
     return found
 
 
-def test_lm_eval_measures_what_the_model_says(tmp_path: Path) -> None:
-    backbone = foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
+def test_lm_eval_measures_what_the_model_says(behind: Behind, tmp_path: Path) -> None:
+    backbone, store = behind.backbone, behind.store
     context = backbone.tokens(TEXT)
-    PrefixStore(tmp_path / "store").save("one", backbone.capture(context))
+    store.save("one", backbone.capture(context))
     byte_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    oracles = {"tiny": Oracle(()), "one": Oracle(tuple(context))}
+    oracles = {
+        "tiny": Oracle((), backbone.model),
+        "one": Oracle(tuple(context), backbone.model),
+    }
     tasks = {model: written(tmp_path, model, oracle) for model, oracle in oracles.items()}
     ways = {  # the backbone in batches, and the prefix in requests that overlap
         "tiny": ({"tokenizer_backend": "huggingface"}, 3),
         "one": ({"num_concurrent": 3}, 1),
     }
-    engine = Engine(backbone, Limits(rows=4, prompt_tokens=32))
-    with running(backbone, engine, PrefixStore(tmp_path / "store")) as address:
+    with running(behind.served, behind.engine, store) as address:
         asked = []
         for model, (how, batch) in ways.items():
             about = {"base_url": f"{address}/v1/completions", "model": model, **how}
