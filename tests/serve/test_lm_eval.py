@@ -19,7 +19,9 @@ import pytest
 import torch
 import yaml
 
-from tests.conftest import byte_tokenizer
+import foreword
+from foreword.engine import Engine, Limits
+from tests.conftest import byte_tokenizer, tiny_model
 from tests.serve.behind import Behind
 from tests.serve.server import running
 
@@ -75,7 +77,7 @@ class Oracle:
     """
 
     context: tuple[int, ...]
-    model: Any
+    model: Any = field(default_factory=tiny_model)
     tokenizer: Any = field(default_factory=byte_tokenizer)
 
     @property
@@ -174,20 +176,18 @@ def measured(folder: Path, asked: Sequence[dict[str, Any]]) -> list[dict[str, An
 
 
 def test_lm_eval_measures_what_the_model_says(behind: Behind, tmp_path: Path) -> None:
-    backbone, store = behind.backbone, behind.store
+    backbone, store = foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny"), behind.store
     context = backbone.tokens(TEXT)
     store.save("one", backbone.capture(context))
     byte_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    oracles = {
-        "tiny": Oracle((), backbone.model),
-        "one": Oracle(tuple(context), backbone.model),
-    }
+    oracles = {"tiny": Oracle(()), "one": Oracle(tuple(context))}
     tasks = {model: written(tmp_path, model, oracle) for model, oracle in oracles.items()}
     ways = {  # the backbone in batches, and the prefix in requests that overlap
         "tiny": ({"tokenizer_backend": "huggingface"}, 3),
         "one": ({"num_concurrent": 3}, 1),
     }
-    with running(behind.served, behind.engine, store) as address:
+    engine = Engine(backbone, Limits(rows=4, prompt_tokens=32))
+    with running(backbone, engine, store) as address:
         asked = []
         for model, (how, batch) in ways.items():
             about = {"base_url": f"{address}/v1/completions", "model": model, **how}
