@@ -44,7 +44,7 @@ def run(model: Path, store: PrefixStore, asked, engine: dict, *, processes: bool
     """What `several` answers."""
     given = {"model": str(model), "store": str(store.folder), "asked": asked, "new": NEW}
     environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT))),
         "OMP_NUM_THREADS": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(processes)),
         "VLLM_CPU_KVCACHE_SPACE": "1",
