@@ -73,6 +73,12 @@ def tiny_model(seed: int = 0, **changes: object) -> LlamaForCausalLM:
     return model.requires_grad_(False)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of the tests of the server."""
+    about = "of the tests of the server run only those over this engine"
+    parser.addoption("--engine", choices=["embedded", "vllm"], default=None, help=about)
+
+
 @pytest.fixture
 def tiny() -> foreword.Backbone:
     """A fresh tiny backbone."""

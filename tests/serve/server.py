@@ -6,12 +6,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import uvicorn
 
-import foreword
-from foreword.engine import Engine, Limits
+from foreword.backbone.served import Served
+from foreword.engine import EngineClient
 from foreword.serve import ServeOptions, create_app
 from foreword.serve.residency import Residency
 from foreword.store import PrefixStore
@@ -21,11 +20,10 @@ WAIT = 60.0
 
 @contextmanager
 def running(
-    backbone: foreword.Backbone, store: Path, options: ServeOptions | None = None
+    served: Served, engine: EngineClient, store: PrefixStore, options: ServeOptions | None = None
 ) -> Iterator[str]:
     """A server of this process; its address, once it takes requests."""
-    engine = Engine(backbone, Limits(rows=4, prompt_tokens=32))
-    app = create_app(backbone, engine, Residency(PrefixStore(store)), options)
+    app = create_app(served, engine, Residency(store), options)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None))
     thread = threading.Thread(target=server.run)
     thread.start()

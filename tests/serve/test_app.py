@@ -15,26 +15,25 @@ import torch
 from fastapi.testclient import TestClient
 
 import foreword
+from foreword.backbone.served import Served
 from foreword.data.encode import Truncated
-from foreword.engine import Engine, Limits
+from foreword.engine import Request, Sampling, Weighted
 from foreword.serve import ServeOptions, create_app
 from foreword.serve.completions import Completions
 from foreword.serve.residency import Residency
 from foreword.store import PrefixStore
 from tests.conftest import byte_tokenizer, tiny_model
+from tests.engine.lone import generated
+from tests.serve.behind import ECHO, Behind
 
 GREEDY = {"temperature": 0, "max_tokens": 8}
+MODELS = ["tiny", pytest.param("one", marks=ECHO)]
+"""The backbone, and a prefix where prompts under one have log-probabilities."""
 
 
 @pytest.fixture(scope="module")
-def backbone() -> foreword.Backbone:
-    return foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
-
-
-@pytest.fixture(scope="module")
-def folder(backbone: foreword.Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("store")
-    store = PrefixStore(folder)
+def store(behind: Behind) -> PrefixStore:
+    backbone, store = behind.backbone, behind.store
     for name in ("one", "two"):
         store.save(name, backbone.capture(backbone.tokens(f"text of {name}")))
     made = backbone.capture(backbone.tokens("a task")).with_meta(
@@ -43,15 +42,13 @@ def folder(backbone: foreword.Backbone, tmp_path_factory: pytest.TempPathFactory
     store.save("task", made)
     recipe = {**made.meta.recipe, "max_length": 24}
     store.save("short", made.with_meta(recipe=recipe, training={"longest_target": 10}))
-    return folder
+    return store
 
 
 @pytest.fixture(scope="module")
-def app(backbone: foreword.Backbone, folder: Path) -> Iterator[TestClient]:
-    engine = Engine(backbone, Limits(rows=4, prompt_tokens=32))
-    made = create_app(
-        backbone, engine, Residency(PrefixStore(folder)), ServeOptions(queue=12, body_bytes=20_000)
-    )
+def app(behind: Behind, store: PrefixStore) -> Iterator[TestClient]:
+    options = ServeOptions(queue=12, body_bytes=20_000)
+    made = create_app(behind.served, behind.engine, Residency(store), options)
     with TestClient(made) as client:
         yield client
 
@@ -62,13 +59,28 @@ def client(app: TestClient) -> openai.OpenAI:
     return openai.OpenAI(base_url="http://testserver/v1", api_key="none", http_client=app)
 
 
-def test_the_model_chooses_the_prefix(client: openai.OpenAI) -> None:
-    texts = [
-        client.completions.create(model=name, prompt="once upon", **GREEDY).choices[0].text
+def written(behind: Behind, prefix: foreword.Prefix | None, prompt: str) -> str:
+    """What transformers' own `generate` writes under a prefix."""
+    backbone: Any = behind.backbone
+    held = () if prefix is None else (Weighted(prefix),)
+    sampling = Sampling(max_tokens=GREEDY["max_tokens"], temperature=0)
+    tokens = generated(backbone, Request(tuple(backbone.tokens(prompt)), sampling, held))
+    return str(backbone.tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def test_the_model_chooses_the_prefix(
+    client: openai.OpenAI, behind: Behind, store: PrefixStore
+) -> None:
+    asked: dict[str, Any] = {**GREEDY, "extra_body": {"ignore_eos": True}}
+    texts = {
+        name: client.completions.create(model=name, prompt="once upon", **asked).choices[0].text
         for name in ("tiny", "one", "two", "one")
-    ]
-    assert texts[1] == texts[3]
-    assert len(set(texts)) == 3
+    }
+    assert texts == {
+        name: written(behind, None if name == "tiny" else store.load(name), "once upon")
+        for name in texts
+    }
+    assert len(set(texts.values())) == 3
 
 
 def test_models_are_listed_with_their_root_and_parent(client: openai.OpenAI) -> None:
@@ -148,11 +160,11 @@ def test_a_long_message_is_cut_as_prompts_were_in_training(client: openai.OpenAI
 
 
 def test_the_chat_templates_end_of_turn_ends_an_answer(
-    client: openai.OpenAI, backbone: foreword.Backbone, monkeypatch: pytest.MonkeyPatch
+    client: openai.OpenAI, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A base model's own end of sequence is another token, and answers ran on after their turn."""
-    template = backbone.tokenizer.chat_template.replace("</s>", "<s>")  # type: ignore[union-attr]
-    monkeypatch.setattr(backbone.tokenizer, "chat_template", template)
+    template = served.tokenizer.chat_template.replace("</s>", "<s>")  # type: ignore[union-attr]
+    monkeypatch.setattr(served.tokenizer, "chat_template", template)
     message: Any = [{"role": "user", "content": "hello"}]
     asked: dict[str, Any] = {**GREEDY, "messages": message, "logit_bias": {"0": 100}}
     ended = client.chat.completions.create(model="tiny", **asked)
@@ -162,9 +174,10 @@ def test_the_chat_templates_end_of_turn_ends_an_answer(
     assert client.completions.create(model="tiny", **asked).choices[0].finish_reason == "length"
 
 
-def test_log_probabilities_and_echo(client: openai.OpenAI) -> None:
+@pytest.mark.parametrize("model", MODELS)
+def test_log_probabilities_and_echo(client: openai.OpenAI, model: str) -> None:
     found = client.completions.create(
-        model="one", prompt="abc", logprobs=2, echo=True, max_tokens=0, temperature=0
+        model=model, prompt="abc", logprobs=2, echo=True, max_tokens=0, temperature=0
     )
     told = found.choices[0].logprobs
     assert found.choices[0].text == "abc"
@@ -231,10 +244,11 @@ def test_offsets_of_a_stream_are_those_of_the_whole_answer(
     assert found[0][-1] > 5
 
 
-def test_offsets_under_echo_point_into_the_text(client: openai.OpenAI, app: TestClient) -> None:
+@pytest.mark.parametrize("model", MODELS)
+def test_offsets_under_echo_point_into_the_text(client: openai.OpenAI, model: str) -> None:
     """BOS and parts of characters were counted, which are not in the text."""
     found = client.completions.create(
-        model="one", prompt=[0, *(byte for byte in ids_of("a日b"))], logprobs=0, echo=True, **GREEDY
+        model=model, prompt=[0, *(byte for byte in ids_of("a日b"))], logprobs=0, echo=True, **GREEDY
     )
     (choice,) = found.choices
     told = choice.logprobs
@@ -248,11 +262,14 @@ def test_offsets_under_echo_point_into_the_text(client: openai.OpenAI, app: Test
         assert token.startswith(("bytes:", "<")) or choice.text.startswith(token, place)
 
 
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("logprobs", [0, 1, 5])
-def test_the_chosen_token_is_among_the_likeliest(client: openai.OpenAI, logprobs: int) -> None:
+def test_the_chosen_token_is_among_the_likeliest(
+    client: openai.OpenAI, model: str, logprobs: int
+) -> None:
     """As vLLM's own tests say: one at 0, and 5 or 6 at 5. It was null at 0."""
     found = client.completions.create(
-        model="one", prompt="once", logprobs=logprobs, max_tokens=8, seed=5, echo=True
+        model=model, prompt="once", logprobs=logprobs, max_tokens=8, seed=5, echo=True
     )
     told = found.choices[0].logprobs
     assert told is not None
@@ -436,9 +453,10 @@ def test_a_prefix_of_another_backbone_is_refused(app: TestClient, tmp_path: Path
     assert answer.status_code == 400
 
 
-def test_a_prefix_that_labels_is_refused(app: TestClient, tmp_path: Path) -> None:
-    backbone = foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
-    head = foreword.Head("classify", ("a", "b"), "last", torch.zeros(2, 32), torch.zeros(2))
+def test_a_prefix_that_labels_is_refused(
+    app: TestClient, backbone: foreword.Backbone, tmp_path: Path
+) -> None:
+    head = foreword.Head("classify", ("a", "b"), "last", torch.zeros(2, 64), torch.zeros(2))
     file = tmp_path / "labels.safetensors"
     foreword.save_prefix(backbone.capture([3, 4]).to(torch.float32).with_head(head), file)
     answer = app.put("/v1/prefixes/labels", files={"file": file.read_bytes()})
@@ -457,11 +475,10 @@ def test_health_readiness_and_counters(app: TestClient) -> None:
     assert "foreword_running 0.0" in text
 
 
-def test_a_key_is_asked_for(backbone: foreword.Backbone, folder: Path) -> None:
-    other = foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
-    engine = Engine(other, Limits(rows=2))
+def test_a_key_is_asked_for(behind: Behind, store: PrefixStore) -> None:
+    served, engine = behind.again()
     options = ServeOptions(api_key="secret")
-    with TestClient(create_app(other, engine, Residency(PrefixStore(folder)), options)) as client:
+    with TestClient(create_app(served, engine, Residency(store), options)) as client:
         assert client.get("/v1/models").status_code == 401
         wrong = {"authorization": "Bearer other"}
         assert client.get("/v1/models", headers=wrong).status_code == 401

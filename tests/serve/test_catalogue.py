@@ -13,37 +13,32 @@ from fastapi.testclient import TestClient
 
 import foreword
 from foreword import format as prefix_file
-from foreword.engine import Engine, Limits
+from foreword.backbone.served import Served
 from foreword.errors import FormatError, MismatchError, StoreError
 from foreword.serve import create_app
 from foreword.serve.catalogue import Catalogue
 from foreword.serve.residency import Residency
 from foreword.store import PrefixStore
 from tests.attacks import make
-from tests.conftest import byte_tokenizer, tiny_model
-
-
-@pytest.fixture(scope="module")
-def backbone() -> foreword.Backbone:
-    return foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
+from tests.serve.behind import Behind, smaller_backbone
 
 
 def labelled(prefix: foreword.Prefix) -> foreword.Prefix:
     """The prefix with a head."""
-    head = foreword.Head("classify", ("a", "b"), "last", torch.zeros(2, 32), torch.zeros(2))
+    head = foreword.Head("classify", ("a", "b"), "last", torch.zeros(2, 64), torch.zeros(2))
     return prefix.with_head(head)
 
 
 @pytest.fixture
-def store(backbone: foreword.Backbone, tmp_path: Path) -> PrefixStore:
+def store(behind: Behind) -> PrefixStore:
     """Two prefixes that fit, one of the same geometry, two that do not, and one that is no prefix."""
-    store = PrefixStore(tmp_path / "store")
+    backbone, store = behind.backbone, behind.emptied()
     prefix = backbone.capture(backbone.tokens("text"))
     store.save("one", prefix)
     store.save("two", backbone.capture(backbone.tokens("another text")))
     store.save("other-weights", prefix.with_meta(fingerprint="ab" * 32))
     store.save("other-tokens", prefix.with_meta(tokenizer="ab" * 32))
-    smaller = foreword.Backbone(tiny_model(num_hidden_layers=2), byte_tokenizer(), name="smaller")
+    smaller = smaller_backbone()
     store.save("smaller", smaller.capture(smaller.tokens("text")))
     store.save("labels", labelled(prefix))
     store.path("damaged").write_bytes(store.path("one").read_bytes()[:100])
@@ -65,18 +60,18 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return counts
 
 
-def test_what_fits_is_listed(backbone: foreword.Backbone, store: PrefixStore) -> None:
+def test_what_fits_is_listed(served: Served, store: PrefixStore) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter(
             "error"
         )  # weights of another revision are served, with a warning then
-        assert list(Catalogue(backbone, store)) == ["one", "other-weights", "two"]
+        assert list(Catalogue(served, store)) == ["one", "other-weights", "two"]
 
 
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("smaller", MismatchError, "has 2 sites, fewer than 'tiny'.*made on 'smaller'"),
+        ("smaller", MismatchError, "has 2 sites.*'tiny'.*made on 'smaller'"),
         ("other-tokens", MismatchError, "made with another tokenizer"),
         ("labels", MismatchError, "carries a head for 'classify'"),
         ("damaged", FormatError, "its header claims"),
@@ -84,29 +79,29 @@ def test_what_fits_is_listed(backbone: foreword.Backbone, store: PrefixStore) ->
     ],
 )
 def test_what_does_not_says_why(
-    backbone: foreword.Backbone,
+    served: Served,
     store: PrefixStore,
     name: str,
     error: type[Exception],
     message: str,
 ) -> None:
     with pytest.raises(error, match=message):
-        Catalogue(backbone, store).check(name)
+        Catalogue(served, store).check(name)
 
 
 def test_a_header_is_read_once_and_no_tensor_ever(
-    backbone: foreword.Backbone, store: PrefixStore, reads: Counter[str]
+    served: Served, store: PrefixStore, reads: Counter[str]
 ) -> None:
-    catalogue = Catalogue(backbone, store)
+    catalogue = Catalogue(served, store)
     assert [list(catalogue) for _ in range(3)] == [["one", "other-weights", "two"]] * 3
-    kinds = 5  # of sites, head, weights and tokenizer
+    kinds = 6  # of sites, length, head, weights and tokenizer
     assert reads == Counter([*store, *["outline"] * kinds])
 
 
 def test_a_file_that_is_replaced_is_looked_at_again(
-    backbone: foreword.Backbone, store: PrefixStore, reads: Counter[str]
+    served: Served, store: PrefixStore, reads: Counter[str]
 ) -> None:
-    catalogue = Catalogue(backbone, store)
+    catalogue = Catalogue(served, store)
     list(catalogue)
     os.replace(store.path("smaller"), store.path("two"))
     os.replace(store.path("one"), store.path("damaged"))
@@ -116,28 +111,35 @@ def test_a_file_that_is_replaced_is_looked_at_again(
     assert list(catalogue) == ["damaged", "one", "other-weights"]
 
 
-def test_a_file_that_is_deleted_meanwhile_is_not_listed(
-    backbone: foreword.Backbone, store: PrefixStore
-) -> None:
-    listed = iter(Catalogue(backbone, store))
+def test_a_file_that_is_deleted_meanwhile_is_not_listed(served: Served, store: PrefixStore) -> None:
+    listed = iter(Catalogue(served, store))
     assert next(listed) == "one"
     store.remove("two")
     assert list(listed) == ["other-weights"]
 
 
-def test_hostile_headers_are_not_listed(backbone: foreword.Backbone, tmp_path: Path) -> None:
+@pytest.mark.engines("vllm", reason="it serves gated prefixes")
+def test_prefixes_that_differ_by_their_policy_alone_are_told_apart(behind: Behind) -> None:
+    """What was found of the first was taken for the others."""
+    prefix, store = behind.backbone.capture([5, 6, 7]), behind.emptied()
+    for name in ("a", "c"):
+        store.save(name, prefix)
+    for name in ("b", "d"):
+        store.save(name, prefix.with_meta(softmax="own"))
+    assert list(Catalogue(behind.served, store)) == ["a", "c"]
+    store.remove("a")
+    assert list(Catalogue(behind.served, store)) == ["c"]
+
+
+def test_hostile_headers_are_not_listed(served: Served, tmp_path: Path) -> None:
     store = PrefixStore(tmp_path)
     for name, content in make.attacks().items():
         store.path(name).write_bytes(content)
-    assert list(Catalogue(backbone, store)) == []
+    assert list(Catalogue(served, store)) == []
 
 
-def test_the_server_lists_what_it_can_serve(
-    backbone: foreword.Backbone, store: PrefixStore
-) -> None:
-    own = foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
-    engine = Engine(own, Limits(rows=2))
-    with TestClient(create_app(own, engine, Residency(store))) as client:
+def test_the_server_lists_what_it_can_serve(behind: Behind, store: PrefixStore) -> None:
+    with TestClient(create_app(*behind.again(), Residency(store))) as client:
         listed = [one["id"] for one in client.get("/v1/models").json()["data"]]
         assert listed == ["tiny", "one", "other-weights", "two"]
         prefixes = [one["name"] for one in client.get("/v1/prefixes").json()["data"]]

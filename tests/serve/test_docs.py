@@ -8,16 +8,20 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 
 import foreword
+from foreword.backbone.served import Served
+from foreword.engine import EngineClient
+from foreword.engine.vllm.model import ServedModel
 from foreword.serve import ServeOptions
 from foreword.store import PrefixStore
 from foreword.weights import embedded
-from tests.conftest import byte_tokenizer, tiny_model
+from tests.serve.behind import Behind
 from tests.serve.server import running
 
 GUIDE = (Path(__file__).parents[2] / "docs/how-to/serving.md").read_text(encoding="utf-8")
@@ -39,12 +43,12 @@ CURLS = [
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def store(behind: Behind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PrefixStore:
     """The store that the guide assumes; the working directory has the file that is uploaded."""
-    backbone = tiny()
+    backbone, store = behind.backbone, behind.emptied()
     recipe = {"method": "prefix", "prompt": "{mr} ->", "target": " {ref}"}
     restaurants = backbone.capture(backbone.tokens("restaurants")).with_meta(recipe=recipe)
-    PrefixStore(tmp_path / "store").save("restaurants", restaurants)
+    store.save("restaurants", restaurants)
     hotels = backbone.capture(backbone.tokens("hotels"))
     foreword.format.save(hotels, tmp_path / "hotels.safetensors")
     (tmp_path / ".curlrc").write_text(SETTINGS, encoding="utf-8")
@@ -52,18 +56,22 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CURL_HOME", str(tmp_path))
     monkeypatch.setenv("FOREWORD_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    return tmp_path / "store"
+    return store
 
 
 @pytest.fixture
-def address(store: Path) -> Iterator[str]:
-    with running(tiny(), store) as address:
+def address(behind: Behind, store: PrefixStore) -> Iterator[str]:
+    with running(*guides(behind), store) as address:
         yield address
 
 
-def tiny() -> foreword.Backbone:
-    """A tiny backbone under the name of the guide's."""
-    return foreword.Backbone(tiny_model(), byte_tokenizer(), name=embedded.NAME)
+def guides(behind: Behind) -> tuple[Served, EngineClient]:
+    """Another engine, whose model has the name of the guide's."""
+    served, engine = behind.again()
+    if isinstance(served, ServedModel):
+        return replace(served, name=embedded.NAME), engine
+    served.name = embedded.NAME  # type: ignore[misc]
+    return served, engine
 
 
 def check(command: str) -> None:
@@ -86,13 +94,15 @@ def check(command: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_every_curl_of_the_guide_is_answered(address: str, store: Path) -> None:
+def test_every_curl_of_the_guide_is_answered(
+    address: str, behind: Behind, store: PrefixStore
+) -> None:
     keyed = [command for command in CURLS if "$FOREWORD_API_KEY" in command]
     assert keyed
     for command in CURLS:
         if command not in keyed:
             check(command.replace(ADDRESS, address))
-    with running(tiny(), store, ServeOptions(api_key=KEY)) as closed:
+    with running(*guides(behind), store, ServeOptions(api_key=KEY)) as closed:
         assert httpx.get(f"{closed}/v1/models").status_code == 401
         for command in keyed:
             check(command.replace(ADDRESS, closed))

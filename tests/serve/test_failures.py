@@ -3,42 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
-import foreword
-from foreword.engine import Engine, Limits
-from foreword.engine.slots.engine import EngineClosed
+from foreword.engine import EngineClient
+from foreword.engine.request import EngineClosed
 from foreword.serve import create_app
 from foreword.serve.failures import Failure
 from foreword.serve.residency import Residency
-from foreword.store import PrefixStore
-from tests.conftest import byte_tokenizer, tiny_model
+from tests.serve.behind import Behind
 
 ASKED = {"model": "tiny", "prompt": "x", "max_tokens": 2}
 
 
 @pytest.fixture
-def client(tmp_path: Path) -> Iterator[TestClient]:
-    backbone = foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
-    engine = Engine(backbone, Limits(rows=2))
-    app = create_app(backbone, engine, Residency(PrefixStore(tmp_path / "store")))
+def engine(behind: Behind) -> EngineClient:
+    return behind.again()[1]
+
+
+@pytest.fixture
+def client(behind: Behind, engine: EngineClient) -> Iterator[TestClient]:
+    app = create_app(behind.served, engine, Residency(behind.emptied()))
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 
 
 def test_a_failure_of_ours_is_told_in_openai_s_form(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, engine: EngineClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was plain text, and said nothing."""
 
     def broken(*_: object) -> None:
         raise KeyError("x")
 
-    monkeypatch.setattr(Engine, "check", broken)
+    monkeypatch.setattr(engine, "check", broken)
     answer = client.post("/v1/completions", json=ASKED)
     assert answer.status_code == 500
     error = answer.json()["error"]
@@ -66,26 +66,26 @@ def test_a_method_that_is_not_there_is_answered_with_those_that_are(
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_server_that_is_ending_says_so(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch, stream: bool
+    client: TestClient, engine: EngineClient, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
     """A stream was cut off after its status 200."""
 
     def closed(*_: object) -> None:
         raise EngineClosed("the engine takes no more requests")
 
-    monkeypatch.setattr(Engine, "check", closed)
+    monkeypatch.setattr(engine, "check", closed)
     answer = client.post("/v1/completions", json={**ASKED, "stream": stream})
     assert answer.status_code == 503
     assert "takes no more" in answer.json()["error"]["message"]
 
 
 def test_what_ends_a_stream_is_told_in_it(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, engine: EngineClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def closed(*_: object) -> None:
         raise EngineClosed("the engine takes no more requests")
 
-    monkeypatch.setattr(Engine, "submit", closed)
+    monkeypatch.setattr(engine, "submit", closed)
     answer = client.post("/v1/completions", json={**ASKED, "stream": True})
     assert answer.status_code == 200
     assert '"code": "service_unavailable"' in answer.text

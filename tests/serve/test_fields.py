@@ -15,12 +15,10 @@ from openai.types import completion_create_params
 from openai.types.chat import ChatCompletionMessage
 from openai.types.chat import completion_create_params as chat_create_params
 
-import foreword
 from foreword.engine import Engine, Limits
 from foreword.serve import create_app, schemas
 from foreword.serve.residency import Residency
-from foreword.store import PrefixStore
-from tests.conftest import byte_tokenizer, tiny_model
+from tests.serve.behind import Behind, tiny_backbone
 
 GUIDE = Path(__file__).parents[2] / "docs/how-to/serving.md"
 STATES = ("served", "unused", "refused")
@@ -64,13 +62,10 @@ def named(place: str, *states: str) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    backbone = foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
-    store = PrefixStore(tmp_path_factory.mktemp("store"))
+def client(behind: Behind) -> Iterator[TestClient]:
+    backbone, store = behind.backbone, behind.store
     store.save("restaurants", backbone.capture(backbone.tokens("text")))
-    with TestClient(
-        create_app(backbone, Engine(backbone, Limits(rows=4)), Residency(store))
-    ) as client:
+    with TestClient(create_app(behind.served, behind.engine, Residency(store))) as client:
         yield client
 
 
@@ -185,11 +180,14 @@ def test_code_is_openai_s_word(
         assert "this model's maximum context length is 256 tokens" in told
 
 
-def test_what_the_engine_has_no_memory_for_has_the_word_that_clients_know(tmp_path: Path) -> None:
+@pytest.mark.engines(
+    "embedded", reason="it does not start with less memory than one request's context takes"
+)
+def test_what_the_engine_has_no_memory_for_has_the_word_that_clients_know(behind: Behind) -> None:
     """It had none; and a request that says no max_tokens was refused where the context is larger."""
-    backbone = foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
+    backbone = tiny_backbone()
     with Engine(backbone, Limits(rows=2, cache_tokens=100)) as engine:
-        client = TestClient(create_app(backbone, engine, Residency(PrefixStore(tmp_path))))
+        client = TestClient(create_app(backbone, engine, Residency(behind.store)))
         asked = {"model": "tiny", "prompt": "a" * 80, "ignore_eos": True}
         wide = client.post("/v1/completions", json={**asked, "max_tokens": 90})
         assert wide.status_code == 400

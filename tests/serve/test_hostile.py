@@ -7,7 +7,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,14 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-import foreword
-from foreword.engine import Engine, Limits
+from foreword.backbone.served import Served
+from foreword.engine import EngineClient
 from foreword.serve import ServeOptions, create_app
 from foreword.serve.completions import Completions
 from foreword.serve.residency import Residency
 from foreword.store import PrefixStore
 from tests.attacks import make
-from tests.conftest import byte_tokenizer, tiny_model
+from tests.serve.behind import ECHO, Behind
 
 JSON = {"content-type": "application/json"}
 ASKED = {"model": "one", "prompt": "once", "max_tokens": 4, "temperature": 0}
@@ -32,26 +32,14 @@ OPTIONS = ServeOptions(queue=12, body_bytes=2**20, upload_bytes=2**16, seconds=3
 
 
 @pytest.fixture(scope="module")
-def backbone() -> foreword.Backbone:
-    return foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
+def folder(behind: Behind) -> Path:
+    behind.store.save("one", behind.backbone.capture(behind.backbone.tokens("text of one")))
+    return behind.store.folder
 
 
 @pytest.fixture(scope="module")
-def engine(backbone: foreword.Backbone) -> Iterator[Engine]:
-    with Engine(backbone, Limits(rows=4, prompt_tokens=32)) as engine:
-        yield engine
-
-
-@pytest.fixture(scope="module")
-def folder(backbone: foreword.Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("store")
-    PrefixStore(folder).save("one", backbone.capture(backbone.tokens("text of one")))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def app(backbone: foreword.Backbone, engine: Engine, folder: Path) -> FastAPI:
-    return create_app(backbone, engine, Residency(PrefixStore(folder)), OPTIONS)
+def app(behind: Behind, folder: Path) -> FastAPI:
+    return create_app(behind.served, behind.engine, Residency(PrefixStore(folder)), OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +133,7 @@ def test_a_prompt_of_100_000_tokens_has_no_room(
     assert "the prompt has 100000 tokens" in told(answer, 400)
 
 
-@pytest.mark.parametrize("token", [-1, 258, 2**40, -(2**70)])
+@pytest.mark.parametrize("token", [-1, 264, 2**40, -(2**70)])
 @pytest.mark.parametrize("more", [{}, {"stream": True}, {"echo": True}])
 def test_a_token_that_is_not_in_the_vocabulary_is_refused(
     client: TestClient, token: int, more: dict[str, Any]
@@ -153,7 +141,7 @@ def test_a_token_that_is_not_in_the_vocabulary_is_refused(
     """A stream was refused after its status 200, and an echo failed in the tokenizer."""
     for body in ({"prompt": [5, token]}, {"logit_bias": {str(token): 1}}):
         answer = client.post("/v1/completions", json={**ASKED, **body, **more})
-        assert f"token {token} is not in the vocabulary of 258" in told(answer, 400)
+        assert f"token {token} is not in the vocabulary of 264" in told(answer, 400)
 
 
 def test_many_prompts_are_refused_before_they_cost_anything(client: TestClient) -> None:
@@ -285,10 +273,10 @@ def test_others_are_served_while_a_body_comes_byte_by_byte(app: FastAPI) -> None
 
 
 def test_a_body_that_does_not_come_is_given_up(
-    backbone: foreword.Backbone, engine: Engine, folder: Path
+    served: Served, engine: EngineClient, folder: Path
 ) -> None:
     options = ServeOptions(seconds=0.2)
-    app = create_app(backbone, engine, Residency(PrefixStore(folder)), options)
+    app = create_app(served, engine, Residency(PrefixStore(folder)), options)
 
     async def never() -> AsyncIterator[bytes]:
         yield b'{"model": '
@@ -338,11 +326,12 @@ def test_a_stream_that_never_begins_gives_its_place_back(
     assert [service.open for service in services] == [0]
 
 
+@pytest.mark.parametrize("model", ["tiny", pytest.param("one", marks=ECHO)])
 def test_texts_are_spelled_beside_the_event_loop(
-    app: FastAPI, backbone: foreword.Backbone, monkeypatch: pytest.MonkeyPatch
+    app: FastAPI, served: Served, monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
     """A long prompt's log-probabilities held every other client up for one or two seconds."""
-    tokenizer, threads = backbone.tokenizer, set()
+    tokenizer, threads = served.tokenizer, set()
     for name in ("decode", "convert_ids_to_tokens"):
         real = getattr(tokenizer, name)
 
@@ -354,7 +343,7 @@ def test_texts_are_spelled_beside_the_event_loop(
 
     async def ask() -> tuple[int, httpx.Response]:
         async with asynchronous(app) as client:
-            body = {**ASKED, "echo": True, "logprobs": 5}
+            body = {**ASKED, "model": model, "echo": True, "logprobs": 5}
             return threading.get_ident(), await client.post("/v1/completions", json=body)
 
     loop, answer = asyncio.run(ask())

@@ -5,45 +5,31 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-import foreword
-from foreword.engine import Engine, Limits
+from foreword.backbone.served import Served
+from foreword.engine import EngineClient
 from foreword.serve import ServeOptions, answers, create_app
 from foreword.serve.residency import Residency
-from foreword.store import PrefixStore
-from tests.conftest import byte_tokenizer, tiny_model
+from tests.serve.behind import Behind
 
 ASKED: dict[str, Any] = {"model": "one", "prompt": "secret words", "max_tokens": 4, "seed": 1}
 LONG = {**ASKED, "max_tokens": 200, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
-def backbone() -> foreword.Backbone:
-    return foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
-
-
-@pytest.fixture(scope="module")
-def engine(backbone: foreword.Backbone) -> Iterator[Engine]:
-    with Engine(backbone, Limits(rows=2)) as engine:
-        yield engine
-
-
-@pytest.fixture(scope="module")
-def residency(backbone: foreword.Backbone, tmp_path_factory: pytest.TempPathFactory) -> Residency:
-    store = PrefixStore(tmp_path_factory.mktemp("store"))
-    store.save("one", backbone.capture(backbone.tokens("text")))
-    return Residency(store)
+def residency(behind: Behind) -> Residency:
+    behind.store.save("one", behind.backbone.capture(behind.backbone.tokens("text")))
+    return Residency(behind.store)
 
 
 @pytest.fixture
-def app(backbone: foreword.Backbone, engine: Engine, residency: Residency) -> FastAPI:
-    return create_app(backbone, engine, residency, ServeOptions(api_key="key"))
+def app(served: Served, engine: EngineClient, residency: Residency) -> FastAPI:
+    return create_app(served, engine, residency, ServeOptions(api_key="key"))
 
 
 @pytest.fixture
@@ -115,26 +101,29 @@ def test_a_refusal_leaves_a_line(
 
 
 def test_a_failure_of_ours_leaves_a_line(
-    client: TestClient, lines: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    client: TestClient,
+    engine: EngineClient,
+    lines: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def broken(*_: object) -> None:
         raise KeyError("x")
 
-    monkeypatch.setattr(Engine, "check", broken)
+    monkeypatch.setattr(engine, "check", broken)
     assert client.post("/v1/completions", json=ASKED).status_code == 500
     assert the_line(lines)["status"] == 500
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_timeout_is_no_cancellation(
-    backbone: foreword.Backbone,
-    engine: Engine,
+    served: Served,
+    engine: EngineClient,
     residency: Residency,
     lines: pytest.LogCaptureFixture,
     stream: bool,
 ) -> None:
     options = ServeOptions(seconds=0.0)
-    client = TestClient(create_app(backbone, engine, residency, options))
+    client = TestClient(create_app(served, engine, residency, options))
     content = json.dumps({**LONG, "stream": stream}).encode()
     with_time = {"content": content, "headers": {"content-type": "application/json"}}
     answer = client.post("/v1/completions", **with_time)  # type: ignore[arg-type]
@@ -199,12 +188,12 @@ def test_what_ends_a_line_for_some_clients_is_escaped() -> None:
 
 
 def test_pages_of_other_hosts_call_where_they_may(
-    backbone: foreword.Backbone, engine: Engine, residency: Residency
+    served: Served, engine: EngineClient, residency: Residency
 ) -> None:
     """A browser asks beforehand, without a key; that was answered 401, so no page could call."""
     page = "https://chat.example"
     options = ServeOptions(api_key="key", origins=(page,))
-    client = TestClient(create_app(backbone, engine, residency, options))
+    client = TestClient(create_app(served, engine, residency, options))
     asked = {
         "access-control-request-method": "POST",
         "access-control-request-headers": "authorization",

@@ -3,80 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 from fastapi.testclient import TestClient
 
-import foreword
-from foreword.backbone.served import Served
-from foreword.engine import Engine, EngineClient, Limits
+from foreword.engine import EngineClient
 from foreword.serve import ServeOptions, create_app
-from foreword.serve.registry import Registry
-from foreword.serve.remote import RemotePrefixes
 from foreword.serve.residency import Residency
-from foreword.store import PrefixStore
-from tests.conftest import byte_tokenizer, tiny_model
-from tests.engine.vllm import tiny
-from tests.serve.scripted import Scripted
+from tests.serve.behind import Behind
 
 ASKED: dict[str, Any] = {"prompt": "once upon", "max_tokens": 6, "temperature": 0}
 ASKED["extra_body"] = {"ignore_eos": True}
 
 
-Made = tuple[Served, EngineClient, Registry]
-"""What the server knows of the model, the engine behind it, and who knows its two prefixes."""
+pytestmark = pytest.mark.engines("embedded", "scripted", "vllm", reason="all there are")
 
 
-def stored(backbone: foreword.Backbone, folder: Path) -> PrefixStore:
-    store = PrefixStore(folder)
+@pytest.fixture(scope="module")
+def app(behind: Behind) -> Iterator[TestClient]:
+    backbone, store = behind.backbone, behind.store
     store.save("one", backbone.capture(backbone.tokens("a text")))
     store.save("two", backbone.capture(backbone.tokens("another text")))
-    return store
-
-
-def embedded(folder: Path) -> Made:
-    backbone = foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
-    engine = Engine(backbone, Limits(rows=4, prompt_tokens=32))
-    return backbone, engine, Residency(stored(backbone, folder))
-
-
-def scripted(folder: Path) -> Made:
-    backbone = foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
-    return backbone, Scripted(), Residency(stored(backbone, folder))
-
-
-def remote(folder: Path) -> Made:
-    backbone = foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
-    return backbone, Scripted(), RemotePrefixes(stored(backbone, folder))
-
-
-def on_vllm(folder: Path) -> Made:
-    pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
-    backbone = tiny.backbone()
-    store = stored(backbone, folder / "store")
-    return *tiny.launched(backbone, folder / "model", store), RemotePrefixes(store)
-
-
-@pytest.fixture(scope="module", params=[embedded, scripted, remote, on_vllm])
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    made: Made = request.param(tmp_path_factory.mktemp("store"))
-    return made
-
-
-@pytest.fixture(scope="module")
-def engine(made: Made) -> EngineClient:
-    return made[1]
-
-
-@pytest.fixture(scope="module")
-def app(made: Made) -> Iterator[TestClient]:
-    served, engine, registry = made
-    with TestClient(create_app(served, engine, registry, ServeOptions(queue=4))) as app:
+    options = ServeOptions(queue=4)
+    with TestClient(create_app(behind.served, behind.engine, Residency(store), options)) as app:
         yield app
-    assert not engine.accepts
+    assert not behind.engine.accepts
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +102,7 @@ def test_more_choices_than_are_allowed_are_refused(client: openai.OpenAI) -> Non
         client.completions.create(model="one", n=5, **ASKED)
 
 
-def test_prefixes_come_and_go(app: TestClient, client: openai.OpenAI, tmp_path: Path) -> None:
+def test_prefixes_come_and_go(app: TestClient, client: openai.OpenAI) -> None:
     stored = app.get("/v1/prefixes/one").json()
     assert app.delete("/v1/prefixes/two").status_code == 200
     with pytest.raises(openai.NotFoundError):

@@ -9,25 +9,26 @@ from __future__ import annotations
 import copy
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import schemathesis
 from fastapi import FastAPI
+
+pytest.importorskip("schemathesis", reason="needs schemathesis")
+
+import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis import Case, GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-import foreword
-from foreword.engine import Engine, Limits
 from foreword.serve import ServeOptions, create_app, failures
 from foreword.serve.residency import Residency
 from foreword.store import PrefixStore
 from tests.attacks import make
-from tests.conftest import byte_tokenizer, tiny_model
+from tests.serve.behind import Behind, smaller_backbone
 
 CASES = int(os.environ.get("FOREWORD_SCHEMA_CASES", "200"))
 SECONDS = 20.0
@@ -68,21 +69,18 @@ NAMES = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("store")
+def folder(behind: Behind) -> Path:
+    backbone, store = behind.backbone, behind.store
+    smaller = smaller_backbone()
+    store.save("one", backbone.capture(backbone.tokens("text of one")))
+    store.save("other", smaller.capture(smaller.tokens("text of other")))
+    return store.folder
 
 
 @pytest.fixture(scope="module")
-def app(folder: Path) -> Iterator[FastAPI]:
-    backbone = foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
-    smaller = foreword.Backbone(tiny_model(num_hidden_layers=2), byte_tokenizer(), name="smaller")
-    store = PrefixStore(folder)
-    store.save("one", backbone.capture(backbone.tokens("text of one")))
-    store.save("other", smaller.capture(smaller.tokens("text of other")))
-    engine = Engine(backbone, Limits(rows=8, prompt_tokens=32))
+def app(behind: Behind, folder: Path) -> FastAPI:
     options = ServeOptions(queue=40, most_tokens=6, seconds=SECONDS)
-    yield create_app(backbone, engine, Residency(store), options)
-    engine.close()
+    return create_app(behind.served, behind.engine, Residency(PrefixStore(folder)), options)
 
 
 @pytest.fixture(scope="module")

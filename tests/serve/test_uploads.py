@@ -6,7 +6,7 @@ import asyncio
 import errno
 import os
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,37 +18,26 @@ from starlette.datastructures import UploadFile
 
 import foreword
 from foreword import format as prefix_file
-from foreword.engine import Engine, Limits
+from foreword.backbone.served import Served
 from foreword.serve import ServeOptions, create_app
 from foreword.serve.catalogue import Catalogue
 from foreword.serve.residency import Residency
 from foreword.store import PrefixStore
-from tests.conftest import byte_tokenizer, tiny_model
+from tests.serve.behind import Behind
 
 HEAD = b'--x\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
 END = b"\r\n--x--\r\n"
 FORM = {"content-type": "multipart/form-data; boundary=x"}
 
 
-@pytest.fixture(scope="module")
-def backbone() -> foreword.Backbone:
-    return foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
-
-
-@pytest.fixture(scope="module")
-def engine(backbone: foreword.Backbone) -> Iterator[Engine]:
-    with Engine(backbone, Limits(rows=2)) as engine:
-        yield engine
+@pytest.fixture
+def store(behind: Behind) -> PrefixStore:
+    return behind.emptied()
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> PrefixStore:
-    return PrefixStore(tmp_path / "store")
-
-
-@pytest.fixture
-def app(backbone: foreword.Backbone, engine: Engine, store: PrefixStore) -> FastAPI:
-    return create_app(backbone, engine, Residency(store))
+def app(behind: Behind, store: PrefixStore) -> FastAPI:
+    return create_app(behind.served, behind.engine, Residency(store))
 
 
 def content(backbone: foreword.Backbone, text: str) -> bytes:
@@ -61,14 +50,13 @@ def asynchronous(app: FastAPI) -> httpx.AsyncClient:
 
 
 def test_of_uploads_at_once_to_two_servers_one_has_the_name(
-    backbone: foreword.Backbone,
-    engine: Engine,
+    behind: Behind,
     store: PrefixStore,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Up to eight of eight were answered 200, and the last one's file was there."""
-    apps = [create_app(backbone, engine, Residency(store)) for _ in range(2)]
-    contents = [content(backbone, f"text {n}") for n in range(8)]
+    apps = [create_app(behind.served, behind.engine, Residency(store)) for _ in range(2)]
+    contents = [content(behind.backbone, f"text {n}") for n in range(8)]
     monkeypatch.setattr(os.path, "lexists", lambda _: False)  # all look before any has written
 
     async def upload() -> list[httpx.Response]:
@@ -189,12 +177,10 @@ def test_files_are_checked_one_at_a_time(
     assert met == []
 
 
-def test_uploads_under_way_have_one_budget(
-    backbone: foreword.Backbone, engine: Engine, store: PrefixStore
-) -> None:
-    file = content(backbone, "text")
+def test_uploads_under_way_have_one_budget(behind: Behind, store: PrefixStore) -> None:
+    file = content(behind.backbone, "text")
     options = ServeOptions(upload_bytes=len(file) + 1000)
-    app = create_app(backbone, engine, Residency(store), options)
+    app = create_app(behind.served, behind.engine, Residency(store), options)
 
     async def upload() -> tuple[httpx.Response, ...]:
         others: list[httpx.Response] = []
@@ -244,31 +230,28 @@ def test_a_disk_without_room_for_an_upload_is_the_servers_fault(
     assert "No space left" in answer.json()["error"]["message"]
 
 
-def test_a_server_clears_what_a_killed_one_left(
-    backbone: foreword.Backbone, store: PrefixStore
-) -> None:
-    own = foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
-    store.save("one", backbone.capture([5, 6]))
+def test_a_server_clears_what_a_killed_one_left(behind: Behind, store: PrefixStore) -> None:
+    store.save("one", behind.backbone.capture([5, 6]))
     left = store.folder / ".one.safetensors.0123456789abcdef"
     left.write_bytes(b"half")
-    with TestClient(create_app(own, Engine(own, Limits(rows=2)), Residency(store))):
+    with TestClient(create_app(*behind.again(), Residency(store))):
         assert list(store.folder.iterdir()) == [store.path("one")]
 
 
 def test_a_prefix_that_fills_the_context_is_refused_when_it_comes(
-    app: FastAPI, backbone: foreword.Backbone, store: PrefixStore
+    app: FastAPI, served: Served, backbone: foreword.Backbone, store: PrefixStore
 ) -> None:
     """It was stored and listed, and every request for it refused."""
     client = TestClient(app)
     room = backbone.context
     for length, status in ((room - 1, 400), (room - 2, 200)):
-        prefix = backbone.capture([5] * length)
+        prefix = backbone.capture([5] * length, positions="offset")
         sent = {"file": prefix_file.encode(prefix)}
         answer = client.put(f"/v1/prefixes/p{length}", files=sent)
         assert answer.status_code == status
         if status == 400:
             assert f"the prefix has {length} tokens" in answer.json()["error"]["message"]
             store.save(f"p{length}", prefix)  # by hand
-    assert list(Catalogue(backbone, store)) == [f"p{room - 2}"]
+    assert list(Catalogue(served, store)) == [f"p{room - 2}"]
     asked = {"model": f"p{room - 2}", "prompt": "x"}
     assert client.post("/v1/completions", json=asked).status_code == 200

@@ -22,23 +22,18 @@ def check_servable(backbone: Served, prefix: Prefix, *, warn: bool = True) -> No
     """
     refuse_head(prefix)
     backbone.check(prefix, warn=warn)
-    if _fills(prefix.length, backbone):
+    if prefix.length + 2 > backbone.context:
         raise MismatchError(
             f"the prefix has {prefix.length} tokens, and the context of {backbone.name!r} has "
             f"{backbone.context}; a prompt and its answer need 2 of them at least. Train a shorter one"
         )
 
 
-def _fills(length: Any, backbone: Served) -> bool:
-    """Whether a prefix of this length leaves no room for a prompt and its answer."""
-    return isinstance(length, int) and length + 2 > backbone.context
-
-
 class Catalogue:
     """Tells which prefixes fit a backbone, without reading their tensors.
 
-    A header is read once, and again when its file was replaced. Headers that name the same sites,
-    weights and tokenizer are checked once. May be used from several threads.
+    A header is read once, and again when its file was replaced. Headers that name the same
+    sites, length, weights, tokenizer and policies are checked once. May be used from several threads.
 
     Args:
         backbone: The backbone.
@@ -113,5 +108,6 @@ class Catalogue:
         meta = claims.get("meta")
         meta = meta if isinstance(meta, dict) else {}
         weights = meta.get("tokenizer"), meta.get("fingerprint")
-        fills = _fills(claims.get("length"), self.backbone)
-        return json.dumps((claims.get("sites"), claims.get("head"), *weights, fills))
+        policies = meta.get("positions"), meta.get("softmax")
+        shape = claims.get("sites"), claims.get("length"), claims.get("head")
+        return json.dumps((*shape, *weights, *policies))

@@ -203,7 +203,7 @@ def _misfit(errors: Sequence[Any]) -> Failure:
         case "json_invalid":
             why, at = first["ctx"]["error"], first["loc"][-1]
             return Failure(400, f"the body is not JSON: {why} at character {at}")
-        case "model_attributes_type" if len(first["loc"]) == 1:
+        case "model_attributes_type" | "missing" if len(first["loc"]) == 1:  # a null may be either
             return Failure(400, "the body: expected a JSON object, sent as application/json")
         case "extra_forbidden":
             why = "this field is not supported"

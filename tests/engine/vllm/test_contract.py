@@ -127,6 +127,9 @@ def test_the_asynchronous_engine_is_called_as_it_takes_it() -> None:
     assert parameters(AsyncLLM.generate)[:4] == ["self", "prompt", "sampling_params", "request_id"]
     assert {"engine_args", "stat_loggers"} <= set(parameters(AsyncLLM.from_engine_args))
     assert parameters(AsyncLLM.shutdown) == ["self", "timeout"]
+    assert parameters(AsyncLLM.collective_rpc)[:2] == ["self", "method"]
+    assert "worker_extension_cls" in ParallelConfig.__dataclass_fields__
+    assert f"{connector.__name__}.{connector.Reaching.__name__}" == runtime.EXTENSION
     assert isinstance(AsyncLLM.errored, property)
     assert parameters(runtime._Told.record) == parameters(StatLoggerBase.record)
     told = {"num_waiting_reqs", "num_skipped_waiting_reqs", "num_running_reqs", "kv_cache_usage"}
@@ -141,7 +144,8 @@ def test_flags_are_vllms_own_and_what_is_set_here_is_refused(tmp_path) -> None:
     made = read_flags(flags, {"dtype": "float32", "model": str(tmp_path)})
     assert (made.max_model_len, made.enforce_eager, made.tensor_parallel_size) == (128, True, 2)
     assert made.dtype == "float32"
-    for flag in ("--model=a", "--kv-transfer-config={}", "--logprobs_mode=raw_logits"):
+    refused = ["--model=a", "--kv-transfer-config={}", "--logprobs_mode=raw_logits"]
+    for flag in (*refused, "--worker-extension-cls=a.B"):
         with pytest.raises(ServeError, match="foreword serve sets it"):
             read_flags([flag], {})
     with pytest.raises(SystemExit):

@@ -17,6 +17,7 @@ import foreword
 from foreword.engine import Event, Request, Sampling, Stats, Weighted
 from foreword.engine.request import EngineClosed, NotServed
 from foreword.engine.vllm.engine import DIED, VllmEngine
+from foreword.engine.vllm.geometry import Reach
 from foreword.engine.vllm.model import ServedModel
 from foreword.errors import (
     BackboneError,
@@ -59,6 +60,7 @@ class Scripted:
     asked: list[Any] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     is_shut: bool = False
+    reaches: Reach | Exception = field(default_factory=lambda: Reach(40))
 
     def check(self, sampling: Any) -> None:
         if sampling["top_k"] == 13:
@@ -75,6 +77,11 @@ class Scripted:
                 await asyncio.sleep(0.01)
         finally:
             self.left.append(name)
+
+    async def reach(self) -> Reach:
+        if isinstance(self.reaches, Exception):
+            raise self.reaches
+        return self.reaches
 
     def shutdown(self) -> None:
         self.is_shut = True
@@ -396,3 +403,37 @@ def test_a_start_without_vllm_says_what_to_do(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ServeError, match="not installed here.*pip install"):
         launch.Launch(model.tokenizer.name_or_path, store).start()
+
+
+@pytest.mark.parametrize(
+    ("reach", "message"),
+    [
+        (Reach(4), "5 virtual tokens and position policy 'free'; vLLM serves at most 4 of that"),
+        (Reach(0, "absolute positions"), "serves none of that policy on this model: absolute pos"),
+    ],
+)
+def test_what_workers_cannot_turn_is_refused_before_it_is_asked(
+    model: ServedModel, store: PrefixStore, prefix: foreword.Prefix, reach: Reach, message: str
+) -> None:
+    """Its requests ended with status 500."""
+    runtime = Scripted([output("a", "length")], reaches=reach)
+    engine = VllmEngine(model, runtime, PLACEHOLDER, store)
+    try:
+        with pytest.raises(MismatchError, match=message):
+            engine.check(Request((5, 6), prefixes=(Weighted(prefix, name="p"),)))
+        with pytest.raises(MismatchError, match=r"policy 'offset' \(Backbone.moved\)"):
+            engine.model.check(prefix)
+        engine.check(
+            Request((5, 6), prefixes=(Weighted(prefix.with_meta(positions="offset"), name="p"),))
+        )
+    finally:
+        engine.close()
+
+
+def test_an_engine_whose_workers_do_not_tell_does_not_start(
+    model: ServedModel, store: PrefixStore
+) -> None:
+    runtime = Scripted(reaches=RuntimeError("they are gone"))
+    with pytest.raises(ServeError, match="vLLM did not start: they are gone"):
+        VllmEngine(model, runtime, PLACEHOLDER, store)
+    assert runtime.is_shut

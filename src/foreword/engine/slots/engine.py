@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 
@@ -20,11 +20,11 @@ from foreword.attention.attachment import Attachment
 from foreword.backbone import Backbone
 from foreword.data.written import Written, written_for
 from foreword.described import Described
-from foreword.engine.checks import CLOSED, check_tokens, room_after, whole_prefix
+from foreword.engine.base import OpenEngine
+from foreword.engine.checks import check_tokens, room_after, whole_prefix
 from foreword.engine.protocol import Stats
 from foreword.engine.request import (
     Completion,
-    EngineClosed,
     Event,
     FinishReason,
     Request,
@@ -35,7 +35,7 @@ from foreword.engine.slots.job import Job
 from foreword.engine.slots.runner import PROBE, Row, Runner
 from foreword.engine.slots.sampler import Stack, chosen, likeliest, logprobs_of
 from foreword.engine.slots.scheduler import Limits, Scheduler
-from foreword.engine.streaming import Sink, streamed
+from foreword.engine.streaming import Sink
 from foreword.engine.threads import give_up_pool
 from foreword.errors import TooLong, first_line
 from foreword.prompts import PLAIN, refuse_head, task_of
@@ -52,7 +52,7 @@ def _logits(backbone: Backbone, attachment: Attachment) -> Tensor:
     return logits
 
 
-class Engine:
+class Engine(OpenEngine):
     """Serves requests on a backbone, in a thread of its own.
 
     The backbone belongs to the engine until it is closed: nothing else may run it.
@@ -75,6 +75,7 @@ class Engine:
     """
 
     def __init__(self, backbone: Backbone, limits: Limits | None = None) -> None:
+        super().__init__()
         self.backbone = backbone
         self.limits = limits or Limits()
         backbone.needs("decoder", what="serving in mixed batches")
@@ -94,11 +95,8 @@ class Engine:
             lambda job, error: self._finish(job, "error", first_line(error)),
         )
         self.steps = 0
-        self.failure = ""
-        self._when_lost: list[Callable[[], None]] = []
         self._inbox = Inbox(self._rest)
-        self._accepts, self._stopping = True, False
-        self._door = threading.Lock()  # what is accepted is in the inbox before the order to stop
+        self._stopping = False
         give_up_pool()
         self._thread = threading.Thread(target=self._loop, name="foreword-engine", daemon=True)
         self._thread.start()
@@ -106,26 +104,11 @@ class Engine:
     # -- from any thread -------------------------------------------------------------------------
 
     @property
-    def accepts(self) -> bool:
-        """Whether requests are taken."""
-        return self._accepts
-
-    @property
     def stats(self) -> Stats:
         """How it is doing."""
         scheduler = self.scheduler
         waiting, running = len(scheduler.waiting), len(scheduler.running)
         return Stats(waiting, running, self.steps, self.runner.cache.bytes)
-
-    def when_lost(self, call: Callable[[], None]) -> None:
-        """Have something called, in the engine's thread, should the engine be lost."""
-        self._when_lost.append(call)
-        if self.failure:
-            call()
-
-    @property
-    def _closed(self) -> EngineClosed:
-        return EngineClosed(self.failure or CLOSED)
 
     def submit(self, request: Request, sink: Sink) -> None:
         """Take a request; `sink` gets its events.
@@ -139,10 +122,7 @@ class Engine:
         ahead = self.runner.columns_of(request.prefix)
         written = self._written(request)
         job = Job(request, list(request.prompt), context, ahead, sink=sink, written=written)
-        with self._door:
-            if not self._accepts:
-                raise self._closed
-            self._inbox.put(lambda: self.scheduler.waiting.append(job))
+        self._hand_on(lambda: self._inbox.put(lambda: self.scheduler.waiting.append(job)))
 
     def _written(self, request: Request) -> Written:
         """How a request's text ends, and which of its tokens are text."""
@@ -159,8 +139,7 @@ class Engine:
             TooLong: There is no room for it.
             DataError: A token is not in the vocabulary.
         """
-        if not self._accepts:
-            raise self._closed
+        self._check_open()
         prefix, size = whole_prefix(request), len(request.prompt)
         if prefix is not None:
             refuse_head(prefix)
@@ -200,16 +179,10 @@ class Engine:
             ended.get()
         return [completion(request, each) for request, each in zip(requests, found, strict=True)]
 
-    def stream(self, *requests: Request) -> AsyncGenerator[Event]:
-        """The events of requests as they come; leaving the loop early cancels what has not ended."""
-        return streamed(self.submit, self.cancel, requests)
-
     def close(self, *, drain: bool = True) -> None:
         """Take no more requests, end those under way (or, without `drain`, cancel them), and stop."""
-        with self._door:
-            if self._accepts:
-                self._accepts = False
-                self._inbox.put(self._drain if drain else self._abort)
+        if self._shut():
+            self._inbox.put(self._drain if drain else self._abort)
         self._thread.join()
         self._stack.close()
 
@@ -247,14 +220,12 @@ class Engine:
 
         Nothing is computed, moved or freed on the way: what failed once may fail again.
         """
-        with self._door:
-            self._accepts, self.failure = False, failure
+        self._shut(failure)
         while self._inbox.do_next(wait=False):
             pass
         for job in self.scheduler.find(lambda _: True):
             self._finish(job, "error", failure)
-        for call in self._when_lost:
-            call()
+        self._tell_lost()
 
     def _listen(self) -> bool:
         """Do what other threads asked for, waiting while there is nothing else; whether to go on."""

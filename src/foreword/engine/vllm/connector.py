@@ -27,6 +27,7 @@ from vllm.distributed import (
     get_tensor_model_parallel_rank,
     get_tensor_model_parallel_world_size,
 )
+from vllm.distributed.kv_transfer import get_kv_transfer_group
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorMetadata,
@@ -38,7 +39,7 @@ from vllm.version import __version__ as version
 
 from foreword.engine.protocol import Loads
 from foreword.engine.vllm.caches import geometry_of, groups_of, in_order, kinds_of
-from foreword.engine.vllm.geometry import Setting
+from foreword.engine.vllm.geometry import Reach, Setting
 from foreword.engine.vllm.loaded import Layers, LoadedPrefixes, Place, replaced
 from foreword.engine.vllm.paging import Load, gathered
 from foreword.engine.vllm.requests import (
@@ -262,6 +263,15 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         )
         self._loaded = LoadedPrefixes(self._store, place, self._resident)
 
+    @property
+    def reach(self) -> Reach:
+        """How long prefixes of position policy ``free`` may be here."""
+        assert self._loaded is not None
+        turning = self._loaded.place.turning
+        if isinstance(turning, UnsupportedModel):
+            return Reach(0, first_line(turning))
+        return Reach(turning.longest)
+
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         """Write the step's prefixes into the cache; one that cannot be had fails its request."""
         step = self._get_connector_metadata()
@@ -355,6 +365,15 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         """Nothing: prefixes are only read."""
 
 
+class Reaching:
+    """What vLLM's workers can be asked beside their own methods (``worker_extension_cls``)."""
+
+    def foreword_reach(self) -> tuple[int, str]:
+        """The worker's `Reach`."""
+        reach: Reach = get_kv_transfer_group().reach
+        return reach.longest, reach.why
+
+
 def heads_of(total: int, local: int) -> slice:
     """This worker's heads among all key/value heads; several workers share one where there are few."""
     size, rank = get_tensor_model_parallel_world_size(), get_tensor_model_parallel_rank()
@@ -421,8 +440,7 @@ def blocks_of(layers: Sequence[nn.Module]) -> list[nn.Module]:
         if block is None or set(needed(block)) - set(POSITIONS) != {"hidden_states"}:
             raise UnsupportedModel(
                 f"the attention of this model ({type(block).__name__}) is not given positions to turn "
-                "keys by, as that of rotary models is; use a prefix of position policy 'offset' "
-                "(trained under it, or Backbone.moved)"
+                "keys by, as that of rotary models is"
             )
     return [block for block in blocks if block is not None]
 

@@ -9,24 +9,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from foreword.data.written import Written, written_for
 from foreword.described import Described
-from foreword.engine.checks import CLOSED, check_tokens, room_after
+from foreword.engine.base import OpenEngine
+from foreword.engine.checks import check_tokens, room_after
 from foreword.engine.protocol import Stats
-from foreword.engine.request import EngineClosed, Event, FinishReason, NotServed, Request
-from foreword.engine.streaming import Sink, streamed
+from foreword.engine.request import Event, FinishReason, NotServed, Request
+from foreword.engine.streaming import Sink
 from foreword.engine.vllm.answering import Answer
+from foreword.engine.vllm.geometry import Reach
 from foreword.engine.vllm.loaded import why_failed
 from foreword.engine.vllm.model import ServedModel
 from foreword.engine.vllm.requests import Named, PrefixedPrompt, prefixed
 from foreword.engine.vllm.sampling import parameters
 from foreword.engine.vllm.windows import check_text, text_room
-from foreword.errors import MismatchError, first_line
+from foreword.errors import MismatchError, ServeError, first_line
 from foreword.prompts import PLAIN, task_of
 from foreword.store import PrefixStore
 
@@ -34,6 +36,9 @@ log = logging.getLogger("foreword.engine")
 
 BETWEEN = 0.5
 """Seconds between looks at whether vLLM still lives."""
+
+LAST = 5.0
+"""Seconds in which vLLM's own tasks may end."""
 
 DIED = "vLLM's engine has died; its log says why"
 
@@ -52,6 +57,9 @@ class Runtime(Protocol):
     @property
     def cache_tokens(self) -> int:
         """Tokens that its key-value cache holds."""
+
+    async def reach(self) -> Reach:
+        """How long prefixes of position policy ``free`` may be in every worker."""
 
     def check(self, sampling: Mapping[str, Any]) -> None:
         """Check arguments of ``vllm.SamplingParams``.
@@ -93,7 +101,7 @@ class _Job:
             log.exception("the end of %s could not be told", self.request.name)
 
 
-class VllmEngine:
+class VllmEngine(OpenEngine):
     """Serves requests through vLLM.
 
     Args:
@@ -103,31 +111,35 @@ class VllmEngine:
         store: Where vLLM's workers read prefixes.
 
     Attributes:
-        failure: Why the engine was lost, or empty.
+        model: The model, with what vLLM's workers measured of it.
     """
 
     def __init__(
         self, model: ServedModel, runtime: Runtime, placeholder: int, store: PrefixStore
     ) -> None:
-        self.model = model
+        super().__init__()
         self.placeholder = placeholder
         self.store = store
-        self.failure = ""
         self._runtime = runtime
-        self._accepts = True
-        self._when_lost: list[Callable[[], None]] = []
         self._jobs: dict[asyncio.Task[None], _Job] = {}
-        self._door = threading.Lock()  # what is accepted is in the loop before the order to stop
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._live, name="foreword-vllm", daemon=True)
         self._thread.start()
+        self.model = replace(model, reach=self._reach())
+
+    def _reach(self) -> Reach:
+        """What vLLM's workers measured when they started.
+
+        Raises:
+            ServeError: They do not tell.
+        """
+        try:
+            return asyncio.run_coroutine_threadsafe(self._runtime.reach(), self._loop).result()
+        except Exception as error:  # of many kinds, from several processes
+            self.close()
+            raise ServeError(f"vLLM did not start: {first_line(error)}") from error
 
     # -- from any thread -------------------------------------------------------------------------
-
-    @property
-    def accepts(self) -> bool:
-        """Whether requests are taken."""
-        return self._accepts
 
     @property
     def stats(self) -> Stats:
@@ -137,12 +149,6 @@ class VllmEngine:
         waiting = min(last.waiting, open_now - running)
         used = last.cache_bytes if open_now else 0
         return Stats(waiting, running, last.steps, used, last.loads)
-
-    def when_lost(self, call: Callable[[], None]) -> None:
-        """Have something called, in the engine's thread, should the engine be lost."""
-        self._when_lost.append(call)
-        if self.failure:
-            call()
 
     def check(self, request: Request) -> None:
         """Check whether a request would be taken now.
@@ -154,8 +160,7 @@ class VllmEngine:
             NotServed: vLLM does not serve one of its fields.
             DataError: A token is not in the vocabulary.
         """
-        if not self._accepts:
-            raise EngineClosed(self.failure or CLOSED)
+        self._check_open()
         prefix = request.prefix
         if prefix is not None:
             self.model.check(prefix, warn=False)
@@ -209,14 +214,7 @@ class VllmEngine:
         self.check(request)
         written = self._written(request)
         job = _Job(request, sink, Answer(request, written), written)
-        with self._door:
-            if not self._accepts:
-                raise EngineClosed(self.failure or CLOSED)
-            self._loop.call_soon_threadsafe(self._begin, job)
-
-    def stream(self, *requests: Request) -> AsyncGenerator[Event]:
-        """The events of requests as they come; leaving the loop early cancels what has not ended."""
-        return streamed(self.submit, self.cancel, requests)
+        self._hand_on(lambda: self._loop.call_soon_threadsafe(self._begin, job))
 
     def cancel(self, name: str) -> None:
         """End a request; its last event says ``cancelled``. One that has ended is left alone."""
@@ -231,12 +229,12 @@ class VllmEngine:
 
     def close(self) -> None:
         """Take no more requests, end those under way, and stop vLLM's processes."""
-        with self._door:
-            self._accepts = False
+        self._shut()
         if self._loop.is_closed():
             return
         asyncio.run_coroutine_threadsafe(self._drained(), self._loop).result()
         self._runtime.shutdown()
+        asyncio.run_coroutine_threadsafe(self._emptied(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -263,12 +261,10 @@ class VllmEngine:
     def _lose(self) -> None:
         if self.failure:
             return
-        with self._door:
-            self._accepts, self.failure = False, DIED
+        self._shut(DIED)
         for task in self._jobs:
             task.cancel()
-        for call in self._when_lost:
-            call()
+        self._tell_lost()
 
     async def _drained(self) -> None:
         """Wait until no request is under way, and look after vLLM no more."""
@@ -276,6 +272,14 @@ class VllmEngine:
             await asyncio.wait(self._jobs)
         self._watching.cancel()
         await asyncio.wait([self._watching])
+
+    async def _emptied(self) -> None:
+        """Let the tasks that vLLM had in the loop end, which it has cancelled."""
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        if others:
+            await asyncio.wait(others, timeout=LAST)
 
     def _begin(self, job: _Job) -> None:
         task = self._loop.create_task(self._serve(job))

@@ -86,6 +86,36 @@ def _window(window: int | None) -> str:
 
 
 @dataclass(frozen=True)
+class Reach:
+    """How long prefixes of position policy ``free`` may be on a running model, which turns their keys.
+
+    Attributes:
+        longest: Most virtual tokens; 0 where the model takes none of that policy.
+        why: Why it takes none.
+    """
+
+    longest: int
+    why: str = ""
+
+    def check(self, prefix: Described) -> None:
+        """Check that the keys of a prefix can be turned, or need not be.
+
+        Raises:
+            MismatchError: They cannot.
+        """
+        if prefix.meta.positions != "free" or prefix.length <= self.longest:
+            return
+        told = f"the prefix has {prefix.length} virtual tokens and position policy 'free'"
+        if self.longest:
+            why = f"vLLM serves at most {self.longest} of that policy on this model"
+        else:
+            why = f"vLLM serves none of that policy on this model: {self.why}"
+        raise MismatchError(
+            f"{told}; {why}. Save it under policy 'offset' (Backbone.moved), or train one under it"
+        )
+
+
+@dataclass(frozen=True)
 class Setting:
     """What of an engine's configuration decides whether prefixes can be served.
 

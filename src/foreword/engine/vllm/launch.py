@@ -60,4 +60,5 @@ class Launch:
         }
         runtime = AsyncRuntime(read_flags(self.flags, own))
         model = replace(model, context=runtime.context)
-        return model, VllmEngine(model, runtime, placeholder, self.store), runtime.dtype
+        engine = VllmEngine(model, runtime, placeholder, self.store)
+        return engine.model, engine, runtime.dtype

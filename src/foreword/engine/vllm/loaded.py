@@ -100,7 +100,10 @@ class LoadedPrefixes:
         keys = [key_HPD[place.heads] for key_HPD in prefix.keys]
         if prefix.meta.positions == "free":
             if isinstance(place.turning, UnsupportedModel):
-                raise UnsupportedModel(f"prefixes of position policy 'free': {place.turning}")
+                raise UnsupportedModel(
+                    f"prefixes of position policy 'free': {place.turning}; use one of policy 'offset' "
+                    "(trained under it, or Backbone.moved)"
+                )
             turned = place.turning.turned
             keys = [turned(layer, key_HPD, prefix.length) for layer, key_HPD in enumerate(keys)]
         values = [value_HPE[place.heads] for value_HPE in prefix.values]

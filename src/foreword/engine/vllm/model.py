@@ -16,7 +16,7 @@ from transformers import (
 
 from foreword.backbone.kinds import KindName, kind_of
 from foreword.described import Described
-from foreword.engine.vllm.geometry import Geometry
+from foreword.engine.vllm.geometry import Geometry, Reach
 from foreword.engine.vllm.requests import check_served, check_tokenizer
 from foreword.errors import BackboneError, UnsupportedModel, first_line
 from foreword.prefix import Bos
@@ -34,6 +34,7 @@ class ServedModel:
         vocabulary: Rows of its embeddings.
         eos_ids: Tokens that end a sequence.
         geometry: Its attention layers.
+        reach: How long prefixes of position policy ``free`` may be; None before vLLM has told.
     """
 
     name: str
@@ -42,6 +43,7 @@ class ServedModel:
     vocabulary: int
     eos_ids: frozenset[int]
     geometry: Geometry
+    reach: Reach | None = None
 
     @classmethod
     def read(
@@ -111,6 +113,8 @@ class ServedModel:
         """
         check_served(prefix)
         self.geometry.check(prefix)
+        if self.reach is not None:
+            self.reach.check(prefix)
         check_tokenizer(prefix, self.tokenizer_digest, self.name)
 
 

@@ -21,11 +21,15 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 
 from foreword.engine.protocol import Loads, Stats
 from foreword.engine.request import NotServed
+from foreword.engine.vllm.geometry import Reach
 from foreword.engine.vllm.requests import PrefixedPrompt
 from foreword.errors import ForewordError, ServeError, first_line
 
 GRACE = 10.0
 """Seconds in which vLLM's processes may end by themselves."""
+
+EXTENSION = "foreword.engine.vllm.connector.Reaching"
+"""What vLLM's workers can be asked beside their own methods."""
 
 OURS = {
     "model": "--backbone",
@@ -34,6 +38,7 @@ OURS = {
     "dtype": "--dtype",
     "served_model_name": "--backbone",
     "kv_transfer_config": "--store",
+    "worker_extension_cls": "no flag: workers tell what they measured",
     "logprobs_mode": "no flag: log-probabilities are the model's own",
 }
 """By its name in vLLM what `foreword` sets itself, and with which of its flags."""
@@ -146,6 +151,7 @@ class AsyncRuntime:
         self._loads = Loads()
         arguments.disable_log_stats = True  # vLLM's own lines; what is counted comes to `note`
         arguments.enable_log_requests = False  # which would log prompts
+        arguments.worker_extension_cls = EXTENSION
         with _said("did not start"):
             self._llm = AsyncLLM.from_engine_args(
                 arguments, stat_loggers=[lambda config, index: _Told(self)]
@@ -188,6 +194,11 @@ class AsyncRuntime:
     def cache_tokens(self) -> int:
         """Tokens that its key-value cache holds."""
         return self._tokens
+
+    async def reach(self) -> Reach:
+        """How long prefixes of position policy ``free`` may be in every worker."""
+        found = await self._llm.collective_rpc("foreword_reach")
+        return min((Reach(*one) for one in found), key=lambda one: one.longest)
 
     def check(self, sampling: Mapping[str, Any]) -> None:
         """Check arguments of ``vllm.SamplingParams``.

@@ -98,7 +98,7 @@ def measured(run: Run, room: int, family: str, dtype: torch.dtype) -> Turning:
     if not any(len(rotation.first_R) for rotations in layers for rotation in rotations):
         raise UnsupportedModel(
             f"attention of family {family!r} does not turn keys by their positions, so they may be told "
-            "elsewhere (absolute positions, ALiBi); use a prefix of position policy 'offset'"
+            "elsewhere (absolute positions, ALiBi)"
         )
     turning = Turning(layers, longest)
     other = run(START, 1)
