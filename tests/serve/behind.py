@@ -19,6 +19,9 @@ from foreword.engine.streaming import Sink, streamed
 from foreword.engine.vllm.engine import VllmEngine
 from foreword.engine.vllm.model import ServedModel
 from foreword.prefix import Prefix
+from foreword.serve.registry import Registry
+from foreword.serve.remote import RemotePrefixes
+from foreword.serve.residency import Residency
 from foreword.store import PrefixStore
 from tests.engine.vllm import tiny
 
@@ -66,6 +69,11 @@ class Behind:
     engine: EngineClient
     store: PrefixStore
     again: Callable[[], tuple[Served, EngineClient]]
+
+    def registry(self, store: PrefixStore | None = None) -> Registry:
+        """What the server of this engine knows prefixes by, of its store or another."""
+        store = store or self.store
+        return RemotePrefixes(store) if self.name == "vllm" else Residency(store)
 
     def emptied(self) -> PrefixStore:
         """The store, without what is in it."""

@@ -12,18 +12,17 @@ import uvicorn
 from foreword.backbone.served import Served
 from foreword.engine import EngineClient
 from foreword.serve import ServeOptions, create_app
-from foreword.serve.residency import Residency
-from foreword.store import PrefixStore
+from foreword.serve.registry import Registry
 
 WAIT = 60.0
 
 
 @contextmanager
 def running(
-    served: Served, engine: EngineClient, store: PrefixStore, options: ServeOptions | None = None
+    served: Served, engine: EngineClient, registry: Registry, options: ServeOptions | None = None
 ) -> Iterator[str]:
     """A server of this process; its address, once it takes requests."""
-    app = create_app(served, engine, Residency(store), options)
+    app = create_app(served, engine, registry, options)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None))
     thread = threading.Thread(target=server.run)
     thread.start()

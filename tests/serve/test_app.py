@@ -20,7 +20,6 @@ from foreword.data.encode import Truncated
 from foreword.engine import Request, Sampling, Weighted
 from foreword.serve import ServeOptions, create_app
 from foreword.serve.completions import Completions
-from foreword.serve.residency import Residency
 from foreword.store import PrefixStore
 from tests.conftest import byte_tokenizer, tiny_model
 from tests.engine.lone import generated
@@ -48,7 +47,7 @@ def store(behind: Behind) -> PrefixStore:
 @pytest.fixture(scope="module")
 def app(behind: Behind, store: PrefixStore) -> Iterator[TestClient]:
     options = ServeOptions(queue=12, body_bytes=20_000)
-    made = create_app(behind.served, behind.engine, Residency(store), options)
+    made = create_app(behind.served, behind.engine, behind.registry(store), options)
     with TestClient(made) as client:
         yield client
 
@@ -478,7 +477,7 @@ def test_health_readiness_and_counters(app: TestClient) -> None:
 def test_a_key_is_asked_for(behind: Behind, store: PrefixStore) -> None:
     served, engine = behind.again()
     options = ServeOptions(api_key="secret")
-    with TestClient(create_app(served, engine, Residency(store), options)) as client:
+    with TestClient(create_app(served, engine, behind.registry(store), options)) as client:
         assert client.get("/v1/models").status_code == 401
         wrong = {"authorization": "Bearer other"}
         assert client.get("/v1/models", headers=wrong).status_code == 401

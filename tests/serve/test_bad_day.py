@@ -21,7 +21,6 @@ from foreword.cli import serve as cli
 from foreword.engine import Engine, EngineClient
 from foreword.errors import ServeError
 from foreword.serve import ServeOptions, create_app
-from foreword.serve.residency import Residency
 from foreword.serve.routes import completions as module
 from tests.serve.behind import Behind, is_idle
 
@@ -45,7 +44,7 @@ def engine(behind: Behind) -> Iterator[Any]:
 
 @pytest.fixture
 def app(behind: Behind, engine: EngineClient) -> FastAPI:
-    residency = Residency(behind.emptied())
+    residency = behind.registry(behind.emptied())
     return create_app(behind.served, engine, residency, ServeOptions(seconds=SECONDS))
 
 
@@ -236,7 +235,7 @@ def test_a_reader_that_does_not_read_holds_nobody_up_and_loses_nothing(
     behind: Behind, engine: EngineClient
 ) -> None:
     """Its row is free once its tokens are computed; what waits for it is no more than those."""
-    app = create_app(behind.served, engine, Residency(behind.emptied()))
+    app = create_app(behind.served, engine, behind.registry(behind.emptied()))
     short = {**ASKED, "max_tokens": 8, "temperature": 0}
 
     async def reads() -> tuple[list[str], str, list[str]]:

@@ -17,7 +17,6 @@ from foreword.backbone.served import Served
 from foreword.errors import FormatError, MismatchError, StoreError
 from foreword.serve import create_app
 from foreword.serve.catalogue import Catalogue
-from foreword.serve.residency import Residency
 from foreword.store import PrefixStore
 from tests.attacks import make
 from tests.serve.behind import Behind, smaller_backbone
@@ -139,7 +138,7 @@ def test_hostile_headers_are_not_listed(served: Served, tmp_path: Path) -> None:
 
 
 def test_the_server_lists_what_it_can_serve(behind: Behind, store: PrefixStore) -> None:
-    with TestClient(create_app(*behind.again(), Residency(store))) as client:
+    with TestClient(create_app(*behind.again(), behind.registry(store))) as client:
         listed = [one["id"] for one in client.get("/v1/models").json()["data"]]
         assert listed == ["tiny", "one", "other-weights", "two"]
         prefixes = [one["name"] for one in client.get("/v1/prefixes").json()["data"]]

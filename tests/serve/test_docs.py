@@ -61,7 +61,7 @@ def store(behind: Behind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pr
 
 @pytest.fixture
 def address(behind: Behind, store: PrefixStore) -> Iterator[str]:
-    with running(*guides(behind), store) as address:
+    with running(*guides(behind), behind.registry(store)) as address:
         yield address
 
 
@@ -102,7 +102,7 @@ def test_every_curl_of_the_guide_is_answered(
     for command in CURLS:
         if command not in keyed:
             check(command.replace(ADDRESS, address))
-    with running(*guides(behind), store, ServeOptions(api_key=KEY)) as closed:
+    with running(*guides(behind), behind.registry(store), ServeOptions(api_key=KEY)) as closed:
         assert httpx.get(f"{closed}/v1/models").status_code == 401
         for command in keyed:
             check(command.replace(ADDRESS, closed))

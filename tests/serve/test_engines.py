@@ -15,7 +15,6 @@ from foreword.engine import Sampling
 from foreword.engine.vllm.requests import PrefixedPrompt, prefixed
 from foreword.engine.vllm.sampling import parameters
 from foreword.serve import create_app
-from foreword.serve.residency import Residency
 from foreword.store import PrefixStore
 from tests.serve.behind import CONTEXT, Behind, Lent
 
@@ -34,7 +33,7 @@ def store(behind: Behind) -> PrefixStore:
 
 @pytest.fixture(scope="module")
 def client(behind: Behind, store: PrefixStore) -> Iterator[TestClient]:
-    with TestClient(create_app(behind.served, behind.engine, Residency(store))) as client:
+    with TestClient(create_app(behind.served, behind.engine, behind.registry(store))) as client:
         yield client
 
 

@@ -12,7 +12,6 @@ from foreword.engine import EngineClient
 from foreword.engine.request import EngineClosed
 from foreword.serve import create_app
 from foreword.serve.failures import Failure
-from foreword.serve.residency import Residency
 from tests.serve.behind import Behind
 
 ASKED = {"model": "tiny", "prompt": "x", "max_tokens": 2}
@@ -25,7 +24,7 @@ def engine(behind: Behind) -> EngineClient:
 
 @pytest.fixture
 def client(behind: Behind, engine: EngineClient) -> Iterator[TestClient]:
-    app = create_app(behind.served, engine, Residency(behind.emptied()))
+    app = create_app(behind.served, engine, behind.registry(behind.emptied()))
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 

@@ -17,7 +17,6 @@ from openai.types.chat import completion_create_params as chat_create_params
 
 from foreword.engine import Engine, Limits
 from foreword.serve import create_app, schemas
-from foreword.serve.residency import Residency
 from tests.serve.behind import Behind, tiny_backbone
 
 GUIDE = Path(__file__).parents[2] / "docs/how-to/serving.md"
@@ -65,7 +64,7 @@ def named(place: str, *states: str) -> set[str]:
 def client(behind: Behind) -> Iterator[TestClient]:
     backbone, store = behind.backbone, behind.store
     store.save("restaurants", backbone.capture(backbone.tokens("text")))
-    with TestClient(create_app(behind.served, behind.engine, Residency(store))) as client:
+    with TestClient(create_app(behind.served, behind.engine, behind.registry(store))) as client:
         yield client
 
 
@@ -187,7 +186,7 @@ def test_what_the_engine_has_no_memory_for_has_the_word_that_clients_know(behind
     """It had none; and a request that says no max_tokens was refused where the context is larger."""
     backbone = tiny_backbone()
     with Engine(backbone, Limits(rows=2, cache_tokens=100)) as engine:
-        client = TestClient(create_app(backbone, engine, Residency(behind.store)))
+        client = TestClient(create_app(backbone, engine, behind.registry()))
         asked = {"model": "tiny", "prompt": "a" * 80, "ignore_eos": True}
         wide = client.post("/v1/completions", json={**asked, "max_tokens": 90})
         assert wide.status_code == 400

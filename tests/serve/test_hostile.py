@@ -17,10 +17,8 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from foreword.backbone.served import Served
-from foreword.engine import EngineClient
 from foreword.serve import ServeOptions, create_app
 from foreword.serve.completions import Completions
-from foreword.serve.residency import Residency
 from foreword.store import PrefixStore
 from tests.attacks import make
 from tests.serve.behind import ECHO, Behind
@@ -39,7 +37,7 @@ def folder(behind: Behind) -> Path:
 
 @pytest.fixture(scope="module")
 def app(behind: Behind, folder: Path) -> FastAPI:
-    return create_app(behind.served, behind.engine, Residency(PrefixStore(folder)), OPTIONS)
+    return create_app(behind.served, behind.engine, behind.registry(PrefixStore(folder)), OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -272,11 +270,9 @@ def test_others_are_served_while_a_body_comes_byte_by_byte(app: FastAPI) -> None
     assert len({one.json()["choices"][0]["text"] for one in found}) == 1
 
 
-def test_a_body_that_does_not_come_is_given_up(
-    served: Served, engine: EngineClient, folder: Path
-) -> None:
+def test_a_body_that_does_not_come_is_given_up(behind: Behind, folder: Path) -> None:
     options = ServeOptions(seconds=0.2)
-    app = create_app(served, engine, Residency(PrefixStore(folder)), options)
+    app = create_app(behind.served, behind.engine, behind.registry(PrefixStore(folder)), options)
 
     async def never() -> AsyncIterator[bytes]:
         yield b'{"model": '

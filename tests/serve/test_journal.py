@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 from foreword.backbone.served import Served
 from foreword.engine import EngineClient
 from foreword.serve import ServeOptions, answers, create_app
-from foreword.serve.residency import Residency
+from foreword.serve.registry import Registry
 from tests.serve.behind import Behind
 
 ASKED: dict[str, Any] = {"model": "one", "prompt": "secret words", "max_tokens": 4, "seed": 1}
@@ -22,14 +22,14 @@ LONG = {**ASKED, "max_tokens": 200, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
-def residency(behind: Behind) -> Residency:
+def registry(behind: Behind) -> Registry:
     behind.store.save("one", behind.backbone.capture(behind.backbone.tokens("text")))
-    return Residency(behind.store)
+    return behind.registry()
 
 
 @pytest.fixture
-def app(served: Served, engine: EngineClient, residency: Residency) -> FastAPI:
-    return create_app(served, engine, residency, ServeOptions(api_key="key"))
+def app(served: Served, engine: EngineClient, registry: Registry) -> FastAPI:
+    return create_app(served, engine, registry, ServeOptions(api_key="key"))
 
 
 @pytest.fixture
@@ -118,12 +118,12 @@ def test_a_failure_of_ours_leaves_a_line(
 def test_a_timeout_is_no_cancellation(
     served: Served,
     engine: EngineClient,
-    residency: Residency,
+    registry: Registry,
     lines: pytest.LogCaptureFixture,
     stream: bool,
 ) -> None:
     options = ServeOptions(seconds=0.0)
-    client = TestClient(create_app(served, engine, residency, options))
+    client = TestClient(create_app(served, engine, registry, options))
     content = json.dumps({**LONG, "stream": stream}).encode()
     with_time = {"content": content, "headers": {"content-type": "application/json"}}
     answer = client.post("/v1/completions", **with_time)  # type: ignore[arg-type]
@@ -188,12 +188,12 @@ def test_what_ends_a_line_for_some_clients_is_escaped() -> None:
 
 
 def test_pages_of_other_hosts_call_where_they_may(
-    served: Served, engine: EngineClient, residency: Residency
+    served: Served, engine: EngineClient, registry: Registry
 ) -> None:
     """A browser asks beforehand, without a key; that was answered 401, so no page could call."""
     page = "https://chat.example"
     options = ServeOptions(api_key="key", origins=(page,))
-    client = TestClient(create_app(served, engine, residency, options))
+    client = TestClient(create_app(served, engine, registry, options))
     asked = {
         "access-control-request-method": "POST",
         "access-control-request-headers": "authorization",

@@ -21,6 +21,7 @@ import yaml
 
 import foreword
 from foreword.engine import Engine, Limits
+from foreword.serve.residency import Residency
 from tests.conftest import byte_tokenizer, tiny_model
 from tests.serve.behind import Behind
 from tests.serve.server import running
@@ -187,7 +188,7 @@ def test_lm_eval_measures_what_the_model_says(behind: Behind, tmp_path: Path) ->
         "one": ({"num_concurrent": 3}, 1),
     }
     engine = Engine(backbone, Limits(rows=4, prompt_tokens=32))
-    with running(backbone, engine, store) as address:
+    with running(backbone, engine, Residency(store)) as address:
         asked = []
         for model, (how, batch) in ways.items():
             about = {"base_url": f"{address}/v1/completions", "model": model, **how}

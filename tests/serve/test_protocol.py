@@ -11,7 +11,6 @@ from fastapi.testclient import TestClient
 
 from foreword.engine import EngineClient
 from foreword.serve import ServeOptions, create_app
-from foreword.serve.residency import Residency
 from tests.serve.behind import Behind
 
 ASKED: dict[str, Any] = {"prompt": "once upon", "max_tokens": 6, "temperature": 0}
@@ -27,7 +26,7 @@ def app(behind: Behind) -> Iterator[TestClient]:
     store.save("one", backbone.capture(backbone.tokens("a text")))
     store.save("two", backbone.capture(backbone.tokens("another text")))
     options = ServeOptions(queue=4)
-    with TestClient(create_app(behind.served, behind.engine, Residency(store), options)) as app:
+    with TestClient(create_app(behind.served, behind.engine, behind.registry(), options)) as app:
         yield app
     assert not behind.engine.accepts
 

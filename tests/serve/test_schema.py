@@ -25,7 +25,6 @@ from schemathesis import Case, GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from foreword.serve import ServeOptions, create_app, failures
-from foreword.serve.residency import Residency
 from foreword.store import PrefixStore
 from tests.attacks import make
 from tests.serve.behind import Behind, smaller_backbone
@@ -80,7 +79,7 @@ def folder(behind: Behind) -> Path:
 @pytest.fixture(scope="module")
 def app(behind: Behind, folder: Path) -> FastAPI:
     options = ServeOptions(queue=40, most_tokens=6, seconds=SECONDS)
-    return create_app(behind.served, behind.engine, Residency(PrefixStore(folder)), options)
+    return create_app(behind.served, behind.engine, behind.registry(PrefixStore(folder)), options)
 
 
 @pytest.fixture(scope="module")

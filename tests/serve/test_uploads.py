@@ -21,7 +21,6 @@ from foreword import format as prefix_file
 from foreword.backbone.served import Served
 from foreword.serve import ServeOptions, create_app
 from foreword.serve.catalogue import Catalogue
-from foreword.serve.residency import Residency
 from foreword.store import PrefixStore
 from tests.serve.behind import Behind
 
@@ -37,7 +36,7 @@ def store(behind: Behind) -> PrefixStore:
 
 @pytest.fixture
 def app(behind: Behind, store: PrefixStore) -> FastAPI:
-    return create_app(behind.served, behind.engine, Residency(store))
+    return create_app(behind.served, behind.engine, behind.registry(store))
 
 
 def content(backbone: foreword.Backbone, text: str) -> bytes:
@@ -55,7 +54,7 @@ def test_of_uploads_at_once_to_two_servers_one_has_the_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Up to eight of eight were answered 200, and the last one's file was there."""
-    apps = [create_app(behind.served, behind.engine, Residency(store)) for _ in range(2)]
+    apps = [create_app(behind.served, behind.engine, behind.registry(store)) for _ in range(2)]
     contents = [content(behind.backbone, f"text {n}") for n in range(8)]
     monkeypatch.setattr(os.path, "lexists", lambda _: False)  # all look before any has written
 
@@ -180,7 +179,7 @@ def test_files_are_checked_one_at_a_time(
 def test_uploads_under_way_have_one_budget(behind: Behind, store: PrefixStore) -> None:
     file = content(behind.backbone, "text")
     options = ServeOptions(upload_bytes=len(file) + 1000)
-    app = create_app(behind.served, behind.engine, Residency(store), options)
+    app = create_app(behind.served, behind.engine, behind.registry(store), options)
 
     async def upload() -> tuple[httpx.Response, ...]:
         others: list[httpx.Response] = []
@@ -234,7 +233,7 @@ def test_a_server_clears_what_a_killed_one_left(behind: Behind, store: PrefixSto
     store.save("one", behind.backbone.capture([5, 6]))
     left = store.folder / ".one.safetensors.0123456789abcdef"
     left.write_bytes(b"half")
-    with TestClient(create_app(*behind.again(), Residency(store))):
+    with TestClient(create_app(*behind.again(), behind.registry(store))):
         assert list(store.folder.iterdir()) == [store.path("one")]
 
 
