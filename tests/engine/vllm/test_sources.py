@@ -25,6 +25,8 @@ if not FOLDERS:
 
 OURS = Path(foreword.__file__).parent / "engine" / "vllm"
 BASE = "vllm.distributed.kv_transfer.kv_connector.v1.base"
+CACHES = "vllm.v1.kv_cache_interface"
+METRICS = "vllm.distributed.kv_transfer.kv_connector.v1.metrics"
 SCHEDULER = "vllm.v1.core.sched.scheduler"
 BACKENDS = "vllm.v1.attention.backends"
 WORKER = "vllm.v1.worker"
@@ -182,18 +184,19 @@ MEMBERS = {
         "prompt_embeds",
         "resumable",
     },
-    ("vllm.v1.kv_cache_interface", "FullAttentionSpec"): {
-        "block_size",
+    (CACHES, "AttentionSpec"): {
+        "num_kv_heads",
         "head_size",
         "head_size_v",
-        "sliding_window",
-        "attention_chunk_size",
         "kv_quant_mode",
         "tokens_per_state",
     },
-    ("vllm.v1.kv_cache_interface", "KVQuantMode"): {"NONE"},
-    ("vllm.v1.kv_cache_interface", "KVCacheConfig"): {"kv_cache_groups"},
-    ("vllm.v1.kv_cache_interface", "KVCacheGroupSpec"): {"layer_names", "kv_cache_spec"},
+    (CACHES, "FullAttentionSpec"): {"block_size", "sliding_window", "attention_chunk_size"},
+    (CACHES, "SlidingWindowSpec"): {"block_size", "sliding_window"},
+    (CACHES, "MambaSpec"): {"block_size", "mamba_cache_mode"},
+    (CACHES, "KVQuantMode"): {"NONE"},
+    (CACHES, "KVCacheConfig"): {"kv_cache_groups"},
+    (CACHES, "KVCacheGroupSpec"): {"layer_names", "kv_cache_spec"},
     ("vllm.config.kv_transfer", "KVTransferConfig"): {
         *requests.engine_arguments("/store", 5)["kv_transfer_config"]
     },
@@ -229,7 +232,10 @@ MEMBERS = {
     (BASE, "KVConnectorBase_V1"): {"_vllm_config", "_get_connector_metadata"},
     (BASE, "KVConnectorRole"): {"SCHEDULER", "WORKER"},
     ("vllm.v1.outputs", "KVConnectorOutput"): {"failed_recving", "invalid_block_ids"},
+    (METRICS, "KVConnectorStats"): {"data", "reset", "aggregate", "reduce", "is_empty"},
+    (METRICS, "KVConnectorPromMetrics"): {"_gauge_cls", "_counter_cls", "observe"},
     ("vllm.v1.metrics.stats", "SchedulerStats"): {
+        "kv_connector_stats",
         "num_waiting_reqs",
         "num_skipped_waiting_reqs",
         "num_running_reqs",

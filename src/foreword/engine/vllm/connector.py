@@ -349,9 +349,15 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         return LoadStats(data or {})
 
     @classmethod
-    def build_prom_metrics(cls, *given: Any, **named: Any) -> LoadMetrics:
+    def build_prom_metrics(
+        cls,
+        vllm_config: Any,
+        metric_types: dict[Any, Any],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> LoadMetrics:
         """Those figures in the metrics of vLLM's own server."""
-        return LoadMetrics(*given, **named)
+        return LoadMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         """Nothing: what is loaded is there before the step begins."""
