@@ -62,7 +62,8 @@ class Sampling:
 
     In float32 up to ties. In bfloat16 on a CPU to the bit, but under a prefix that rows share (above
     128 tokens), beside such a one in one chunk of prompts, and where a chunk has more than 512 columns:
-    there kernels are chosen by what all rows need, and round otherwise. On a GPU it is not promised."""
+    there kernels are chosen by what all rows need, and round otherwise. On a GPU it is not promised, nor
+    in bfloat16 on a CPU with products of tiles (AMX)."""
 
     stop: tuple[str, ...] = ()
     """Texts that end the output; they are left out of it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from fastapi.testclient import TestClient
 
 import foreword
 from foreword.cli.main import app
+from foreword.engine.protocol import Loads
 from foreword.engine.vllm import engine_arguments
 from foreword.engine.vllm.requests import check_prompt
 from foreword.serve import create_app
 from foreword.serve.guard import OPEN_TO_ALL
-from foreword.serve.residency import Residency
+from foreword.serve.remote import RemotePrefixes
 from foreword.store import PrefixStore
 from tests.conftest import byte_tokenizer, tiny_model
 from tests.engine.vllm import guide
@@ -89,7 +91,9 @@ def test_pages_name_one_version_of_vllm() -> None:
 
 def test_the_metrics_that_are_named_are_there(tmp_path: Path) -> None:
     backbone = foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
-    application = create_app(backbone, Scripted(), Residency(PrefixStore(tmp_path)))
+    engine = Scripted()
+    engine.stats = replace(engine.stats, loads=Loads())
+    application = create_app(backbone, engine, RemotePrefixes(PrefixStore(tmp_path)))
     with TestClient(application) as client:
         text = client.get("/metrics").text
     known = set(re.findall(r"^# TYPE (foreword_\w+)", text, re.MULTILINE))

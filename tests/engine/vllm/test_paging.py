@@ -16,7 +16,7 @@ from foreword.engine.vllm.offline import OfflinePrefixes
 from foreword.engine.vllm.paging import Load, gathered
 from foreword.engine.vllm.requests import Named
 from foreword.engine.vllm.windows import check_text, text_room
-from foreword.errors import TooLong
+from foreword.errors import DataError, TooLong
 from foreword.store import PrefixStore
 from tests.engine.vllm import tiny
 from tests.engine.vllm.test_engine import PLACEHOLDER, Scripted
@@ -160,5 +160,5 @@ def test_offline_prompts_are_refused_before_they_are_sent(store, folder) -> None
         prefixes.prompt("visible", "abcde", 11)
     assert prefixes.prompt("windowed", "abcde" * 20, 100)
     sampling = SimpleNamespace(max_tokens=100, prompt_logprobs=None)
-    with pytest.raises(TooLong, match="window policy 'visible'"):
+    with pytest.raises(DataError, match="input 1: .* window policy 'visible'"):
         prefixes.generate(None, [("visible", "abcde")], sampling)

@@ -267,7 +267,7 @@ def engine_arguments(
                 "store": str(folder),
                 "placeholder": placeholder,
                 "resident": resident,
-                "tokenizer": tokenizer,
+                **({"tokenizer": tokenizer} if tokenizer else {}),
             },
         }
     }
