@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 STARTUP_FAILURE = 3
 """Exit code of uvicorn where it cannot listen."""
+
+RESIDENT: Mapping[EngineName, int] = {"embedded": 64, "vllm": 256}
+"""By engine how many prefixes are in memory at once where nothing else is said."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -62,8 +65,9 @@ class ServeArguments:
     cache_tokens: int = 2**17
     """Tokens that there is memory for, of all running requests and the prefixes copied for them."""
 
-    resident: int = 64
-    """Prefixes in memory at once; the others are read when they are asked for."""
+    resident: int | None = None
+    """Prefixes in memory at once; the others are read when they are asked for. Default: 64, with vLLM
+    256 in each of its workers."""
 
     max_tokens: int | None = None
     """Tokens that one choice may come to; default: what the context leaves."""
@@ -157,7 +161,13 @@ def _registry(store: PrefixStore, arguments: ServeArguments) -> Registry:
 
     if arguments.engine == "vllm":
         return RemotePrefixes(store)
-    return Residency(store, arguments.resident)
+    return Residency(store, _resident(arguments))
+
+
+def _resident(arguments: ServeArguments) -> int:
+    """Prefixes in memory at once."""
+    given = arguments.resident
+    return RESIDENT[arguments.engine] if given is None else given
 
 
 def _embedded(
@@ -191,7 +201,7 @@ def _on_vllm(
         name=name,
         revision=backbone.revision,
         dtype=backbone.dtype,
-        resident=arguments.resident,
+        resident=_resident(arguments),
     )
     return launch.start()
 
