@@ -28,7 +28,7 @@ def check_installed() -> None:
         raise ServeError(
             "--engine vllm needs vLLM 0.32, which is not installed here. It pins its own PyTorch, so "
             "give it an environment of its own, and Foreword beside it: pip install 'vllm==0.32.0' "
-            "'foreword[serve]' (docs/how-to/vllm.md)"
+            "'foreword[vllm]' (docs/how-to/vllm.md)"
         )
 
 
