@@ -349,7 +349,7 @@ def misfit(backbone, kind: str) -> foreword.Prefix:
 
 MISFITS = {
     "other names": "decoder.1 to decoder.3",
-    "encoder": "has stack 'encoder'",
+    "encoder": "of stack 'encoder'",
     "fewer layers": "has 2 sites",
     "more layers": "has 4 sites",
     "more heads": r"= (4, 32, 32)",
