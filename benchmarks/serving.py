@@ -2,7 +2,7 @@
 
     python benchmarks/serving.py [--shared ../shared] [--only tokens,latency,memory] [--rounds 3]
                                  [--vllm PYTHON] [--sides engine]
-    python benchmarks/serving.py --engine vllm --vllm PYTHON [--only tokens,zipf,burst,clients]
+    python benchmarks/serving.py --engine vllm --vllm PYTHON [--only tokens,zipf,burst,clients,front]
 
 - tokens: requests over 8 prefixes, 32 at once and as many again behind them, on E2E's real prompts and
   answers' lengths; tokens/s of the engine with and without prefixes, of PEFT switching adapters between
@@ -319,7 +319,7 @@ def main() -> None:
     if arguments.engine == "vllm":
         if arguments.vllm is None:
             parser.error("--engine vllm needs --vllm, the Python of an environment that has vLLM")
-        only = arguments.only or "tokens,zipf,burst,clients"
+        only = arguments.only or "tokens,zipf,burst,clients,front"
         report |= measured(backbone, rows, arguments.vllm, arguments.rounds, only)
         print(json.dumps(report, indent=1))
         return

@@ -165,8 +165,9 @@ class VLLM(Child):
         python: The Python of that environment.
         backbone: The model that it runs.
         rows: Requests that run at once.
-        store: Where its prefixes are; None: vLLM as it is, without its cache of prompts.
+        store: Where its prefixes are; None: vLLM as it is, without the connector.
         resident: Prefixes that its worker keeps in memory.
+        caching: Whether it caches prompts.
     """
 
     def __init__(
@@ -176,12 +177,15 @@ class VLLM(Child):
         rows: int,
         store: Path | None = None,
         resident: int = 256,
+        *,
+        caching: bool = False,
     ) -> None:
         given = {
             **model_of(backbone),
             "sequences": rows,
             "store": None if store is None else str(store),
             "resident": resident,
+            "caching": caching,
         }
         super().__init__(python, "vllm_side.py", given, VLLM_ENABLE_V1_MULTIPROCESSING="0")
 

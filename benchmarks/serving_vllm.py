@@ -9,6 +9,7 @@ number of its own. Sides take turns, in an order of each round, and medians are 
 - burst: the same with 64 distinct prefixes that were never read before, and again with the same ones.
 - clients: times to the first token and between tokens through the server's engine, at 1, 8 and 32
   clients; and a prefix's first use, its next one, and none.
+- front: a store of 100,000 files, as the server sees it: counted at the start, and asked for.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from foreword.backbone import Backbone
 from foreword.engine import Engine
 from foreword.engine.threads import give_up_pool
 from foreword.prefix import Prefix
+from foreword.serve.remote import RemotePrefixes
 from foreword.serve.residency import Residency
 from foreword.store import PrefixStore
 
@@ -44,6 +46,7 @@ AT_ONCE, REQUESTS = 32, 64
 REGISTERED = 2_000
 RESIDENT = 256
 FRESH = 64
+FILES = 100_000
 WARM_UP = 1_024
 """Requests drawn by Zipf's law before those that count, so that what is often drawn is in memory."""
 
@@ -171,7 +174,7 @@ class Measured:
         """VLLM with the connector, or without it; loaded when it is first asked for."""
         if resident not in self._runs:
             folder = None if resident is None else self.store.folder
-            child = VLLM(self.python, self.backbone, AT_ONCE, folder, resident or 0)
+            child = VLLM(self.python, self.backbone, AT_ONCE, folder, resident or 0, caching=True)
             self._runs[resident] = self.stack.enter_context(child)
         made: VLLM = self._runs[resident]
         return made
@@ -319,6 +322,30 @@ class Measured:
         print(table(lines), flush=True)
         return {"milliseconds to the first token": lines}
 
+    def front(self) -> dict[str, Any]:
+        """What the server does with a store of many files: it counts them, and reads headers."""
+        with TemporaryDirectory() as folder:
+            store = PrefixStore(folder)
+            store.save("p0", self.made[16][0])
+            for index in range(1, FILES):
+                store.path(f"p{index}").hardlink_to(store.path("p0"))
+            registry = RemotePrefixes(store)
+            names = random.Random(0).sample([f"p{index}" for index in range(FILES)], 1_000)
+            seconds = {
+                "count": [_seconds(lambda: sum(1 for _ in store))],
+                "header read": [_seconds(registry.get, name) for name in names],
+                "header known": [_seconds(registry.get, name) for name in names],
+            }
+        found = {kind: 1e3 * statistics.median(times) for kind, times in seconds.items()}
+        print(table([{"files": FILES, **{f"{kind} ms": ms for kind, ms in found.items()}}]))
+        return found
+
+
+def _seconds(call: Callable[..., object], *given: Any) -> float:
+    began = time.perf_counter()
+    call(*given)
+    return time.perf_counter() - began
+
 
 def measured(
     backbone: Backbone, rows: list[dict[str, Any]], python: Path, rounds: int, only: str
@@ -331,5 +358,6 @@ def measured(
             "zipf": run.zipf,
             "burst": run.burst,
             "clients": run.clients,
+            "front": run.front,
         }
         return {stage: every[stage]() for stage in only.split(",")}

@@ -20,7 +20,7 @@ from dataclasses import asdict
 from serving_requests import ask, request_of
 
 from foreword.engine.vllm.launch import Launch
-from foreword.serve.residency import Residency
+from foreword.serve.remote import RemotePrefixes
 from foreword.store import PrefixStore
 
 
@@ -32,13 +32,13 @@ def main() -> None:
     store = PrefixStore(given["store"])
     flags = ("--enforce-eager", f"--max-num-seqs={given['sequences']}")
     _, engine, _ = Launch(given["model"], store, flags, dtype=given["dtype"]).start()
-    residency = Residency(store)
+    prefixes = RemotePrefixes(store)
     print(json.dumps("loaded"), file=answers)
     for line in sys.stdin:
         told = json.loads(line)
         began = time.perf_counter() if told["clients"] == 1 == len(told["asked"]) else None
         requests = [
-            request_of(ids, new, name and residency.get(name), name or "")
+            request_of(ids, new, name and prefixes.get(name), name or "")
             for name, ids, new in told["asked"]
         ]
         print(json.dumps(asdict(ask(engine, requests, told["clients"], began))), file=answers)

@@ -1,10 +1,10 @@
 """vLLM as a side of the serving benchmarks, run by the Python of vLLM's own environment.
 
     PYTHON benchmarks/vllm_side.py '{"model": MODEL, "dtype": DTYPE, "sequences": 32,
-                                     "store": FOLDER or null, "resident": 256}'
+                                     "store": FOLDER or null, "resident": 256, "caching": true}'
 
-With a store the connector is there and prompts are cached; without one it is vLLM as it is, without its
-cache of prompts. Writes a line when the model is loaded. Then each line that it reads is a round, a
+With a store the connector is there; without one it is vLLM as it is. `caching` is whether it caches
+prompts. Writes a line when the model is loaded. Then each line that it reads is a round, a
 JSON list of triples: the name of a prefix or null, a prompt's token ids, and the number of tokens to
 make; the line that it answers lists each one's new tokens, or null for one that failed.
 """
@@ -37,6 +37,7 @@ def main() -> None:
         max_num_seqs=given["sequences"],
         enforce_eager=True,  # the compiled start takes minutes, and is no faster afterwards
         disable_log_stats=True,
+        enable_prefix_caching=given["caching"],
         **arguments,
     )
     print(json.dumps("loaded"), file=answers)
@@ -63,7 +64,7 @@ def _prompts(
 ) -> tuple[Callable[[str | None, list[int]], PrefixedPrompt], dict[str, Any]]:
     """What makes a prompt of a name and token ids, and the arguments of ``vllm.LLM`` that go with it."""
     if given["store"] is None:
-        return lambda name, ids: prefixed(ids, 0), {"enable_prefix_caching": False}
+        return lambda name, ids: prefixed(ids, 0), {}
     prefixes = OfflinePrefixes(given["store"], given["model"], resident=given["resident"])
     outline = cache(prefixes.store.outline)
 
