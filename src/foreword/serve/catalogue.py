@@ -108,6 +108,6 @@ class Catalogue:
         meta = claims.get("meta")
         meta = meta if isinstance(meta, dict) else {}
         weights = meta.get("tokenizer"), meta.get("fingerprint")
-        policies = meta.get("positions"), meta.get("softmax")
+        policies = meta.get("positions"), meta.get("softmax"), meta.get("windows")
         shape = claims.get("sites"), claims.get("length"), claims.get("head")
         return json.dumps((*shape, *weights, *policies))

@@ -40,7 +40,9 @@ class Metrics:
         self._gauge("waiting", "Requests without a place", lambda: engine.stats.waiting)
         self._gauge("running", "Requests with a place: the batch", lambda: engine.stats.running)
         self._gauge("steps", "Steps of the engine so far", lambda: engine.stats.steps)
-        self._gauge("cache_bytes", "Size of the slot cache", lambda: engine.stats.cache_bytes)
+        self._gauge(
+            "cache_bytes", "Size of requests' keys and values", lambda: engine.stats.cache_bytes
+        )
         self._tell(IN_MEMORY, lambda: registry.loads or engine.stats.loads)
         if engine.stats.loads is not None:
             self._tell(OF_WORKERS, lambda: engine.stats.loads)

@@ -34,8 +34,7 @@ def main() -> None:
         given["model"],
         enforce_eager=True,
         disable_log_stats=True,
-        **{"dtype": "float32", **given["engine"]},
-        **prefixes.engine_arguments(),
+        **{"dtype": "float32", **prefixes.engine_arguments(), **given["engine"]},
     )
     preempted = _counted(llm)
     asked = []

@@ -21,6 +21,8 @@ vllm = pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 import foreword  # noqa: E402
 from foreword.engine import Request, Sampling, Weighted  # noqa: E402
 from foreword.engine.vllm import OfflinePrefixes, PrefixedPrompt, prefixed, requests  # noqa: E402
+from foreword.engine.vllm.connector import check_backend  # noqa: E402
+from foreword.errors import UnsupportedModel  # noqa: E402
 from foreword.head import Head  # noqa: E402
 from foreword.store import PrefixStore  # noqa: E402
 from tests.engine.lone import generated  # noqa: E402
@@ -339,7 +341,40 @@ def test_a_prompt_of_one_token_under_an_unknown_prefix_fails_alone(llm, prefixes
     assert output.outputs[0].finish_reason == "error"
 
 
-def test_the_helper_refuses_before_anything_is_sent(llm, prefixes, backbone, store) -> None:
+def test_placeholders_without_a_prefix_fail_alone(llm, prefixes) -> None:
+    prompts = [[prefixes.placeholder] * 16 + [7, 8], [7, 8]]
+    one, other = llm.generate([{"prompt_token_ids": ids} for ids in prompts], greedy())
+    assert one.outputs[0].finish_reason == "error"
+    assert other.outputs[0].finish_reason == "length"
+
+
+def test_a_prefix_that_cannot_be_written_fails_its_requests_alone(
+    llm, prefixes, monkeypatch
+) -> None:
+    """It ended the engine."""
+
+    def broken(ready) -> int:
+        raise RuntimeError("out of memory")
+
+    worker = connector_of(llm, "worker")
+    before = worker._done.failures
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "_write", broken)
+        (output,) = prefixes.generate(llm, [("p5", "a text of its own")], greedy())
+    assert output.outputs[0].finish_reason == "error"
+    assert worker._done.failures >= before
+    (output,) = prefixes.generate(llm, [("p5", "a text of its own")], greedy())
+    assert output.outputs[0].finish_reason == "length"
+
+
+def test_a_backend_that_has_no_way_to_write_before_a_step_is_refused() -> None:
+    layer = torch.nn.Identity()
+    layer.impl = object()
+    with pytest.raises(UnsupportedModel, match="backend of attention object"):
+        check_backend([layer])
+
+
+def test_prefixes_are_refused_before_anything_is_sent(llm, prefixes, backbone, store) -> None:
     spoilt(backbone, store, "gated")
     with pytest.raises(foreword.ForewordError, match="softmax of its own"):
         prefixes.generate(llm, [("gated", "a")], greedy())

@@ -144,7 +144,12 @@ def test_flags_are_vllms_own_and_what_is_set_here_is_refused(tmp_path) -> None:
     made = read_flags(flags, {"dtype": "float32", "model": str(tmp_path)})
     assert (made.max_model_len, made.enforce_eager, made.tensor_parallel_size) == (128, True, 2)
     assert made.dtype == "float32"
-    refused = ["--model=a", "--kv-transfer-config={}", "--logprobs_mode=raw_logits"]
+    refused = [
+        "--model=a",
+        "--kv-transfer-config={}",
+        "--kv-offloading-size=1",
+        "--logprobs_mode=raw_logits",
+    ]
     for flag in (*refused, "--worker-extension-cls=a.B"):
         with pytest.raises(ServeError, match="foreword serve sets it"):
             read_flags([flag], {})

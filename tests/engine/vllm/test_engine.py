@@ -17,7 +17,7 @@ import foreword
 from foreword.engine import Event, Request, Sampling, Stats, Weighted
 from foreword.engine.request import EngineClosed, NotServed
 from foreword.engine.vllm.engine import DIED, VllmEngine
-from foreword.engine.vllm.geometry import Reach
+from foreword.engine.vllm.geometry import Found, Geometry, Reach
 from foreword.engine.vllm.model import ServedModel
 from foreword.errors import (
     BackboneError,
@@ -33,6 +33,8 @@ from tests.conftest import byte_tokenizer
 from tests.engine.vllm import tiny
 
 PLACEHOLDER = 263
+GEOMETRY = Geometry(3, 2, 32, 32, "a folder", (None, None, None))
+"""The tiny model's, as its workers tell it."""
 WAIT = 20.0
 
 
@@ -78,10 +80,10 @@ class Scripted:
         finally:
             self.left.append(name)
 
-    async def reach(self) -> Reach:
+    async def found(self) -> Found:
         if isinstance(self.reaches, Exception):
             raise self.reaches
-        return self.reaches
+        return Found(GEOMETRY, self.reaches)
 
     def shutdown(self) -> None:
         self.is_shut = True
@@ -341,7 +343,7 @@ def test_errors_of_vllm_end_their_request_alone(
     runtime.outputs = []
     assert events_of(engine, asked())[-1].finish == "error"
     runtime.outputs = [output("a", "abort")]
-    assert events_of(engine, asked())[-1].finish == "cancelled"
+    assert events_of(engine, asked())[-1].finish == "error"  # nobody cancelled it here
 
 
 def test_a_listener_that_fails_stops_nobody(engine: VllmEngine, runtime: Scripted) -> None:
@@ -428,6 +430,41 @@ def test_what_workers_cannot_turn_is_refused_before_it_is_asked(
         )
     finally:
         engine.close()
+
+
+def test_what_workers_found_counts_whatever_the_config_says(
+    model: ServedModel, store: PrefixStore, prefix: foreword.Prefix
+) -> None:
+    """Flags of vLLM's may change windows, and configs have their own names for numbers of heads."""
+    other = replace(model, geometry=replace(model.geometry, kv_heads=1, windows=(16, 16, 16)))
+    with pytest.raises(MismatchError):
+        other.check(prefix)
+    engine = VllmEngine(other, Scripted(), PLACEHOLDER, store)
+    try:
+        engine.model.check(prefix)
+        assert engine.model.geometry == replace(GEOMETRY, model=model.name)
+        assert engine.model.geometry.size(4) == 3 * 2 * (32 + 32) * 4
+    finally:
+        engine.close()
+
+
+def test_what_breaks_a_request_is_told_as_an_error(
+    engine: VllmEngine,
+    runtime: Scripted,
+    prefix: foreword.Prefix,
+    store: PrefixStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was told as cancelled, which clients read as an end like any other."""
+
+    def broken(self: PrefixStore, name: str) -> None:
+        raise MemoryError("no room")
+
+    runtime.outputs = [output("", "error")]
+    monkeypatch.setattr(PrefixStore, "outline", broken)
+    under = replace(asked(), prefixes=(Weighted(prefix, name="p"),))
+    event = events_of(engine, under)[-1]
+    assert (event.finish, event.error) == ("error", "no room")
 
 
 def test_an_engine_whose_workers_do_not_tell_does_not_start(

@@ -57,6 +57,7 @@ def test_a_setting_under_which_prefixes_are_exact_is_taken() -> None:
         ({"caches": ("quantised",)}, "a quantised key-value cache.* --kv-cache-dtype auto"),
         ({"caches": ("full", "uneven")}, "differ in shape from layer to layer"),
         ({"caches": ("CrossAttentionSpec",)}, "another kind of cache, vLLM's CrossAttentionSpec"),
+        ({"caches": ("recurrent",)}, "layers of attention; this model has none"),
         ({"pipeline": 2}, "no pipeline parallelism"),
         ({"context": 2}, "no context parallelism"),
         ({"drafts": True}, "no speculative decoding"),

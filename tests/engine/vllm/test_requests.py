@@ -119,6 +119,15 @@ def test_placeholders_are_checked(ids, said) -> None:
         vllm_requests.check_prompt(ids, 3, 9)
 
 
+@pytest.mark.parametrize("ids", [[9], [9, 9, 7]])
+def test_placeholders_that_name_no_prefix_are_no_text(ids) -> None:
+    """VLLM's search by beams loses the name, and the placeholders were read as text."""
+    for fine in ([7, 9], [], None):
+        vllm_requests.check_text_alone(fine, 9)
+    with pytest.raises(DataError, match="begins with the placeholder.*names? none"):
+        vllm_requests.check_text_alone(ids, 9)
+
+
 def test_a_row_without_a_token_stands_for_virtual_tokens() -> None:
     assert placeholder_of(byte_tokenizer(), 264) == 263
 

@@ -383,7 +383,7 @@ def test_a_prefix_that_does_not_fit_is_never_answered_by_the_bare_model(
     assert MISFITS[kind] in caplog.text
 
 
-def test_a_prefix_of_another_tokenizer_is_refused_by_the_helper_and_by_the_connector(
+def test_a_prefix_of_another_tokenizer_is_refused_offline_and_by_the_connector(
     engine, prefixes, backbone, store, caplog
 ) -> None:
     """vllm#34186 of text: the model would answer, under a prefix that means other tokens."""

@@ -10,8 +10,8 @@ from foreword.engine.request import Event, FinishReason, Request
 from foreword.engine.slots.detokeniser import Detokeniser
 from foreword.engine.vllm.sampling import told
 
-REASONS: Mapping[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "cancelled"}
-"""vLLM's words for ends; any other is an error."""
+REASONS: Mapping[str, FinishReason] = {"stop": "stop", "length": "length"}
+"""vLLM's words for ends; any other is an error. It also aborts what nobody asked it to, when it ends."""
 
 
 class Answer:

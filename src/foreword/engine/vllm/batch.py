@@ -64,4 +64,6 @@ class Batch:
         prefixes.limit(context)
         asked = prefixes.asked(inputs, options, frozen=frozen)
         with running(arguments) as llm:
+            if not frozen:
+                prefixes.meet(llm, [name for name, _ in inputs])
             return prefixes.answers(llm, asked, options, progress=progress)

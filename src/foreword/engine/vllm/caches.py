@@ -1,7 +1,4 @@
-"""What vLLM says of the key-value caches that it has made for a model.
-
-Beside the connector, all that touches vLLM's caches is here.
-"""
+"""What vLLM says of the key-value caches that it has made for a model."""
 
 from __future__ import annotations
 

@@ -11,14 +11,11 @@ P prefix length, D key dimension, E value dimension.
 
 from __future__ import annotations
 
-import gc
-import inspect
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -39,21 +36,29 @@ from vllm.version import __version__ as version
 
 from foreword.engine.protocol import Loads
 from foreword.engine.vllm.caches import geometry_of, groups_of, in_order, kinds_of
-from foreword.engine.vllm.geometry import Reach, Setting
+from foreword.engine.vllm.geometry import Found, Reach, Setting
 from foreword.engine.vllm.loaded import Layers, LoadedPrefixes, Place, replaced
+from foreword.engine.vllm.measuring import turning_of
 from foreword.engine.vllm.paging import Load, gathered
 from foreword.engine.vllm.requests import (
     Named,
     check_prompt,
     check_served,
+    check_text_alone,
     check_tokenizer,
     foreign_salt,
     named_in,
 )
 from foreword.engine.vllm.stats import LoadMetrics, LoadStats
-from foreword.engine.vllm.turning import Turning, measured
 from foreword.engine.vllm.windows import check_text
-from foreword.errors import CorruptFile, MismatchError, UnsupportedModel, first_line
+from foreword.errors import (
+    CorruptFile,
+    FormatError,
+    MismatchError,
+    StoreError,
+    UnsupportedModel,
+    first_line,
+)
 from foreword.outlines import Outlines
 from foreword.store import PrefixStore
 
@@ -65,12 +70,6 @@ SUPPORTED = ("0.32",)
 Of 0.33.0 there is no build for CPUs. It has all that is used here (`scripts/vllm-contract`), and its
 Python code passes the connector's tests over the kernels of 0.32 (`scripts/vllm-next`).
 """
-
-TOKENS = 64
-"""Length of the test texts that turns of keys are measured on."""
-
-POSITIONS = ("positions", "position_ids")
-"""What vLLM's attention modules call the places that tokens stand at."""
 
 
 @dataclass
@@ -106,13 +105,11 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self._placeholder = int(extra["placeholder"])
         self._resident = int(extra.get("resident", 256))
         self._tokenizer = str(extra.get("tokenizer", ""))
-        self._groups = groups_of(
-            kv_cache_config
-        )  # vLLM adds layers without a cache of their own later
-        if role == KVConnectorRole.SCHEDULER:
-            model = vllm_config.model_config
-            heads = model.get_total_num_kv_heads()
-            self._geometry = geometry_of(kv_cache_config, heads, model.model)
+        # Read here: vLLM adds layers without a cache of their own later.
+        self._groups = groups_of(kv_cache_config)
+        model = vllm_config.model_config
+        heads = model.get_total_num_kv_heads()
+        self._geometry = geometry_of(kv_cache_config, heads, model.model)
         self._outlines = Outlines(self._store)
         self._live: dict[str, tuple[Named, int] | None] = {}  # None: it shall fail
         self._step = Step()
@@ -131,6 +128,7 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         try:
             named = named_in(request.kv_transfer_params)
             if named is None:
+                check_text_alone(request.prompt_token_ids, self._placeholder)
                 self._salt(request, foreign_salt(request.cache_salt))
                 return
             length = self._checked(request, named)
@@ -173,7 +171,7 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     def _refuse(self, request: Any, error: Exception) -> None:
         """Let a request fail: it waits for a transfer that the workers will say has failed."""
         log.error("request %s: %s", request.request_id, first_line(error))
-        self._done += Loads(failures=1)
+        self._done += Loads(failures=isinstance(error, StoreError | FormatError))
         self._live[request.request_id] = None
         request.skip_reading_prefix_cache = False
         self._salt(request, f"refused:{uuid.uuid4()}")
@@ -252,6 +250,7 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         others = in_order(self._groups, recurrent=True)
         self._recurrent = [(by_name[name], number) for name, number in others]
         layers = [layer for layer, _ in self._layers]
+        check_backend(layers)
         first: Any = layers[0]
         model, device = config.model_config, first.kv_cache.device
         place = Place(
@@ -264,13 +263,13 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self._loaded = LoadedPrefixes(self._store, place, self._resident)
 
     @property
-    def reach(self) -> Reach:
-        """How long prefixes of position policy ``free`` may be here."""
+    def found(self) -> Found:
+        """What was found in the running model."""
         assert self._loaded is not None
         turning = self._loaded.place.turning
         if isinstance(turning, UnsupportedModel):
-            return Reach(0, first_line(turning))
-        return Reach(turning.longest)
+            return Found(self._geometry, Reach(0, first_line(turning)))
+        return Found(self._geometry, Reach(turning.longest))
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         """Write the step's prefixes into the cache; one that cannot be had fails its request."""
@@ -286,14 +285,14 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             try:
                 ready.append((load, self._loaded.get(load.named)))
             except Exception as error:  # one that left this method would end the engine
-                log.error("request %s: %s", load.request, first_line(error))
-                self._done += Loads(failures=1)
-                if self._waits:
-                    self._refused.add(load.request)
-                else:
-                    self._bad_blocks.update(load.written(0, self._groups[0].block))
-        read = time.perf_counter()
-        written = self._write(ready) if ready else 0
+                self._fail(load, error)
+        read, written = time.perf_counter(), 0
+        try:
+            written = self._write(ready) if ready else 0
+        except Exception as error:
+            for load, _ in ready:
+                self._fail(load, error)
+            ready = []
         if self._waits:
             self._received.update(load.request for load, _ in ready)
         self._done += Loads(
@@ -301,6 +300,15 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             read_seconds=read - began,
             write_seconds=time.perf_counter() - read,
         )
+
+    def _fail(self, load: Load, error: Exception) -> None:
+        """Let a request fail whose prefix could not be had, or not be written."""
+        log.error("request %s: %s", load.request, first_line(error))
+        self._done += Loads(failures=1)
+        if self._waits:
+            self._refused.add(load.request)
+        else:
+            self._bad_blocks.update(load.written(0, self._groups[0].block))
 
     def _write(self, ready: Sequence[tuple[Load, Layers]]) -> int:
         """Write prefixes, all of a layer at once, as its attention backend lays them out: the bytes."""
@@ -374,10 +382,24 @@ class ForewordPrefixes(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 class Reaching:
     """What vLLM's workers can be asked beside their own methods (``worker_extension_cls``)."""
 
-    def foreword_reach(self) -> tuple[int, str]:
-        """The worker's `Reach`."""
-        reach: Reach = get_kv_transfer_group().reach
-        return reach.longest, reach.why
+    def foreword_found(self) -> dict[str, Any]:
+        """The worker's `Found`, of plain values."""
+        return asdict(get_kv_transfer_group().found)
+
+
+def check_backend(layers: Sequence[nn.Module]) -> None:
+    """Check that keys and values can be written into a model's cache before a step.
+
+    Raises:
+        UnsupportedModel: A layer's backend of attention writes them within the step alone.
+    """
+    for layer in layers:
+        backend: Any = layer.impl
+        if not hasattr(backend, "do_kv_cache_update"):
+            raise UnsupportedModel(
+                f"vLLM's backend of attention {type(backend).__name__} writes keys and values within a "
+                "step alone, so no prefix can be put before it; give another --attention-backend"
+            )
 
 
 def heads_of(total: int, local: int) -> slice:
@@ -400,95 +422,3 @@ def setting_of(vllm_config: Any, kv_cache_config: Any) -> Setting:
         drafts=vllm_config.speculative_config is not None,
         experts=vllm_config.aux_output_config.enabled,
     )
-
-
-def turning_of(
-    layers: Sequence[nn.Module], model_config: Any, device: torch.device
-) -> Turning | UnsupportedModel:
-    """How a model's layers turn keys, or why that cannot be measured.
-
-    All workers run it at the same time, since layers that they share exchange results.
-    """
-    width, dtype = model_config.get_hidden_size(), model_config.dtype
-    family = model_config.hf_config.model_type
-    try:
-        blocks = list(zip(blocks_of(layers), layers, strict=True))
-    except UnsupportedModel as error:
-        return error
-
-    def run(first: int, seed: int) -> list[Tensor]:
-        generator = torch.Generator().manual_seed(seed)
-        hidden_TC = torch.randn(TOKENS, width, generator=generator).to(device, dtype)
-        place_T = torch.arange(first, first + TOKENS, device=device)
-        return [turned_of(block, layer, place_T, hidden_TC) for block, layer in blocks]
-
-    try:
-        with torch.inference_mode():
-            return measured(run, model_config.max_model_len - TOKENS, family, dtype)
-    except Exception as error:  # prefixes of policy offset are served all the same
-        return UnsupportedModel(f"its turns of keys could not be measured: {first_line(error)}")
-
-
-def blocks_of(layers: Sequence[nn.Module]) -> list[nn.Module]:
-    """For each attention layer the module that projects hidden states to keys, turns them and calls it.
-
-    vLLM tells a connector of attention layers alone, so they are looked for among all modules there are.
-
-    Raises:
-        UnsupportedModel: One is not given positions to turn keys by, or there is none.
-    """
-    wanted = {id(layer) for layer in layers}
-    owners: dict[int, nn.Module] = {}
-    for module in [found for found in gc.get_objects() if issubclass(type(found), nn.Module)]:
-        owners |= {id(child): module for child in module.children() if id(child) in wanted}
-    blocks = [owners.get(id(layer)) for layer in layers]
-    for block in blocks:
-        if block is None or set(needed(block)) - set(POSITIONS) != {"hidden_states"}:
-            raise UnsupportedModel(
-                f"the attention of this model ({type(block).__name__}) is not given positions to turn "
-                "keys by, as that of rotary models is"
-            )
-    return [block for block in blocks if block is not None]
-
-
-def needed(block: nn.Module) -> list[str]:
-    """The arguments that a module's forward must have."""
-    given = inspect.signature(block.forward).parameters.items()
-    return [
-        name
-        for name, one in given
-        if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
-    ]
-
-
-def turned_of(block: nn.Module, layer: nn.Module, place_T: Tensor, hidden_TC: Tensor) -> Tensor:
-    """What a block gives its attention layer for hidden states at positions: keys, then queries.
-
-    Returns:
-        (H + Q, T, D): a prefix is moved as text is only if both are turned alike.
-    """
-    heads: Any = layer.num_kv_heads
-    given = {name: place_T if name in POSITIONS else hidden_TC for name in needed(block)}
-    with called(layer) as calls:
-        block(**given)
-    ((query, key),) = calls
-    key_THD = key.view(len(place_T), heads, -1)
-    query_TQD = query.view(len(place_T), -1, key_THD.shape[-1])
-    return torch.cat((key_THD, query_TQD), dim=1).transpose(0, 1)
-
-
-@contextmanager
-def called(layer: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Collect the queries and keys that an attention layer is given; it answers with its queries."""
-    calls: list[tuple[Tensor, Tensor]] = []
-
-    def forward(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        calls.append((query.clone(), key.clone()))
-        return query.reshape(len(query), -1)
-
-    own: Callable[..., Any] = forward
-    layer.forward = own
-    try:
-        yield calls
-    finally:
-        del layer.forward

@@ -11,7 +11,7 @@ import logging
 import threading
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from foreword.data.written import Written, written_for
@@ -22,7 +22,7 @@ from foreword.engine.protocol import Stats
 from foreword.engine.request import Event, FinishReason, NotServed, Request
 from foreword.engine.streaming import Sink
 from foreword.engine.vllm.answering import Answer
-from foreword.engine.vllm.geometry import Reach
+from foreword.engine.vllm.geometry import Found
 from foreword.engine.vllm.loaded import why_failed
 from foreword.engine.vllm.model import ServedModel
 from foreword.engine.vllm.requests import Named, PrefixedPrompt, prefixed
@@ -58,8 +58,8 @@ class Runtime(Protocol):
     def cache_tokens(self) -> int:
         """Tokens that its key-value cache holds."""
 
-    async def reach(self) -> Reach:
-        """How long prefixes of position policy ``free`` may be in every worker."""
+    async def found(self) -> Found:
+        """What its workers found in the running model."""
 
     def check(self, sampling: Mapping[str, Any]) -> None:
         """Check arguments of ``vllm.SamplingParams``.
@@ -111,7 +111,7 @@ class VllmEngine(OpenEngine):
         store: Where vLLM's workers read prefixes.
 
     Attributes:
-        model: The model, with what vLLM's workers measured of it.
+        model: The model, with what vLLM's workers found in it.
     """
 
     def __init__(
@@ -125,16 +125,16 @@ class VllmEngine(OpenEngine):
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._live, name="foreword-vllm", daemon=True)
         self._thread.start()
-        self.model = replace(model, reach=self._reach())
+        self.model = model.met(self._found())
 
-    def _reach(self) -> Reach:
-        """What vLLM's workers measured when they started.
+    def _found(self) -> Found:
+        """What vLLM's workers found when they started.
 
         Raises:
             ServeError: They do not tell.
         """
         try:
-            return asyncio.run_coroutine_threadsafe(self._runtime.reach(), self._loop).result()
+            return asyncio.run_coroutine_threadsafe(self._runtime.found(), self._loop).result()
         except Exception as error:  # of many kinds, from several processes
             self.close()
             raise ServeError(f"vLLM did not start: {first_line(error)}") from error
@@ -155,7 +155,7 @@ class VllmEngine(OpenEngine):
 
         Raises:
             EngineClosed: The engine takes no more requests.
-            MismatchError: Its prefix does not fit, or the store does not know it.
+            MismatchError: Its prefix does not fit, or has no name.
             TooLong: There is no room for it.
             NotServed: vLLM does not serve one of its fields.
             DataError: A token is not in the vocabulary.
@@ -289,7 +289,9 @@ class VllmEngine(OpenEngine):
     def _end(self, task: asyncio.Task[None]) -> None:
         """Forget a request; one that was cancelled before it began has told nothing yet."""
         job = self._jobs.pop(task)
-        job.finish("error" if self.failure else "cancelled", self.failure)
+        broken = None if task.cancelled() else task.exception()
+        failure = self.failure or ("" if broken is None else first_line(broken))
+        job.finish("error" if failure else "cancelled", failure)
 
     async def _serve(self, job: _Job) -> None:
         """Tell a request's events as vLLM gives them."""

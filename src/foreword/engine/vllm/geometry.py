@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from foreword.described import Described
 from foreword.errors import MismatchError, UnsupportedModel
@@ -50,6 +51,10 @@ class Geometry:
     value_dim: int
     model: str
     windows: tuple[int | None, ...] = ()
+
+    def size(self, itemsize: int) -> int:
+        """Bytes of one token's keys and values, over all workers, with numbers of so many bytes."""
+        return self.layers * self.kv_heads * (self.key_dim + self.value_dim) * itemsize
 
     def check(self, prefix: Described) -> None:
         """Check that a prefix has keys and values for each layer, of its geometry and its window.
@@ -116,6 +121,31 @@ class Reach:
 
 
 @dataclass(frozen=True)
+class Found:
+    """What a worker found in the running model.
+
+    Attributes:
+        geometry: The attention layers.
+        reach: How long prefixes of position policy ``free`` may be.
+    """
+
+    geometry: Geometry
+    reach: Reach
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> Found:
+        """One from its fields, as ``dataclasses.asdict`` gives them and a process sends them."""
+        geometry = told["geometry"]
+        windows = tuple(geometry["windows"])
+        return cls(Geometry(**{**geometry, "windows": windows}), Reach(**told["reach"]))
+
+
+def least(found: Iterable[Found]) -> Found:
+    """What holds for all workers of an engine."""
+    return min(found, key=lambda one: one.reach.longest)
+
+
+@dataclass(frozen=True)
 class Setting:
     """What of an engine's configuration decides whether prefixes can be served.
 
@@ -162,6 +192,7 @@ class Setting:
                 "kv_load_failure_policy='fail': without it placeholders would be run as text",
             ),
             *((kind in SERVED, _needed(kind)) for kind in self.caches),
+            ({"full", "window"} & {*self.caches}, "layers of attention; this model has none"),
             (self.pipeline == 1, "no pipeline parallelism"),
             (self.context == 1, "no context parallelism"),
             (not self.drafts, "no speculative decoding"),
@@ -178,4 +209,4 @@ class Setting:
 def _needed(kind: str) -> str:
     """What is needed instead of a cache of a kind."""
     found = UNSERVED.get(kind, f"another kind of cache, vLLM's {kind}. {_OWN}")
-    return f"caches of keys and values in all layers; this model has {found}"
+    return f"caches that hold a prefix exactly; this model has {found}"

@@ -135,7 +135,8 @@ def replaced(named: Named, found: str) -> str:
 def why_failed(store: PrefixStore, named: Named | None) -> str:
     """Why vLLM may have failed a request: it gives no reasons itself.
 
-    The prefix's file is read whole, as the workers did, for its header may promise too much.
+    Where its file's header has the right digest the file is read whole, as the workers did, for a
+    header may promise too much.
 
     Args:
         store: Where its workers read prefixes.
@@ -143,7 +144,9 @@ def why_failed(store: PrefixStore, named: Named | None) -> str:
     """
     if named is not None:
         try:
-            found = store.load(named.name).digest
+            found = store.outline(named.name).digest
+            if found == named.digest:
+                found = store.load(named.name).digest
         except ForewordError as error:
             return first_line(error)
         finally:

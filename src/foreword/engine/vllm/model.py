@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,8 +16,9 @@ from transformers import (
 
 from foreword.backbone.kinds import KindName, kind_of
 from foreword.described import Described
-from foreword.engine.vllm.geometry import Geometry, Reach
+from foreword.engine.vllm.geometry import Found, Geometry, Reach
 from foreword.engine.vllm.requests import check_served, check_tokenizer
+from foreword.engine.vllm.windows import check_text
 from foreword.errors import BackboneError, UnsupportedModel, first_line
 from foreword.prefix import Bos
 from foreword.weights.fingerprint import adds_bos, tokenizer_digest
@@ -77,11 +78,16 @@ class ServedModel:
         return cls(
             name or source,
             tokenizer,
-            context or int(text.max_position_embeddings),
+            context or _context(text),
             int(text.vocab_size),
             _ends(source, revision, text, tokenizer),
             _geometry(text, name or source),
         )
+
+    def met(self, found: Found) -> ServedModel:
+        """The same, as the workers of an engine found it, whatever its config says."""
+        geometry = replace(found.geometry, model=self.name)
+        return replace(self, geometry=geometry, reach=found.reach)
 
     @property
     def kind(self) -> KindName:
@@ -110,18 +116,31 @@ class ServedModel:
 
         Raises:
             MismatchError: It cannot, or the tokenizer is another; the message names what differs.
+            TooLong: A sliding window leaves no room for text behind it.
         """
         check_served(prefix)
         self.geometry.check(prefix)
+        check_text(prefix, 1, 1)
         if self.reach is not None:
             self.reach.check(prefix)
         check_tokenizer(prefix, self.tokenizer_digest, self.name)
 
 
+def _context(config: PreTrainedConfig) -> int:
+    """Most tokens of a text, as vLLM reads it of a config by default."""
+    names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+    return int(next((found for name in names if (found := getattr(config, name, 0))), 2048))
+
+
 def _geometry(config: PreTrainedConfig, name: str) -> Geometry:
     """The attention layers that a config of plain attention describes."""
     heads = int(config.num_attention_heads)
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    kv_heads = getattr(config, "num_key_value_heads", None)
+    if getattr(config, "new_decoder_architecture", False):  # Falcon
+        kv_heads = config.num_kv_heads
+    elif getattr(config, "multi_query", False):
+        kv_heads = 1
+    kv_heads = kv_heads or heads
     dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     windows = windows_in(config)
     return Geometry(len(windows), int(kv_heads), int(dim), int(dim), name, windows)

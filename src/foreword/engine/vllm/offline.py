@@ -13,10 +13,16 @@ from foreword.arguments import expect
 from foreword.data.each import of_each
 from foreword.data.template import Input
 from foreword.engine.vllm.asking import Asked, Asker
+from foreword.engine.vllm.geometry import Found, least
 from foreword.engine.vllm.loaded import why_failed
 from foreword.engine.vllm.model import ServedModel
 from foreword.engine.vllm.refusals import check_options
-from foreword.engine.vllm.requests import PrefixedPrompt, engine_arguments, placeholder_of
+from foreword.engine.vllm.requests import (
+    EXTENSION,
+    PrefixedPrompt,
+    engine_arguments,
+    placeholder_of,
+)
 from foreword.errors import DataError, ServeError
 from foreword.generate import Generated
 from foreword.options import GenerateOptions
@@ -89,6 +95,22 @@ class OfflinePrefixes:
         """Make prompts for an engine that was given another ``max_model_len`` already."""
         self.model = replace(self.model, context=context)
 
+    def meet(self, llm: Any, names: Iterable[str | None] = ()) -> None:
+        """Take over what the workers of a ``vllm.LLM`` found in the running model.
+
+        Args:
+            llm: The ``vllm.LLM``. One that was started without `engine_arguments` tells nothing.
+            names: Prefixes that shall be served; None for none.
+
+        Raises:
+            MismatchError: One cannot be served there.
+        """
+        if llm.llm_engine.vllm_config.parallel_config.worker_extension_cls == EXTENSION:
+            told = llm.collective_rpc("foreword_found")
+            self.model = self.model.met(least(map(Found.of, told)))
+        for name in {*names} - {None}:
+            self.model.check(self.store.outline(str(name)))
+
     def engine_arguments(self) -> dict[str, Any]:
         """Arguments for ``vllm.LLM`` beside the model's name."""
         made = engine_arguments(
@@ -97,6 +119,7 @@ class OfflinePrefixes:
             resident=self.resident,
             tokenizer=self.model.tokenizer_digest,
         )
+        made["worker_extension_cls"] = EXTENSION
         if self.revision is not None:
             made["revision"] = self.revision
         return made if self.given_context is None else {**made, "max_model_len": self.context}
@@ -138,6 +161,7 @@ class OfflinePrefixes:
             DataError: A pair is none, or its text does not fit the template or the context.
             MismatchError: vLLM cannot serve a prefix, or not with these parameters.
         """
+        self.meet(llm)
         asked = self._asked(inputs, sampling.max_tokens or 0)
         if sampling.prompt_logprobs is not None and any(one.prompt.prefix for one in asked):
             raise DataError(
@@ -181,6 +205,7 @@ class OfflinePrefixes:
             ServeError: A request failed; the message says which, and why.
         """
         options = GenerateOptions() if options is None else options
+        self.meet(llm)
         return self.answers(llm, self.asked(inputs, options, frozen=frozen), options)
 
     def asked(
@@ -206,7 +231,7 @@ class OfflinePrefixes:
         ]
         prompts = [one.prompt.prompt for one in asked]
         outputs = llm.generate(prompts, parameters, use_tqdm=progress)
-        self._check_served(asked, outputs)
+        self._check_answered(asked, outputs)
         return [one.answer(output) for one, output in zip(asked, outputs, strict=True)]
 
     def _asked(self, inputs: Sequence[Pair], new: int, *, frozen: bool = False) -> list[Asked]:
@@ -228,7 +253,7 @@ class OfflinePrefixes:
         outline = self.store.outline(name)
         return Asker.under(self.model, self.placeholder, name, outline, frozen=frozen)
 
-    def _check_served(self, asked: Sequence[Asked], outputs: Iterable[Any]) -> None:
+    def _check_answered(self, asked: Sequence[Asked], outputs: Iterable[Any]) -> None:
         """Check that no request failed.
 
         Raises:

@@ -23,6 +23,9 @@ CONNECTOR = "ForewordPrefixes"
 MODULE = "foreword.engine.vllm.connector"
 """Where it is."""
 
+EXTENSION = "foreword.engine.vllm.connector.Reaching"
+"""What vLLM's workers can be asked beside their own methods."""
+
 MARK = "foreword:"
 """What the cache salt of a request under a prefix begins with, and no other's."""
 
@@ -198,6 +201,20 @@ def check_prompt(token_ids: Sequence[int] | None, length: int, placeholder: int)
         )
     if len(ids) == length:
         raise DataError("a prompt needs at least one token behind its prefix; found none")
+
+
+def check_text_alone(token_ids: Sequence[int] | None, placeholder: int) -> None:
+    """Check that a prompt that names no prefix begins with none's placeholders.
+
+    Raises:
+        DataError: It does: what named its prefix was lost, and placeholders would be read as text.
+    """
+    if token_ids and token_ids[0] == placeholder:
+        raise DataError(
+            f"a prompt begins with the placeholder of prefixes (token {placeholder}), and its "
+            "kv_transfer_params name none; give them as PrefixedPrompt.params has them. A search by "
+            "beams loses them, so it cannot be had under a prefix"
+        )
 
 
 def placeholder_of(tokenizer: Any, vocabulary: int) -> int:

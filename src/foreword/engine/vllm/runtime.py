@@ -1,7 +1,4 @@
-"""`AsyncRuntime`, vLLM's asynchronous engine as `VllmEngine` uses it, and `running` for its offline one.
-
-Beside the connector, all that touches vLLM is here.
-"""
+"""`AsyncRuntime`, vLLM's asynchronous engine for `VllmEngine`, and `running` for its offline one."""
 
 from __future__ import annotations
 
@@ -21,15 +18,12 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 
 from foreword.engine.protocol import Loads, Stats
 from foreword.engine.request import NotServed
-from foreword.engine.vllm.geometry import Reach
-from foreword.engine.vllm.requests import PrefixedPrompt
+from foreword.engine.vllm.geometry import Found, least
+from foreword.engine.vllm.requests import EXTENSION, PrefixedPrompt
 from foreword.errors import ForewordError, ServeError, first_line
 
 GRACE = 10.0
 """Seconds in which vLLM's processes may end by themselves."""
-
-EXTENSION = "foreword.engine.vllm.connector.Reaching"
-"""What vLLM's workers can be asked beside their own methods."""
 
 OURS = {
     "model": "--backbone",
@@ -38,7 +32,8 @@ OURS = {
     "dtype": "--dtype",
     "served_model_name": "--backbone",
     "kv_transfer_config": "--store",
-    "worker_extension_cls": "no flag: workers tell what they measured",
+    "worker_extension_cls": "no flag: workers tell what they found",
+    "kv_offloading_size": "no flag: vLLM would put another connector in the place of Foreword's",
     "logprobs_mode": "no flag: log-probabilities are the model's own",
 }
 """By its name in vLLM what `foreword` sets itself, and with which of its flags."""
@@ -163,10 +158,8 @@ class AsyncRuntime:
         self._blocks = int(cache.num_gpu_blocks or 0)
         self._tokens = int(cache.kv_cache_size_tokens or self._blocks * cache.block_size)
         self._most_logprobs = int(model.max_logprobs)
-        # Keys and values of full attention, whose geometry the connector has checked.
-        layers = model.get_num_layers(config.parallel_config)
-        size = model.get_total_num_kv_heads() * model.get_head_size() * model.dtype.itemsize
-        self._bytes = 2 * layers * size * self._tokens
+        self._itemsize = int(model.dtype.itemsize)
+        self._bytes = 0
 
     def note(self, told: Any) -> None:
         """What the scheduler tells of a step."""
@@ -195,10 +188,12 @@ class AsyncRuntime:
         """Tokens that its key-value cache holds."""
         return self._tokens
 
-    async def reach(self) -> Reach:
-        """How long prefixes of position policy ``free`` may be in every worker."""
-        found = await self._llm.collective_rpc("foreword_reach")
-        return min((Reach(*one) for one in found), key=lambda one: one.longest)
+    async def found(self) -> Found:
+        """What its workers found in the running model."""
+        told = await self._llm.collective_rpc("foreword_found")
+        found = least(map(Found.of, told))
+        self._bytes = found.geometry.size(self._itemsize) * self._tokens
+        return found
 
     def check(self, sampling: Mapping[str, Any]) -> None:
         """Check arguments of ``vllm.SamplingParams``.
