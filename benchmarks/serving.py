@@ -320,7 +320,7 @@ def main() -> None:
         if arguments.vllm is None:
             parser.error("--engine vllm needs --vllm, the Python of an environment that has vLLM")
         only = arguments.only or "tokens,zipf,burst,clients,front"
-        report |= measured(backbone, rows, arguments.vllm, arguments.rounds, only)
+        report |= measured(backbone, rows, arguments.vllm, arguments.rounds, only, arguments.sides)
         print(json.dumps(report, indent=1))
         return
     stages: dict[str, Callable[[], dict[str, Any]]] = {

@@ -87,9 +87,9 @@ class Side:
     rates: list[float] = field(default_factory=list)
 
 
-def compared(sides: Mapping[str, Side], prompts: Prompts, rounds: int, skipped: int = 1) -> None:
-    """Let sides take turns; the first rounds do not count."""
-    for index in range(-skipped, rounds):
+def compared(sides: Mapping[str, Side], prompts: Prompts, rounds: int) -> None:
+    """Let sides take turns; the first round does not count."""
+    for index in range(-1, rounds):
         for name in random.Random(index).sample(list(sides), len(sides)):
             side = sides[name]
             asks = prompts.under(side.names(index))
@@ -149,6 +149,7 @@ class Measured:
         rows: E2E's.
         python: That of vLLM's environment.
         rounds: How often each side takes its turn.
+        only: What the names of the sides begin with that take turns; empty for all.
         stack: Closes what is started.
     """
 
@@ -158,10 +159,11 @@ class Measured:
         rows: list[dict[str, Any]],
         python: Path,
         rounds: int,
+        only: str,
         stack: ExitStack,
     ) -> None:
         self.backbone, self.rows, self.python, self.rounds = backbone, rows, python, rounds
-        self.stack = stack
+        self.only, self.stack = only, stack
         self.prompts = Prompts(backbone, rows)
         self.store = PrefixStore(stack.enter_context(TemporaryDirectory()))
         self.made = {length: texts(backbone, rows, length) for length in LENGTHS}
@@ -203,6 +205,12 @@ class Measured:
         keys, values = tuple(map(moved, prefix.keys)), tuple(map(moved, prefix.values))
         return Prefix(prefix.sites, keys, values, prefix.meta)
 
+    def compared(self, sides: dict[str, Side], over: Mapping[str, str]) -> dict[str, Any]:
+        """What sides make in turns."""
+        wanted = {name: side for name, side in sides.items() if name.startswith(self.only)}
+        compared(wanted, self.prompts, self.rounds)
+        return told(wanted, {name: other for name, other in over.items() if other in wanted})
+
     # -- stages ----------------------------------------------------------------------------------
 
     def tokens(self) -> dict[str, Any]:
@@ -218,12 +226,11 @@ class Measured:
             for (engine, run), (what, names) in itertools.product(runs.items(), turns.items())
         }
         sides["vLLM without the connector"] = Side(self.vllm(None).answer, lambda _: none)
-        compared(sides, self.prompts, self.rounds)
         over = {
             f"{engine}, {what}": f"{engine}, no prefix" for engine in runs for what in [*turns][1:]
         }
         over["vLLM, no prefix"] = "vLLM without the connector"
-        return told(sides, over)
+        return self.compared(sides, over)
 
     def zipf(self) -> dict[str, Any]:
         """One prefix, and 2,000 drawn by Zipf's law."""
@@ -233,21 +240,21 @@ class Measured:
         def drawn(index: int, count: int = REQUESTS) -> list[str]:
             return random.Random(f"zipf {index}").choices(names, weights, k=count)
 
-        for run in (self.vllm().answer, self.vllm(REGISTERED).answer, self.embedded().run):
-            run([(name, ids, 1) for name, ids, _ in self.prompts.under(drawn(-9, WARM_UP))])
-        kinds = {
+        every = {
             "vLLM": self.vllm().answer,
             f"vLLM, resident={REGISTERED}": self.vllm(REGISTERED).answer,
             "embedded": self.embedded().run,
         }
         sides, over = {}, {}
-        for kind, run in kinds.items():
+        for kind, run in every.items():
+            if not kind.startswith(self.only):
+                continue
+            run([(name, ids, 1) for name, ids, _ in self.prompts.under(drawn(-9, WARM_UP))])
             sides[f"{kind}, one prefix"] = Side(run, lambda _: [names[0]] * REQUESTS)
             sides[f"{kind}, Zipf"] = Side(run, drawn)
             over[f"{kind}, Zipf"] = f"{kind}, one prefix"
-        compared(sides, self.prompts, self.rounds)
         seen = [len(set(drawn(index))) for index in range(self.rounds)]
-        return {"distinct prefixes of a turn": seen, **told(sides, over)}
+        return {"distinct prefixes of a turn": seen, **self.compared(sides, over)}
 
     def burst(self) -> dict[str, Any]:
         """64 requests, each under a prefix that was never read before."""
@@ -263,8 +270,7 @@ class Measured:
             sides[cold] = Side(run, new.__getitem__)
             sides[again] = Side(run, lambda _, names=new[-1]: names)  # type: ignore[misc]
             over |= {cold: one, again: one}
-        compared(sides, self.prompts, self.rounds)
-        return told(sides, over)
+        return self.compared(sides, over)
 
     def clients(self) -> dict[str, Any]:
         """Times that clients see, through the server's engine on vLLM and the embedded one."""
@@ -348,11 +354,16 @@ def _seconds(call: Callable[..., object], *given: Any) -> float:
 
 
 def measured(
-    backbone: Backbone, rows: list[dict[str, Any]], python: Path, rounds: int, only: str
+    backbone: Backbone,
+    rows: list[dict[str, Any]],
+    python: Path,
+    rounds: int,
+    stages: str,
+    sides: str,
 ) -> dict[str, Any]:
-    """The stages that are named, all by default."""
+    """The stages that are named, of sides whose names begin so."""
     with ExitStack() as stack:
-        run = Measured(backbone, rows, python, rounds, stack)
+        run = Measured(backbone, rows, python, rounds, sides, stack)
         every = {
             "tokens": run.tokens,
             "zipf": run.zipf,
@@ -360,4 +371,4 @@ def measured(
             "clients": run.clients,
             "front": run.front,
         }
-        return {stage: every[stage]() for stage in only.split(",")}
+        return {stage: every[stage]() for stage in stages.split(",")}
