@@ -63,6 +63,7 @@ class Scripted:
     left: list[str] = field(default_factory=list)
     is_shut: bool = False
     reaches: Reach | Exception = field(default_factory=lambda: Reach(40))
+    geometry: Geometry = GEOMETRY
 
     def check(self, sampling: Any) -> None:
         if sampling["top_k"] == 13:
@@ -83,7 +84,7 @@ class Scripted:
     async def found(self) -> Found:
         if isinstance(self.reaches, Exception):
             raise self.reaches
-        return Found(GEOMETRY, self.reaches)
+        return Found(self.geometry, self.reaches)
 
     def shutdown(self) -> None:
         self.is_shut = True

@@ -16,7 +16,7 @@ from foreword.engine.vllm.offline import OfflinePrefixes
 from foreword.engine.vllm.paging import Load, gathered
 from foreword.engine.vllm.requests import Named
 from foreword.engine.vllm.windows import check_text, text_room
-from foreword.errors import DataError, TooLong
+from foreword.errors import DataError, MismatchError, TooLong
 from foreword.store import PrefixStore
 from tests.engine.vllm import tiny
 from tests.engine.vllm.test_engine import PLACEHOLDER, Scripted
@@ -132,7 +132,7 @@ def folder(windowed, tmp_path_factory) -> str:
 def test_the_server_takes_as_much_text_as_is_exact(store, folder) -> None:
     model = ServedModel.read(folder, context=400)
     assert model.geometry == Geometry(2, 2, 32, 32, folder, (24, 24))
-    engine = VllmEngine(model, Scripted(), PLACEHOLDER, store)
+    engine = VllmEngine(model, Scripted(geometry=model.geometry), PLACEHOLDER, store)
     try:
         visible, windows = (store.load(name) for name in ("visible", "windowed"))
         assert engine.room(5, visible) == 10
@@ -151,6 +151,16 @@ def test_the_server_takes_as_much_text_as_is_exact(store, folder) -> None:
                     engine.check(request)
     finally:
         engine.close()
+
+
+def test_a_prefix_that_fills_the_window_is_not_served(windowed, folder) -> None:
+    """It was listed, and each of its requests refused."""
+    model = ServedModel.read(folder, context=400)
+    filling = tiny.prefix(windowed, 23, 1)
+    model.check(filling.with_meta(windows="windowed"))
+    model.check(tiny.prefix(windowed, 22, 1).with_meta(windows="visible"))
+    with pytest.raises(MismatchError, match="23 virtual tokens .* a sliding window of 24, so"):
+        model.check(filling.with_meta(windows="visible"))
 
 
 def test_offline_prompts_are_refused_before_they_are_sent(store, folder) -> None:

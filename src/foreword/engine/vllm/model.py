@@ -18,7 +18,7 @@ from foreword.backbone.kinds import KindName, kind_of
 from foreword.described import Described
 from foreword.engine.vllm.geometry import Found, Geometry, Reach
 from foreword.engine.vllm.requests import check_served, check_tokenizer
-from foreword.engine.vllm.windows import check_text
+from foreword.engine.vllm.windows import check_room
 from foreword.errors import BackboneError, UnsupportedModel, first_line
 from foreword.prefix import Bos
 from foreword.weights.fingerprint import adds_bos, tokenizer_digest
@@ -116,11 +116,10 @@ class ServedModel:
 
         Raises:
             MismatchError: It cannot, or the tokenizer is another; the message names what differs.
-            TooLong: A sliding window leaves no room for text behind it.
         """
         check_served(prefix)
         self.geometry.check(prefix)
-        check_text(prefix, 1, 1)
+        check_room(prefix)
         if self.reach is not None:
             self.reach.check(prefix)
         check_tokenizer(prefix, self.tokenizer_digest, self.name)

@@ -7,7 +7,7 @@ which is the same as long as prefix and text fit the smallest window.
 from __future__ import annotations
 
 from foreword.described import Described
-from foreword.errors import TooLong
+from foreword.errors import MismatchError, TooLong
 
 
 def text_room(prefix: Described) -> int | None:
@@ -19,6 +19,22 @@ def text_room(prefix: Described) -> int | None:
     if prefix.meta.windows == "windowed" or not windows:
         return None
     return min(windows) - prefix.length + 1
+
+
+def check_room(prefix: Described) -> None:
+    """Check that vLLM's windows leave room for a prompt and an answer of a token each.
+
+    Raises:
+        MismatchError: They do not.
+    """
+    room = text_room(prefix)
+    if room is not None and room < 2:
+        raise MismatchError(
+            f"the prefix has {prefix.length} virtual tokens and window policy 'visible', and the model a "
+            f"sliding window of {room + prefix.length - 1}, so vLLM, which drops a prefix with the text, "
+            "has no room for text behind it. Use a prefix of window policy 'windowed', or Foreword's own "
+            "engine (foreword serve)"
+        )
 
 
 def check_text(prefix: Described, read: int, written: int) -> None:
