@@ -156,10 +156,10 @@ def test_the_server_takes_as_much_text_as_is_exact(store, folder) -> None:
 def test_a_prefix_that_fills_the_window_is_not_served(windowed, folder) -> None:
     """It was listed, and each of its requests refused."""
     model = ServedModel.read(folder, context=400)
-    filling = tiny.prefix(windowed, 23, 1)
+    filling = tiny.prefix(windowed, 24, 1)
     model.check(filling.with_meta(windows="windowed"))
-    model.check(tiny.prefix(windowed, 22, 1).with_meta(windows="visible"))
-    with pytest.raises(MismatchError, match="23 virtual tokens .* a sliding window of 24, so"):
+    model.check(tiny.prefix(windowed, 23, 1).with_meta(windows="visible"))
+    with pytest.raises(MismatchError, match="24 virtual tokens .* a sliding window of 24, so"):
         model.check(filling.with_meta(windows="visible"))
 
 

@@ -30,10 +30,10 @@ def check_room(prefix: Described) -> None:
     room = text_room(prefix)
     if room is not None and room < 2:
         raise MismatchError(
-            f"the prefix has {prefix.length} virtual tokens and window policy 'visible', and the model a "
-            f"sliding window of {room + prefix.length - 1}, so vLLM, which drops a prefix with the text, "
-            "has no room for text behind it. Use a prefix of window policy 'windowed', or Foreword's own "
-            "engine (foreword serve)"
+            f"the prefix has {prefix.length} virtual tokens and window policy 'visible', and the model "
+            f"a sliding window of {room + prefix.length - 1}, so vLLM, which drops a prefix with the "
+            "text, has no room for text behind it. Use a prefix of window policy 'windowed', or "
+            "Foreword's own engine (foreword serve)"
         )
 
 
