@@ -20,7 +20,13 @@ vllm = pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
 import foreword  # noqa: E402
 from foreword.engine import Request, Sampling, Weighted  # noqa: E402
-from foreword.engine.vllm import OfflinePrefixes, PrefixedPrompt, prefixed, requests  # noqa: E402
+from foreword.engine.vllm import (  # noqa: E402
+    OfflinePrefixes,
+    PrefixedPrompt,
+    connector,
+    prefixed,
+    requests,
+)
 from foreword.engine.vllm.connector import check_backend  # noqa: E402
 from foreword.errors import UnsupportedModel  # noqa: E402
 from foreword.head import Head  # noqa: E402
@@ -197,12 +203,16 @@ def test_the_same_placeholders_under_two_prefixes_give_each_its_own_text(
     assert [written(llm, [one])[0] for one in bare] == [wanted[0], wanted[0]]
 
 
-def test_placeholders_without_a_prefix_never_read_its_blocks(llm, prefixes, backbone) -> None:
-    """Not even under the salt that the prefix's blocks have."""
+def test_placeholders_without_a_prefix_never_read_its_blocks(
+    llm, prefixes, backbone, monkeypatch
+) -> None:
+    """Not even under the salt that the prefix's blocks have, were they not refused."""
     ids = backbone.tokens(TEXTS[1])
     one = asked_for(prefixes, "p64", ids)
     under = written(llm, [one])[0]
     plain = expected(backbone, None, one.token_ids)
+    assert written(llm, [replace(one, prefix=None)])[0] == "error"
+    monkeypatch.setattr(connector, "check_text_alone", lambda *given: None)
     assert written(llm, [replace(one, prefix=None)])[0] == plain != under
 
 

@@ -336,7 +336,7 @@ def test_errors_of_vllm_end_their_request_alone(
     assert "vLLM failed the request" in events_of(engine, under)[-1].error
     store.save("p", prefix.with_meta(recipe={"a": 1}), overwrite=True)
     assert "was replaced" in events_of(engine, under)[-1].error
-    content = store.path("p").read_bytes()
+    content = store.save("p", prefix, overwrite=True).read_bytes()
     store.path("p").write_bytes(content[:-1] + b"\x01")
     assert "altered or damaged" in events_of(engine, under)[-1].error
     store.remove("p")

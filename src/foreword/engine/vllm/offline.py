@@ -105,7 +105,8 @@ class OfflinePrefixes:
         Raises:
             MismatchError: One cannot be served there.
         """
-        if llm.llm_engine.vllm_config.parallel_config.worker_extension_cls == EXTENSION:
+        config = getattr(getattr(llm, "llm_engine", None), "vllm_config", None)
+        if config is not None and config.parallel_config.worker_extension_cls == EXTENSION:
             told = llm.collective_rpc("foreword_found")
             self.model = self.model.met(least(map(Found.of, told)))
         for name in {*names} - {None}:
