@@ -396,19 +396,25 @@ def test_prefixes_are_managed_while_it_runs(
     assert put(second).status_code == 409
     assert put(second, overwrite=True).json()["digest"] == second.digest
     assert text() != before
-    assert app.post("/v1/pin_prefix", json={"name": "new"}).json() == {
-        "name": "new",
-        "pinned": True,
-    }
-    listed = {one["name"]: one for one in app.get("/v1/prefixes").json()["data"]}
-    assert listed["new"] == {"name": "new", "resident": True, "pinned": True}
     assert app.get("/v1/prefixes/new").json()["length"] == 5
-    assert app.post("/v1/unpin_prefix", json={"name": "new"}).status_code == 200
     assert app.delete("/v1/prefixes/new").json() == {"name": "new", "deleted": True}
     assert app.delete("/v1/prefixes/new").status_code == 404
     loaded = app.post("/v1/load_prefix", json={"name": "again", "path": str(file)})
     assert loaded.json()["digest"] == second.digest
     app.delete("/v1/prefixes/again")
+
+
+@pytest.mark.engines("embedded", reason="vLLM's workers read prefixes, so the server pins none")
+def test_a_prefix_is_pinned_until_it_is_not(app: TestClient) -> None:
+    assert app.post("/v1/pin_prefix", json={"name": "one"}).json() == {
+        "name": "one",
+        "pinned": True,
+    }
+    listed = {one["name"]: one for one in app.get("/v1/prefixes").json()["data"]}
+    assert listed["one"] == {"name": "one", "resident": True, "pinned": True}
+    assert app.post("/v1/unpin_prefix", json={"name": "one"}).status_code == 200
+    listed = {one["name"]: one for one in app.get("/v1/prefixes").json()["data"]}
+    assert listed["one"]["pinned"] is False
 
 
 @pytest.mark.parametrize("content", [b"", b"no prefix", b"\x08" + b"\0" * 7 + b"{}      "])

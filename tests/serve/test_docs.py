@@ -74,12 +74,12 @@ def guides(behind: Behind) -> tuple[Served, EngineClient]:
     return served, engine
 
 
-def check(command: str) -> None:
+def check(command: str, expected: str = "2") -> None:
     """Run one of the guide's commands; its answer must be good, in the form that it says it has."""
     done = subprocess.run(command, shell=True, env=os.environ, capture_output=True, text=True)
     assert done.returncode == 0, command
     status, kind = done.stderr.split(" ", 1)
-    assert status.startswith("2"), f"{command}\n{done.stdout}"
+    assert status.startswith(expected), f"{command}\n{done.stdout}"
     match kind.split(";")[0]:
         case "application/json":
             assert json.loads(done.stdout)
@@ -101,7 +101,8 @@ def test_every_curl_of_the_guide_is_answered(
     assert keyed
     for command in CURLS:
         if command not in keyed:
-            check(command.replace(ADDRESS, address))
+            is_refused = behind.name == "vllm" and "/v1/pin_prefix" in command
+            check(command.replace(ADDRESS, address), "400" if is_refused else "2")
     with running(*guides(behind), behind.registry(store), ServeOptions(api_key=KEY)) as closed:
         assert httpx.get(f"{closed}/v1/models").status_code == 401
         for command in keyed:
