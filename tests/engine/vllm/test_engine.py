@@ -433,6 +433,16 @@ def test_what_workers_cannot_turn_is_refused_before_it_is_asked(
         engine.close()
 
 
+def test_a_prompt_that_begins_with_the_placeholder_is_refused_without_a_prefix(
+    engine: VllmEngine, prefix: foreword.Prefix
+) -> None:
+    """vLLM's connector would let it fail: it takes it for one whose prefix was lost."""
+    with pytest.raises(DataError, match="begins with the placeholder"):
+        engine.check(Request((PLACEHOLDER, 5)))
+    engine.check(Request((5, PLACEHOLDER)))
+    engine.check(Request((PLACEHOLDER, 5), prefixes=(Weighted(prefix, name="p"),)))
+
+
 def test_what_workers_found_counts_whatever_the_config_says(
     model: ServedModel, store: PrefixStore, prefix: foreword.Prefix
 ) -> None:

@@ -25,7 +25,7 @@ from foreword.engine.vllm.answering import Answer
 from foreword.engine.vllm.geometry import Found
 from foreword.engine.vllm.loaded import why_failed
 from foreword.engine.vllm.model import ServedModel
-from foreword.engine.vllm.requests import Named, PrefixedPrompt, prefixed
+from foreword.engine.vllm.requests import Named, PrefixedPrompt, check_text_alone, prefixed
 from foreword.engine.vllm.sampling import parameters
 from foreword.engine.vllm.windows import check_text, text_room
 from foreword.errors import MismatchError, ServeError, first_line
@@ -158,11 +158,13 @@ class VllmEngine(OpenEngine):
             MismatchError: Its prefix does not fit, or has no name.
             TooLong: There is no room for it.
             NotServed: vLLM does not serve one of its fields.
-            DataError: A token is not in the vocabulary.
+            DataError: A token is not in the vocabulary, or the prompt begins with a placeholder.
         """
         self._check_open()
         prefix = request.prefix
-        if prefix is not None:
+        if prefix is None:
+            check_text_alone(request.prompt, self.placeholder)
+        else:
             self.model.check(prefix, warn=False)
             self._check_named(request)
         self.room(len(request.prompt), prefix)
