@@ -436,7 +436,7 @@ def test_what_workers_cannot_turn_is_refused_before_it_is_asked(
 def test_a_prompt_that_begins_with_the_placeholder_is_refused_without_a_prefix(
     engine: VllmEngine, prefix: foreword.Prefix
 ) -> None:
-    """vLLM's connector would let it fail: it takes it for one whose prefix was lost."""
+    """The connector would let it fail: it takes it for one whose prefix was lost."""
     with pytest.raises(DataError, match="begins with the placeholder"):
         engine.check(Request((PLACEHOLDER, 5)))
     engine.check(Request((5, PLACEHOLDER)))
