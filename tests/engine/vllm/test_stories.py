@@ -59,21 +59,8 @@ def prefixes(tmp_path_factory, backbone) -> OfflinePrefixes:
 
 @pytest.fixture(scope="module")
 def engine(prefixes) -> Any:
-    """Blocks of 32, chunks of 64 tokens, prefix caching on, and too few blocks for all at once."""
-    made = vllm.LLM(
-        prefixes.tokenizer.name_or_path,
-        dtype="float32",
-        enforce_eager=True,
-        max_num_seqs=16,
-        max_num_batched_tokens=64,
-        block_size=32,
-        num_gpu_blocks_override=24,
-        enable_prefix_caching=True,
-        disable_log_stats=True,
-        **prefixes.engine_arguments(),
-    )
-    torch.set_num_threads(1)
-    return made
+    """One with too few blocks for all requests at once."""
+    return tiny.offline(prefixes, num_gpu_blocks_override=24)
 
 
 @pytest.fixture(autouse=True)

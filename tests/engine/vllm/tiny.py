@@ -14,6 +14,7 @@ import foreword
 from foreword.engine.vllm.engine import VllmEngine
 from foreword.engine.vllm.launch import Launch
 from foreword.engine.vllm.model import ServedModel
+from foreword.engine.vllm.offline import OfflinePrefixes
 from foreword.store import PrefixStore
 from tests.conftest import byte_tokenizer, tiny_model
 
@@ -78,6 +79,26 @@ def store(made: foreword.Backbone, folder: Path) -> PrefixStore:
         policy = "offset" if seed % 4 == 3 else "free"
         filled.save(f"p{length}", prefix(made, length, seed, policy))
     return filled
+
+
+def offline(prefixes: OfflinePrefixes, **more: Any) -> Any:
+    """A ``vllm.LLM`` over prefixes: blocks of 32, chunks of 64 tokens, prefix caching on."""
+    from vllm import LLM
+
+    made = LLM(
+        prefixes.tokenizer.name_or_path,
+        dtype="float32",
+        enforce_eager=True,
+        max_num_seqs=16,
+        max_num_batched_tokens=64,
+        block_size=32,
+        enable_prefix_caching=True,
+        disable_log_stats=True,
+        **more,
+        **prefixes.engine_arguments(),
+    )
+    torch.set_num_threads(1)
+    return made
 
 
 FLAGS = (
