@@ -1,4 +1,4 @@
-"""The engine: many requests at once on one backbone, each with its own prefix."""
+"""The engines behind one protocol: Foreword's own (slots/), and vLLM (vllm/)."""
 
 from typing import TYPE_CHECKING
 
