@@ -251,7 +251,7 @@ def test_the_groups_of_a_step_share_one_stack(
     for _ in range(3):  # one row that begins beside three that decode
         one.hold(prefixes)
         assert one.bound(prefixes[:3]).row_of_B != one.bound(prefixes[3:]).row_of_B
-    assert not one.bound([None, None]).sites
+    assert not one.bound([None, None]).parts
     assert len(stacked) == 1
 
 

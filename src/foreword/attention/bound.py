@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from foreword.errors import MismatchError, RowsError
-from foreword.prefix import Prefix, Site, Softmax
+from foreword.prefix import SOFTMAX, Prefix, Site, Softmax
 
 _live = itertools.count()
 
@@ -28,14 +28,23 @@ class SiteTensors:
         value_RHPE: Values.
         length_R: True prefix length per row, 0 for a row without a prefix here; shorter rows are
             padded on the right with columns that nobody sees.
-        window: The site's window in tokens, for prefixes that it may drop.
+        window: The window in tokens that drops virtual tokens here, or None where none does.
+        windowed_R: Whether it drops the row's prefix.
+        kept_P: Which virtual tokens this pass sees (prefix dropout); None: all of them.
     """
 
     key_RHPD: Tensor
     value_RHPE: Tensor
     length_R: tuple[int, ...]
     window: int | None = None
+    windowed_R: tuple[bool, ...] = (False,)
+    kept_P: tuple[bool, ...] | None = None
     _cast: dict[object, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def is_seen_by_all(self) -> bool:
+        """Whether every query of a row sees the row's whole prefix."""
+        return self.window is None and self.kept_P is None
 
     def like(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys (R, H, P, D) and values (R, H, P, E) on the call's device, in its dtype, contiguous.
@@ -63,29 +72,59 @@ class SiteTensors:
 
 
 @dataclass(frozen=True)
+class Part:
+    """What the rows of a pass attend to under one softmax.
+
+    Attributes:
+        softmax: ``joint``: the text's, which all that a row has under it shares with the text;
+            ``own``: one of its own, whose output is added.
+        sites: Tensors by module name.
+    """
+
+    softmax: Softmax
+    sites: Mapping[str, SiteTensors]
+
+
+@dataclass(frozen=True)
 class Bound:
     """What one forward pass attends to: one prefix for all rows, or one (or none) per row.
 
     Attributes:
-        sites: Tensors by module name, of prefixes that share the text's softmax.
+        parts: What stands in front of the text; at most one part shares the text's softmax.
         rows: Number of rows R, or None where one prefix serves every row.
         offset_R: Positions that text is moved up by, one per row (or one for all).
-        windowed_R: Whether the row's prefix is dropped by windows as text would be.
         identity: Digest of the prefixes, or a name for one still in training. Caches carry it.
-        own: Tensors by module name, of prefixes with a softmax of their own.
-        kept_P: Which virtual tokens this pass sees (prefix dropout); None: all of them.
         row_of_B: Which of the R rows of prefixes serves each row of the batch; None: as many rows of
             the batch as of prefixes, or a multiple, in order.
     """
 
-    sites: Mapping[str, SiteTensors]
+    parts: tuple[Part, ...]
     rows: int | None
     offset_R: tuple[int, ...]
-    windowed_R: tuple[bool, ...]
     identity: str
-    own: Mapping[str, SiteTensors] = field(default_factory=dict)
-    kept_P: tuple[bool, ...] | None = None
     row_of_B: tuple[int, ...] | None = None
+
+    def joint(self, name: str) -> SiteTensors | None:
+        """What shares the text's softmax at the named module."""
+        for part in self.parts:
+            if part.softmax == "joint":
+                return part.sites.get(name)
+        return None
+
+    def own(self, name: str) -> list[SiteTensors]:
+        """What has softmaxes of its own at the named module."""
+        apart = [part.sites for part in self.parts if part.softmax == "own"]
+        return [sites[name] for sites in apart if name in sites]
+
+    @property
+    def tensors(self) -> list[SiteTensors]:
+        """All that its parts hold."""
+        return [site for part in self.parts for site in part.sites.values()]
+
+    @property
+    def is_windowed(self) -> bool:
+        """Whether windows drop one of its prefixes as they would drop text."""
+        return any(any(site.windowed_R) for site in self.tensors)
 
     @property
     def batch(self) -> int | None:
@@ -102,7 +141,7 @@ class Bound:
     @property
     def names(self) -> set[str]:
         """Modules that the prefixes join."""
-        return {*self.sites, *self.own}
+        return {name for part in self.parts for name in part.sites}
 
 
 def bind(
@@ -128,19 +167,23 @@ def bind(
     """
     if identity is None:
         identity = f"live-{next(_live)}" if live else prefix.digest
+    windowed = _windowed(prefix)
     tensors = {
-        site.name: SiteTensors(key[None], value[None], (prefix.length,), site.window)
+        site.name: SiteTensors(
+            key[None],
+            value[None],
+            (prefix.length,),
+            site.window if windowed else None,
+            (windowed,),
+            None if kept is None else tuple(kept),
+        )
         for site, key, value in zip(_placed(prefix, sites), prefix.keys, prefix.values, strict=True)
     }
-    joint = prefix.meta.softmax == "joint"
     return Bound(
-        sites=tensors if joint else {},
+        parts=(Part(prefix.meta.softmax, tensors),),
         rows=None,
         offset_R=(_offset(prefix),),
-        windowed_R=(_windowed(prefix),),
         identity=identity,
-        own={} if joint else tensors,
-        kept_P=None if kept is None else tuple(kept),
     )
 
 
@@ -154,13 +197,12 @@ def bind_rows(prefixes: Sequence[Prefix | None], sites: Sequence[Site]) -> Bound
     if all(prefix is None for prefix in prefixes):
         raise RowsError("expected a prefix for at least one row; every row has None")
     digests = ",".join("" if p is None else p.digest for p in prefixes)
+    parts = (Part(softmax, _rows_at(prefixes, sites, softmax)) for softmax in SOFTMAX)
     return Bound(
-        sites=_rows_at(prefixes, sites, "joint"),
+        parts=tuple(part for part in parts if part.sites),
         rows=len(prefixes),
         offset_R=tuple(0 if p is None else _offset(p) for p in prefixes),
-        windowed_R=tuple(p is not None and _windowed(p) for p in prefixes),
         identity=hashlib.sha256(digests.encode()).hexdigest(),
-        own=_rows_at(prefixes, sites, "own"),
     )
 
 
@@ -180,15 +222,18 @@ def _rows_at(
         pairs = zip(prefix.keys, prefix.values, strict=True)
         for site, pair in zip(_placed(prefix, sites), pairs, strict=True):
             rows.setdefault(site.name, [None] * len(prefixes))[row] = pair
-    windows = {site.name: site.window for site in sites}
-    return {name: _site_rows(pairs, windows[name]) for name, pairs in rows.items()}
+    windowed = tuple(p is not None and _windowed(p) for p in prefixes)
+    windows = {site.name: site.window if any(windowed) else None for site in sites}
+    return {name: _site_rows(pairs, windows[name], windowed) for name, pairs in rows.items()}
 
 
-def _site_rows(pairs: Sequence[tuple[Tensor, Tensor] | None], window: int | None) -> SiteTensors:
+def _site_rows(
+    pairs: Sequence[tuple[Tensor, Tensor] | None], window: int | None, windowed: tuple[bool, ...]
+) -> SiteTensors:
     keys = [None if pair is None else pair[0] for pair in pairs]
     values = [None if pair is None else pair[1] for pair in pairs]
     lengths = tuple(0 if key is None else int(key.shape[1]) for key in keys)
-    return SiteTensors(_stack(keys), _stack(values), lengths, window)
+    return SiteTensors(_stack(keys), _stack(values), lengths, window, windowed)
 
 
 def _placed(prefix: Prefix, sites: Sequence[Site]) -> list[Site]:

@@ -218,17 +218,18 @@ def _with_prefix(call: _Call, name: str, base: str) -> tuple[Tensor, Tensor | No
     """Attention of a call that the prefixes of its frame join, if there are any."""
     frame, module, mask, kwargs = call.frame, call.module, call.mask, call.kwargs
     site, own = frame.site(name), frame.own(name)
-    apart = None
-    if own is not None:
+    if own:
         _refuse_what_cannot_be_apart(module, kwargs)
-        additive = base == "eager" if mask is None else mask.dtype != torch.bool
-        apart = _apart(call, own, additive)
+    additive = base == "eager" if mask is None else mask.dtype != torch.bool
+    apart = [_apart(call, each, additive) for each in own]
     if site is not None:
         _refuse_what_cannot_be_widened(module, mask, call.query.shape[2], kwargs)
         result = _joint(_with_bias(call, name, site), site)
     else:
         result = call.run()
-    return result if apart is None else _added(apart, result)
+    for each in apart:
+        result = _added(each, result)
+    return result
 
 
 def _joint(call: _Call, site: SiteTensors) -> tuple[Tensor, Tensor | None]:
@@ -237,7 +238,7 @@ def _joint(call: _Call, site: SiteTensors) -> tuple[Tensor, Tensor | None]:
     chosen = frame.rows_are_chosen
     if (
         call.is_plain_sdpa
-        and frame.seen_by_all(site)
+        and site.is_seen_by_all
         and merge_pays(query, key, value, site.key_RHPD, site.value_RHPE, chosen=chosen)
     ):
         prefix = site.like(key, value)

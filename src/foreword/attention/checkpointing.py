@@ -39,8 +39,7 @@ def refuse_reentrant(function: Any, bound: Bound | None) -> None:
     inner = function.inner if isinstance(function, CheckpointInFrame) else function
     if getattr(inner, "keywords", {}).get("use_reentrant") is False or bound is None:
         return
-    sites = (*bound.sites.values(), *bound.own.values())
-    if any(site.key_RHPD.requires_grad or site.value_RHPE.requires_grad for site in sites):
+    if any(site.key_RHPD.requires_grad or site.value_RHPE.requires_grad for site in bound.tensors):
         raise UnsupportedModel(
             "a prefix cannot be trained under reentrant gradient checkpointing, which would give it "
             "no gradient; use gradient_checkpointing_kwargs={'use_reentrant': False} (from "

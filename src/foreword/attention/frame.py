@@ -67,12 +67,12 @@ class Frame:
     _made: dict[tuple[int, object], tuple[Tensor | None, Any]] = field(default_factory=dict)
 
     def site(self, name: str) -> SiteTensors | None:
-        """The prefix at the named site, if one is bound there."""
-        return None if self.bound is None else self.bound.sites.get(name)
+        """What shares the text's softmax at the named site, if anything is bound there."""
+        return None if self.bound is None else self.bound.joint(name)
 
-    def own(self, name: str) -> SiteTensors | None:
-        """The prefix with a softmax of its own at the named site, if one is bound there."""
-        return None if self.bound is None else self.bound.own.get(name)
+    def own(self, name: str) -> list[SiteTensors]:
+        """What has a softmax of its own at the named site."""
+        return [] if self.bound is None else self.bound.own(name)
 
     def note(self, call: AttentionCall) -> None:
         """Count a site as called, and show the call to who observes."""
@@ -96,7 +96,7 @@ class Frame:
         def make() -> Tensor:
             return join_columns(self.columns(site, mask.shape[2], mask.device), mask)
 
-        return self.once(mask, ("widened", self._window(site), site.length_R), make)
+        return self.once(mask, ("widened", site.window, site.length_R), make)
 
     def widened_bias(self, name: str, bias: Tensor, site: SiteTensors, queries: int) -> Tensor:
         """A learned bias (B or 1, H, Q, K) with the prefix's columns in front, made once a frame.
@@ -154,13 +154,8 @@ class Frame:
 
         if mask is None and self.filled(site, like.device) is None:
             return None
-        tag = ("joint", self._window(site), site.length_R, like.shape[2], like.dtype)
+        tag = ("joint", site.window, site.length_R, like.shape[2], like.dtype)
         return self.once(mask, tag, make)
-
-    def _window(self, site: SiteTensors) -> int | None:
-        """The window that drops virtual tokens at the site, if one does."""
-        assert self.bound is not None
-        return site.window if any(self.bound.windowed_R) else None
 
     def places(self, site: SiteTensors, device: torch.device) -> Tensor:
         """Where virtual tokens stand before the text's position 0: int64 (B or 1, P).
@@ -178,13 +173,13 @@ class Frame:
         """Which virtual tokens each query sees: boolean (B or 1, 1, Q or 1, P)."""
         bound = self.bound
         assert bound is not None
-        window, width = self._window(site), site.key_RHPD.shape[2]
-        if window is None and bound.rows is None and bound.kept_P is None:
+        window, width = site.window, site.key_RHPD.shape[2]
+        if window is None and bound.rows is None and site.kept_P is None:
             return torch.ones(1, 1, 1, width, dtype=torch.bool, device=device)
         length_R = torch.tensor(site.length_R, device=device)
         seen_R1QP = filled_columns(width, length_R)
-        if bound.kept_P is not None:
-            seen_R1QP = seen_R1QP & torch.tensor(bound.kept_P, device=device)
+        if site.kept_P is not None:
+            seen_R1QP = seen_R1QP & torch.tensor(site.kept_P, device=device)
         if window is None:
             return self._per_row(seen_R1QP)
         if self.text_positions_BQ is None:
@@ -195,7 +190,7 @@ class Frame:
         place_BP = self._per_row(virtual_places(width, length_R))
         # Layers that reuse the keys of others may be asked for the last queries only (gemma4).
         near_B1QP = within_window(self._slots(queries).to(device), place_BP, window)
-        free_R111 = ~torch.tensor(bound.windowed_R, device=device)[:, None, None, None]
+        free_R111 = ~torch.tensor(site.windowed_R, device=device)[:, None, None, None]
         return self._per_row(seen_R1QP) & (near_B1QP | self._per_row(free_R111))
 
     def _per_row(self, tensor_R: Tensor) -> Tensor:
@@ -221,11 +216,6 @@ class Frame:
         batch = key.shape[0]
         key_BHPD = self._per_row(key_RHPD).expand(batch, -1, -1, -1)
         return key_BHPD, self._per_row(value_RHPE).expand(batch, -1, -1, -1)
-
-    def seen_by_all(self, site: SiteTensors) -> bool:
-        """Whether every query of a row sees the row's whole prefix."""
-        assert self.bound is not None
-        return self._window(site) is None and self.bound.kept_P is None
 
     def filled(self, site: SiteTensors, device: torch.device) -> Tensor | None:
         """Which columns hold a virtual token: boolean (R, 1, 1, P), or None where all do."""

@@ -155,7 +155,7 @@ def check_windows(
     Raises:
         UnsupportedModel: It is cut into chunks.
     """
-    if bound is None or not any(bound.windowed_R):
+    if bound is None or not bound.is_windowed:
         return
     if any(_is_chunked(config) for config in configs):
         raise UnsupportedModel(

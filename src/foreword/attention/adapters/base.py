@@ -88,7 +88,7 @@ class Adapter:
             return None
         frame, name = frame_of(module)
         site = frame.site(name)
-        if frame.own(name) is not None:
+        if frame.own(name):
             raise no_softmax_of_its_own(module)
         if self.changes_module:
             self._turn.take(module)

@@ -50,7 +50,7 @@ class MPNet:
         frame, name = frame_of(module)
         frame.note(AttentionCall(name, key, value, None, query.shape[2]))
         site = frame.site(name)
-        if frame.own(name) is not None:
+        if frame.own(name):
             raise no_softmax_of_its_own(module)
         if site is not None:
             assert attention_mask is not None

@@ -37,7 +37,7 @@ class Bank:
     def bound(self, prefixes: Sequence[Prefix | None]) -> Bound:
         """What rows with these prefixes, which are held, attend to."""
         if self._stack is None or all(prefix is None for prefix in prefixes):
-            return Bound({}, None, (0,), (False,), IDENTITY)
+            return Bound((), None, (0,), IDENTITY)
         place = {digest: row for row, digest in enumerate(self._digests)}
         none = len(self._digests)
         rows = tuple(none if p is None else place[p.digest] for p in prefixes)

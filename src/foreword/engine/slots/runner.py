@@ -52,7 +52,7 @@ more, whose rows are all alike, so in bfloat16 a request alone would round other
 ROOMS = (32, 64)
 """Rooms of its slots: rows on two shelves are proven as well."""
 
-NONE = Bound({}, None, (0,), (False,), IDENTITY)
+NONE = Bound((), None, (0,), IDENTITY)
 """What a pass over flattened tokens is bound to: its segments have the prefixes."""
 
 EXACT, ROUNDED = 1e-4, 2**-4
