@@ -339,8 +339,8 @@ class Backbone:
     def shifted(self, prefix: Prefix, by: int) -> Prefix:
         """The same prefix with the keys that it would have `by` positions later; see `moved`.
 
-        Its start moves along. Where positions are in no rotation of the keys and tokens have the same keys
-        at every place (ALiBi), nothing changes.
+        Its start moves along. Where tokens have the same keys at every place, as under ALiBi, nothing
+        changes.
 
         Raises:
             MismatchError: The prefix does not fit this backbone.
