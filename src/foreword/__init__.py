@@ -11,9 +11,10 @@ from foreword.lazy import offer
 from foreword.version import __version__
 
 if TYPE_CHECKING:
-    from foreword.backbone import Backbone, OtherWeights, attach, detach, load
+    from foreword.arithmetic import concat
+    from foreword.backbone import Backbone, OtherWeights, attach, cascade, detach, load
     from foreword.data import Task, read_rows
-    from foreword.description import PrefixMeta, Site
+    from foreword.description import Piece, PrefixMeta, Site
     from foreword.errors import ForewordError
     from foreword.evaluate import Evaluation, LabelEvaluation, evaluate
     from foreword.format import load as load_prefix
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         TrainSettings,
         attach_trainable,
         train,
+        with_start,
     )
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "LabelEvaluation",
     "NotInPeft",
     "OtherWeights",
+    "Piece",
     "Prefix",
     "PrefixMeta",
     "PrefixStore",
@@ -56,6 +59,8 @@ __all__ = [
     "__version__",
     "attach",
     "attach_trainable",
+    "cascade",
+    "concat",
     "detach",
     "evaluate",
     "export_peft",
@@ -70,6 +75,7 @@ __all__ = [
     "read_rows",
     "save_prefix",
     "train",
+    "with_start",
 ]
 
 offer(
@@ -83,6 +89,7 @@ offer(
         "LabelEvaluation": "foreword.evaluate",
         "NotInPeft": "foreword.peft",
         "OtherWeights": "foreword.backbone",
+        "Piece": "foreword.description",
         "Prefix": "foreword.prefix",
         "PrefixMeta": "foreword.description",
         "PrefixStore": "foreword.store",
@@ -94,6 +101,8 @@ offer(
         "TrainingStopped": "foreword.train",
         "attach": "foreword.backbone",
         "attach_trainable": "foreword.train",
+        "cascade": "foreword.backbone",
+        "concat": "foreword.arithmetic",
         "detach": "foreword.backbone",
         "evaluate": "foreword.evaluate",
         "export_peft": "foreword.peft",
@@ -108,5 +117,6 @@ offer(
         "read_rows": "foreword.data",
         "save_prefix": "foreword.format:save",
         "train": "foreword.train",
+        "with_start": "foreword.train",
     },
 )
