@@ -43,7 +43,7 @@ def plus(one: P, other: P, weight: float) -> P:
         )
     of = merged([*terms(one.meta, one.digest), *terms(other.meta, other.digest, weight)])
     meta = composed(one.meta, "sum", of, begun(one.meta, one.length))
-    every = zip(one.tensors, other.tensors, _tensors_of_start(start, one), strict=True)
+    every = zip(one.tensors, other.tensors, _rounded_start(start, other), strict=True)
     made = [_combined(a, [(1.0, a), (weight, b), (-weight, s)]) for a, b, s in every]
     return _rebuilt(one, made, meta, start, what)
 
@@ -58,7 +58,7 @@ def scaled(prefix: P, weight: float) -> P:
         raise PrefixError(NO_START.format(what, "given"))
     of = terms(prefix.meta, prefix.digest, weight)
     meta = composed(prefix.meta, "sum", of, begun(prefix.meta, prefix.length))
-    pairs = zip(prefix.tensors, _tensors_of_start(prefix.start, prefix), strict=True)
+    pairs = zip(prefix.tensors, _rounded_start(prefix.start, prefix), strict=True)
     made = [_combined(a, [(weight, a), (1 - weight, s)]) for a, s in pairs]
     return _rebuilt(prefix, made, meta, prefix.start, what)
 
@@ -108,22 +108,28 @@ def _rebuilt(like: P, tensors: Sequence[Tensor], meta: PrefixMeta, start: P | No
 
 def _tensors_of_start(start: Composable, prefix: Composable) -> tuple[Tensor, ...]:
     """The start's tensors, one for each of the prefix's; a head starts at zero if it had none."""
-    if prefix.head is None:
-        return (*start.keys, *start.values)
-    if start.head is not None and start.head.labels == prefix.head.labels:
-        return start.tensors
-    return (*start.keys, *start.values, *map(torch.zeros_like, prefix.head.tensors))
+    own: tuple[Tensor, ...] = ()
+    if prefix.head is not None:
+        same = start.head is not None and start.head.labels == prefix.head.labels
+        head = start.head if same else None
+        own = head.tensors if head else tuple(map(torch.zeros_like, prefix.head.tensors))
+    return (*start.keys, *start.values, *own)
+
+
+def _rounded_start(start: Composable, prefix: Composable) -> tuple[Tensor, ...]:
+    """The same, rounded as the prefix was, so that one which learned nothing learned exactly nothing."""
+    return tuple(tensor.to(prefix.dtype) for tensor in _tensors_of_start(start, prefix))
 
 
 def _same_start(one: P, other: P) -> P | None:
     """The start of two prefixes; None where they differ, or one is not known."""
     if one.start is None or other.start is None:
         return None
-    pairs = zip(
-        _tensors_of_start(one.start, one), _tensors_of_start(other.start, other), strict=True
-    )
-    same = one.start is other.start or all(_equal(a, b) for a, b in pairs)
-    return one.start if same else None
+    if one.start is other.start:
+        return one.start
+    starts = _tensors_of_start(one.start, one), _tensors_of_start(other.start, other)
+    pairs = zip(*starts, strict=True)
+    return one.start if all(_equal(a, b) for a, b in pairs) else None
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
