@@ -204,3 +204,8 @@ def test_what_has_no_start_says_why(tiny: foreword.Backbone, rows: Rows, tmp_pat
         part = rf"has {length} virtual tokens at 3 sites.*has 6 at 3: they are not of one training"
         with pytest.raises(PrefixError, match=part):
             foreword.with_start(tiny, other)
+    beyond = loaded(a, tmp_path).with_meta(recipe={**a.meta.recipe, "layers": "9"})
+    with pytest.raises(
+        PrefixError, match="cannot be recomputed: layers '9': the backbone's decoder"
+    ):
+        foreword.with_start(tiny, beyond)

@@ -20,6 +20,7 @@ from foreword.errors import (
     MismatchError,
     PrefixError,
     StoreError,
+    TrainingError,
 )
 from foreword.head import Head
 from foreword.prefix import Prefix, check_prefix
@@ -39,11 +40,12 @@ def with_start(
 ) -> Prefix:
     """The same prefix with its field `start`, which sums of prefixes need, and which no file holds.
 
-    It is recomputed from the recipe, with one forward pass at most: keys and values of the text that
+    It is recomputed from the recipe, with a few forward passes at most: keys and values of the text that
     training started from, say. For a sum of prefixes, or a slice of one, the recipe says it too.
 
     Args:
-        backbone: The backbone that it was trained on, with the same weights.
+        backbone: The backbone that it was trained on, with the same weights, and in the same dtype: in
+            another the start of a text is rounded otherwise.
         prefix: A prefix that `foreword.train` gave, or a sum or slice of such.
         rows: The training rows, where it started from demonstrations; else they are not looked at.
         store: Where a prefix that it started from is looked up; by default the user's store.
@@ -72,7 +74,7 @@ def with_start(
     given = _rows(settings, rows)
     try:
         first = start(backbone, settings, given, store)
-    except (StoreError, FormatError, MismatchError) as error:
+    except (StoreError, FormatError, MismatchError, TrainingError) as error:
         raise PrefixError(f"the prefix's start cannot be recomputed: {error}") from error
     _check_parent(settings, first, record["parents"])
     if settings.init == "demonstrations":
