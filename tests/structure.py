@@ -14,9 +14,9 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src/foreword"
 LAYERS = (
     "errors version lazy notices interrupt progress arguments options fallbacks files reach",
-    "description described header versions outline",
+    "description described header versions outline branches",
     "head",
-    "prefix",
+    "prefix mixture",
     "describe",
     "format",
     "store outlines",

@@ -1,0 +1,120 @@
+"""`Mixture`: several prefixes, and the frozen model, whose next-token probabilities are multiplied.
+
+Shapes: V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foreword.arguments import expect
+from foreword.branches import Branch, branches_of
+from foreword.errors import DataError
+from foreword.prefix import Prefix, check_prefix
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """Prefixes with weights w, whose log-probabilities of the next token are mixed.
+
+    log p = (1 - sum w) log p(frozen model) + sum w_i log p(prefix i), renormalised.
+
+    Weights are any numbers: one prefix at 1.5 is pushed beyond itself (classifier-free guidance, Sanchez
+    et al., 2023, arXiv 2306.17806), one at -0.5 is steered away from (DExperts, Liu et al., 2021, arXiv
+    2105.03023, eq. 2). Equal prefixes are one branch, and a branch that counts 0 is not computed, so
+    ``((1, a), (0, b))`` is ``a`` to the last bit. Each branch costs a forward pass per token.
+
+    The first prefix that takes part is the leading one: templates, and how texts begin and end, are
+    those of its training.
+
+    Attributes:
+        parts: Weights and prefixes, 1 to 8 of them.
+
+    Raises:
+        DataError: A weight is not a finite number, or there are too many parts, or none.
+        PrefixError: What stands for a prefix is none.
+
+    Examples:
+        >>> mixture = foreword.Mixture(((1.0, formal), (-0.5, toxic)))  # doctest: +SKIP
+        >>> foreword.generate(backbone, ["Dear"], mixture)  # doctest: +SKIP
+    """
+
+    parts: tuple[tuple[float, Prefix], ...]
+
+    def __post_init__(self) -> None:
+        expected = "pairs of a weight and a Prefix, such as ((1.0, a), (-0.5, b))"
+        expect("parts", self.parts, Sequence, expected, DataError)
+        parts = tuple(self.parts)
+        if not parts:
+            raise DataError("a mixture needs at least one prefix; found none")
+        for part in parts:
+            if not isinstance(part, tuple | list) or len(part) != 2:
+                raise DataError(f"parts must be {expected}; found {part!r} among them")
+            check_prefix(part[1], "a mixture's prefix")
+        object.__setattr__(self, "parts", tuple((weight, one) for weight, one in parts))
+        _ = self.branches
+
+    @cached_property
+    def branches(self) -> tuple[Branch[Prefix], ...]:
+        """The forward passes that it takes, at least one; the frozen model's comes last."""
+        return branches_of(self.parts, lambda one: one.digest)
+
+    @property
+    def prefix(self) -> Prefix | None:
+        """The leading prefix; None where the frozen model alone takes part."""
+        return self.branches[0].under
+
+    @property
+    def coefficients(self) -> tuple[float, ...]:
+        """What each branch's log-probabilities are multiplied by; they add up to 1."""
+        return tuple(one.coefficient for one in self.branches)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over weights and prefixes, as hexadecimal."""
+        total = hashlib.sha256(b"mixture")
+        for weight, one in self.parts:
+            total.update(struct.pack("<d", weight))
+            total.update(bytes.fromhex(one.digest))
+        return total.hexdigest()
+
+
+def plain_or_mixed(given: Any) -> Prefix | Mixture | None:
+    """A prefix, a mixture or None; a mixture of one branch is what that branch runs under.
+
+    Raises:
+        PrefixError: It is none of them.
+    """
+    if isinstance(given, Mixture):
+        return given if len(given.branches) > 1 else given.prefix
+    if given is not None:
+        check_prefix(given)
+    return given  # type: ignore[no-any-return]
+
+
+def combined(logprobs: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
+    """The sum of log-probabilities (..., V), each times its coefficient: logits of a mixture.
+
+    A token that a branch rules out (-inf) stays ruled out, whatever its coefficient.
+
+    Args:
+        logprobs: Per branch, float32.
+        coefficients: As many numbers.
+
+    Returns:
+        Float32 (..., V), not normalised.
+    """
+    total = coefficients[0] * logprobs[0]
+    ruled_out = logprobs[0].isneginf()
+    for coefficient, each in zip(coefficients[1:], logprobs[1:], strict=True):
+        total.add_(each, alpha=coefficient)
+        ruled_out |= each.isneginf()
+    return total.masked_fill_(ruled_out, -torch.inf)
