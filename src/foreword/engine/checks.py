@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 from foreword.described import Described
-from foreword.engine.request import Request
+from foreword.engine.protocol import EngineClient
+from foreword.engine.request import NotServed, Request, Weighted, branches_for
 from foreword.errors import DataError, TooLong
 from foreword.prefix import Prefix, check_prefix
 
@@ -58,3 +60,49 @@ def check_tokens(request: Request, vocabulary: int) -> None:
     wrong = next((token for token in named if not 0 <= token < vocabulary), None)
     if wrong is not None:
         raise DataError(f"token {wrong} is not in the vocabulary of {vocabulary}")
+
+
+def room_of(engine: EngineClient, size: int, prefixes: Sequence[Weighted]) -> int:
+    """Tokens that the context leaves after a prompt of `size` tokens behind a request's prefixes.
+
+    Args:
+        engine: The engine.
+        size: Tokens of the prompt.
+        prefixes: Those of the request, as in `Request.prefixes`.
+
+    Raises:
+        TooLong: None.
+    """
+    return min(engine.room(size, one) for one in _each(prefixes))
+
+
+def left_of(engine: EngineClient, size: int, prefixes: Sequence[Weighted]) -> int:
+    """Tokens that the engine's memory leaves after a prompt of `size` tokens in each row of a request."""
+    each = _each(prefixes)
+    if len(each) == 1:
+        return engine.left(size, each[0])
+    whole = engine.left(0, None)
+    taken = sum(whole - engine.left(size + 1, one) for one in each)  # one more: a branch's own BOS
+    return (whole - taken) // len(each)
+
+
+def _each(prefixes: Sequence[Weighted]) -> list[Described | None]:
+    """What the branches of a request run under."""
+    branches = branches_for(prefixes)
+    return [None if branch.under is None else branch.under.prefix for branch in branches]
+
+
+def refuse_mixture(request: Request) -> None:
+    """Check that a request has one prefix as it is, or none, for engines that serve nothing else.
+
+    Raises:
+        NotServed: It has several, or a weight or a strength other than 1.
+    """
+    instead = "is not served by vLLM; use Foreword's own engine (--engine embedded)"
+    if len(request.prefixes) > 1:
+        raise NotServed("prefixes", f"a mixture of {len(request.prefixes)} prefixes {instead}")
+    for one in request.prefixes:
+        if one.weight != 1:
+            raise NotServed("weight", f"a prefix at weight {one.weight:g} {instead}")
+        if one.strength != 1:
+            raise NotServed("strength", f"a prefix at strength {one.strength:g} {instead}")

@@ -136,6 +136,18 @@ class Weighted:
         check_finite("strength", self.strength)
 
 
+def branches_for(prefixes: Sequence[Weighted]) -> tuple[Branch[Weighted], ...]:
+    """The forward passes that prefixes with weights take: each prefix once, and the backbone alone.
+
+    Raises:
+        DataError: There are too many prefixes, or their weights add up to no number.
+    """
+    if len(prefixes) == 1 and prefixes[0].weight == 1:
+        return (Branch(1.0, prefixes[0]),)
+    pairs = ((one.weight, one) for one in prefixes)
+    return branches_of(pairs, lambda one: (one.prefix.digest, one.strength))
+
+
 @dataclass(frozen=True)
 class Request:
     """A prompt, its prefixes, and how to go on from it.
@@ -169,10 +181,7 @@ class Request:
     @cached_property
     def branches(self) -> tuple[Branch[Weighted], ...]:
         """The forward passes that its tokens are chosen by, at least one."""
-        if len(self.prefixes) == 1 and self.prefixes[0].weight == 1:
-            return (Branch(1.0, self.prefixes[0]),)
-        pairs = ((one.weight, one) for one in self.prefixes)
-        return branches_of(pairs, lambda one: (one.prefix.digest, one.strength))
+        return branches_for(self.prefixes)
 
     @property
     def leading(self) -> Weighted | None:
