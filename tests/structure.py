@@ -25,7 +25,7 @@ LAYERS = (
     "backbone",
     "peft data",
     "tasks",
-    "prompts train generate predict engine",
+    "prompts train mixing generate predict engine",
     "evaluate",
     "card",
     "hub",

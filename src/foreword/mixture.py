@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -100,21 +100,22 @@ def plain_or_mixed(given: Any) -> Prefix | Mixture | None:
     return given  # type: ignore[no-any-return]
 
 
-def combined(logprobs: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
+def combined(logprobs: Iterable[Tensor], coefficients: Sequence[float]) -> Tensor:
     """The sum of log-probabilities (..., V), each times its coefficient: logits of a mixture.
 
     A token that a branch rules out (-inf) stays ruled out, whatever its coefficient.
 
     Args:
-        logprobs: Per branch, float32.
-        coefficients: As many numbers.
+        logprobs: Per branch, float32; of an iterator one is in memory at a time.
+        coefficients: As many numbers, at least one.
 
     Returns:
         Float32 (..., V), not normalised.
     """
-    total = coefficients[0] * logprobs[0]
-    ruled_out = logprobs[0].isneginf()
-    for coefficient, each in zip(coefficients[1:], logprobs[1:], strict=True):
+    every = zip(coefficients, logprobs, strict=True)
+    coefficient, first = next(every)
+    total, ruled_out = coefficient * first, first.isneginf()
+    for coefficient, each in every:
         total.add_(each, alpha=coefficient)
         ruled_out |= each.isneginf()
     return total.masked_fill_(ruled_out, -torch.inf)

@@ -90,7 +90,9 @@ def under_bos(
     was, becomes = (backbone.bos if one is None else one.meta.bos for one in (made_for, prefix))
     start = getattr(backbone.tokenizer, "bos_token_id", None)
     given = list(ids)
-    if start is None or was == becomes or "input" not in (was, becomes):
+    if start is None or backbone.kind != "decoder" or "input" not in (was, becomes):
+        return given
+    if was == becomes:
         return given
     begins = given[:1] == [start]
     if becomes == "input":

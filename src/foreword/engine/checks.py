@@ -77,7 +77,7 @@ def room_of(engine: EngineClient, size: int, prefixes: Sequence[Weighted]) -> in
 
 
 def left_of(engine: EngineClient, size: int, prefixes: Sequence[Weighted]) -> int:
-    """Tokens that the engine's memory leaves after a prompt of `size` tokens in each row of a request."""
+    """Tokens that memory leaves after a prompt of `size` tokens, in each row of a request."""
     each = _each(prefixes)
     if len(each) == 1:
         return engine.left(size, each[0])
