@@ -17,9 +17,9 @@ from foreword.evaluate import evaluate
 from foreword.generate import GenerateOptions, generate
 from foreword.mixture import Mixture
 from foreword.prefix import Prefix
+from tests.backbone.test_decoding import tiny_bart
 from tests.conftest import byte_tokenizer, tiny_model
 from tests.evaluate.test_run import figures
-from tests.kinds.test_generate import tiny_bart
 from tests.mixed_passes import formula, said
 
 TASK = Task("{mr} ->", " {ref}")
