@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from tokenizers.processors import TemplateProcessing
 import foreword
 from foreword.branches import MOST, Branch, branches_of
 from foreword.engine import Engine, Limits, Request, Weighted
-from foreword.engine.slots.job import Job
+from foreword.engine.slots.job import Job, Mix
 from foreword.engine.slots.runner import Row, Runner
 from foreword.errors import DataError
 from foreword.prefix import Prefix
@@ -197,6 +198,23 @@ def test_a_mixture_of_one_is_that_one_bit_for_bit(
         rows.clear()
         engine.generate([mix(prompt, (0.7, one), (0.2, two), (0.1, one))])
         assert set(rows) == {2}
+
+
+def test_branches_are_added_in_their_order_whoever_comes_first() -> None:
+    """Sums of float32 in another order are other bits, and so other tokens."""
+    coefficients = (0.9, -1.7, 1.1, 0.7)
+    logits = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0))
+    found = []
+    for order in itertools.permutations(range(4)):
+        one = Mix(coefficients)
+        *early, last = [one.hear(branch, logits[branch]) for branch in order]
+        assert early == [None] * 3
+        assert last is not None
+        assert not one.said
+        found.append(last)
+    assert all(torch.equal(found[0], each) for each in found)
+    expected = torch.tensor(coefficients, dtype=torch.float64) @ logits.double().log_softmax(dim=-1)
+    torch.testing.assert_close(found[0].double(), expected, atol=1e-5, rtol=0)
 
 
 # -- beside others -------------------------------------------------------------------------------

@@ -242,7 +242,7 @@ def test_no_slot_keeps_what_is_not_a_number(
     wild = Prefix(prefixes[0].sites, prefixes[0].keys, values, prefixes[0].meta)
     requests = [ask([3 + index], max_tokens=3) for index in range(SMALL.rows)]
     with Engine(backbone, SMALL) as engine:
-        bad = engine.generate([mix([3, 4], (0.4, wild), (0.3, prefixes[2])) for _ in range(3)])
+        bad = engine.generate([mix([3, 4], (0.3, prefixes[2]), (0.4, wild)) for _ in range(3)])
         found = engine.generate(requests)
     assert {(one.finish, one.error) for one in bad} == {
         ("error", "the model's logits are not numbers")
