@@ -15,7 +15,7 @@ SOURCE = ROOT / "src/foreword"
 LAYERS = (
     "errors version lazy notices interrupt progress arguments options fallbacks files reach",
     "description described header versions outline branches",
-    "head",
+    "head arithmetic",
     "prefix mixture",
     "describe",
     "format",

@@ -11,9 +11,10 @@ from foreword.lazy import offer
 from foreword.version import __version__
 
 if TYPE_CHECKING:
-    from foreword.backbone import Backbone, OtherWeights, attach, detach, load
+    from foreword.arithmetic import concat
+    from foreword.backbone import Backbone, OtherWeights, attach, cascade, detach, load
     from foreword.data import Task, read_rows
-    from foreword.description import PrefixMeta, Site
+    from foreword.description import Piece, PrefixMeta, Site
     from foreword.errors import ForewordError
     from foreword.evaluate import Evaluation, LabelEvaluation, evaluate
     from foreword.format import load as load_prefix
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         TrainSettings,
         attach_trainable,
         train,
+        with_start,
     )
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "Mixture",
     "NotInPeft",
     "OtherWeights",
+    "Piece",
     "Prefix",
     "PrefixMeta",
     "PrefixStore",
@@ -58,6 +61,8 @@ __all__ = [
     "__version__",
     "attach",
     "attach_trainable",
+    "cascade",
+    "concat",
     "detach",
     "evaluate",
     "export_peft",
@@ -72,6 +77,7 @@ __all__ = [
     "read_rows",
     "save_prefix",
     "train",
+    "with_start",
 ]
 
 offer(
@@ -86,6 +92,7 @@ offer(
         "Mixture": "foreword.mixture",
         "NotInPeft": "foreword.peft",
         "OtherWeights": "foreword.backbone",
+        "Piece": "foreword.description",
         "Prefix": "foreword.prefix",
         "PrefixMeta": "foreword.description",
         "PrefixStore": "foreword.store",
@@ -97,6 +104,8 @@ offer(
         "TrainingStopped": "foreword.train",
         "attach": "foreword.backbone",
         "attach_trainable": "foreword.train",
+        "cascade": "foreword.backbone",
+        "concat": "foreword.arithmetic",
         "detach": "foreword.backbone",
         "evaluate": "foreword.evaluate",
         "export_peft": "foreword.peft",
@@ -111,5 +120,6 @@ offer(
         "read_rows": "foreword.data",
         "save_prefix": "foreword.format:save",
         "train": "foreword.train",
+        "with_start": "foreword.train",
     },
 )
