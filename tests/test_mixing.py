@@ -21,6 +21,7 @@ from foreword.generate import GenerateOptions, generate, generate_ids
 from foreword.mixing import Mixing, encoder_under, processors, rows_under
 from foreword.mixture import Mixture
 from foreword.prefix import Prefix
+from foreword.prompts import task_of
 from tests.conftest import byte_tokenizer, tiny_model
 from tests.kinds.families import ENCODER_DECODERS
 from tests.kinds.families import Family as OtherFamily
@@ -214,6 +215,16 @@ def test_the_leading_prefix_says_how_texts_begin(
     led = generate(spelled, INPUTS, Mixture(((0.7, asks), (0.6, b))), SHORT)
     assert led == generate(spelled, rows, Mixture(((0.7, a), (0.6, b))), SHORT)
     assert led != generate(spelled, INPUTS, Mixture(((0.6, b), (0.7, asks))), SHORT)
+
+
+def test_a_prefix_that_stands_for_a_mixture_is_mixed(
+    spelled: foreword.Backbone, prefixes: list[Prefix], mixture: Mixture
+) -> None:
+    """And not attended to as a whole."""
+    a, b = prefixes
+    stands = foreword.concat(a.strength(1.3), b.strength(-0.6), combination="logits")
+    assert task_of(stands) == PLAIN
+    assert generate(spelled, INPUTS, stands, SHORT) == generate(spelled, INPUTS, mixture, SHORT)
 
 
 def begun() -> foreword.Backbone:

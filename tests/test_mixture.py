@@ -10,7 +10,7 @@ import torch
 
 import foreword
 from foreword.errors import DataError, PrefixError
-from foreword.mixture import Mixture, combined, plain_or_mixed
+from foreword.mixture import Mixture, combined, opened, plain_or_mixed
 from foreword.prefix import Prefix
 
 NONE = -torch.inf
@@ -45,6 +45,23 @@ def test_a_mixture_of_one_branch_is_that_branch(two: tuple[Prefix, Prefix]) -> N
     assert plain_or_mixed(mixture) is mixture
     with pytest.raises(PrefixError, match="prefix must be a Prefix"):
         plain_or_mixed("a")
+
+
+def test_a_prefix_may_stand_for_a_mixture(two: tuple[Prefix, Prefix]) -> None:
+    a, b = two
+    stands = foreword.concat(a.strength(1.5), b.strength(-0.25), combination="logits")
+    found = Mixture.of(stands)
+    assert found is Mixture.of(stands) is opened(stands)
+    assert found.coefficients == (1.5, -0.25, -0.25)
+    for (_, part), prefix in zip(found.parts, two, strict=True):
+        assert not part.meta.pieces
+        for own, expected in zip(part.tensors, prefix.tensors, strict=True):
+            assert torch.equal(own, expected)
+    assert Mixture.of(stands.strength(0.5)).coefficients == (0.75, -0.125, 0.375)
+    assert plain_or_mixed(Mixture.of(a)) is a
+    assert opened(a) is a
+    with pytest.raises(PrefixError, match="prefix must be a Prefix"):
+        Mixture.of("a")  # type: ignore[arg-type]
 
 
 def test_its_digest_tells_weights_prefixes_and_their_order_apart(

@@ -22,7 +22,7 @@ from foreword.data.template import as_row
 from foreword.data.written import Written, written_for
 from foreword.errors import DataError
 from foreword.mixing import check_branches, encoder_under, leading, processors
-from foreword.mixture import Mixture, plain_or_mixed
+from foreword.mixture import Mixture, opened, plain_or_mixed
 from foreword.options import GenerateOptions
 from foreword.prefix import Prefix
 from foreword.progress import Watch, unwatched
@@ -95,6 +95,7 @@ def generated(
 ) -> list[list[Generated]]:
     """As `generate`, where each text says why it ends."""
     check_backbone(backbone)
+    prefix = opened(prefix)
     if isinstance(prefix, Mixture):
         check_branches(backbone, prefix, strict=strict)
         like = like or prefix.parts[0][1]

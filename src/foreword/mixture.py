@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from foreword.arguments import expect
 from foreword.branches import Branch, branches_of
+from foreword.described import Described
 from foreword.errors import DataError
 from foreword.prefix import Prefix, check_prefix
 
@@ -62,6 +64,23 @@ class Mixture:
         object.__setattr__(self, "parts", tuple((weight, one) for weight, one in parts))
         _ = self.branches
 
+    @classmethod
+    def of(cls, prefix: Prefix) -> Mixture:
+        """The mixture that a prefix of combination ``logits`` stands for: its pieces, as they count.
+
+        Any other prefix is a mixture of itself alone.
+
+        Raises:
+            DataError: It has too many pieces.
+        """
+        check_prefix(prefix)
+        if not is_mixture(prefix):
+            return cls(((1.0, prefix),))
+        if prefix not in _opened:  # whose digests would else be computed for each request
+            weights = (piece.strength for piece in prefix.meta.pieces)
+            _opened[prefix] = cls(tuple(zip(weights, prefix.split(), strict=True)))
+        return _opened[prefix]
+
     @cached_property
     def branches(self) -> tuple[Branch[Prefix], ...]:
         """The forward passes that it takes, at least one; the frozen model's comes last."""
@@ -85,6 +104,20 @@ class Mixture:
             total.update(struct.pack("<d", weight))
             total.update(bytes.fromhex(one.digest))
         return total.hexdigest()
+
+
+_opened: weakref.WeakKeyDictionary[Prefix, Mixture] = weakref.WeakKeyDictionary()
+"""By prefix the mixture that it stands for."""
+
+
+def is_mixture(prefix: Described) -> bool:
+    """Whether a prefix stands for a mixture of its pieces."""
+    return prefix.meta.combination == "logits"
+
+
+def opened(given: Any) -> Any:
+    """What was given, but of a prefix that stands for a mixture that mixture."""
+    return Mixture.of(given) if isinstance(given, Prefix) and is_mixture(given) else given
 
 
 def plain_or_mixed(given: Any) -> Prefix | Mixture | None:

@@ -217,6 +217,24 @@ def test_branches_are_added_in_their_order_whoever_comes_first() -> None:
     torch.testing.assert_close(found[0].double(), expected, atol=1e-5, rtol=0)
 
 
+def test_a_prefix_that_stands_for_a_mixture_is_served_as_one(
+    backbone: foreword.Backbone, prefixes: list[Prefix]
+) -> None:
+    one, two, three, _ = prefixes
+    stands = foreword.concat(one.strength(1.2), two.strength(-0.5), combination="logits")
+    options = {"temperature": 1.0, "seed": 2, "max_tokens": 40}
+    with Engine(backbone, SMALL) as engine:
+        found = engine.generate(
+            [
+                mix([7, 8], (1, stands), **options),
+                mix([7, 8], (1.2, one), (-0.5, two), **options),
+                mix([7, 8], (0.5, stands), (0.5, three), **options),
+                mix([7, 8], (0.6, one), (-0.25, two), (0.5, three), **options),
+            ]
+        )
+    assert found[0].tokens == found[1].tokens != found[2].tokens == found[3].tokens
+
+
 # -- beside others -------------------------------------------------------------------------------
 
 

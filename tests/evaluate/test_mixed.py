@@ -73,6 +73,18 @@ def test_a_mixture_of_one_branch_has_that_ones_figures(
     assert none.outputs == none.base_outputs == own.base_outputs
 
 
+def test_a_prefix_that_stands_for_a_mixture_has_the_mixtures_figures(
+    tiny: foreword.Backbone, prefixes: list[Prefix], rows: list[dict[str, str]]
+) -> None:
+    a, b = prefixes
+    stands = foreword.concat(a.strength(1.2), b.strength(-0.4), combination="logits")
+    own = evaluate(tiny, Mixture(((1.2, a), (-0.4, b))), rows, options=OPTIONS)
+    found = evaluate(tiny, stands.with_meta(recipe=TASK.as_json()), rows, options=OPTIONS)
+    assert figures(found.prefix) == figures(own.prefix)
+    assert found.outputs == own.outputs
+    assert found.digest == stands.with_meta(recipe=TASK.as_json()).digest
+
+
 def test_each_branch_is_scored_with_the_bos_that_its_prefix_leaves_to_the_input(
     rows: list[dict[str, str]],
 ) -> None:

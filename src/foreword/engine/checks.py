@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 from foreword.described import Described
 from foreword.engine.protocol import EngineClient
 from foreword.engine.request import NotServed, Request, Weighted, branches_for
 from foreword.errors import DataError, TooLong
+from foreword.mixture import Mixture, is_mixture
 from foreword.prefix import Prefix, check_prefix
 
 CLOSED = "the engine takes no more requests: it is being closed"
@@ -88,8 +90,27 @@ def left_of(engine: EngineClient, size: int, prefixes: Sequence[Weighted]) -> in
 
 def _each(prefixes: Sequence[Weighted]) -> list[Described | None]:
     """What the branches of a request run under."""
-    branches = branches_for(prefixes)
+    branches = branches_for(opened_prefixes(prefixes))
     return [None if branch.under is None else branch.under.prefix for branch in branches]
+
+
+def opened_prefixes(prefixes: Sequence[Weighted]) -> tuple[Weighted, ...]:
+    """The prefixes of a request, where one that stands for a mixture is that mixture's prefixes."""
+    found: list[Weighted] = []
+    for one in prefixes:
+        if is_mixture(one.prefix) and isinstance(one.prefix, Prefix):
+            parts = Mixture.of(one.prefix).parts
+            found += [replace(one, prefix=part, weight=one.weight * w) for w, part in parts]
+        else:
+            found.append(one)
+    return tuple(found)
+
+
+def opened(request: Request) -> Request:
+    """A request under the prefixes of the mixtures that its own stand for; else itself."""
+    if not any(is_mixture(one.prefix) for one in request.prefixes):
+        return request
+    return replace(request, prefixes=opened_prefixes(request.prefixes))
 
 
 def refuse_mixture(request: Request) -> None:
@@ -102,6 +123,8 @@ def refuse_mixture(request: Request) -> None:
     if len(request.prefixes) > 1:
         raise NotServed("prefixes", f"a mixture of {len(request.prefixes)} prefixes {instead}")
     for one in request.prefixes:
+        if is_mixture(one.prefix):
+            raise NotServed("prefixes", f"a prefix that stands for a mixture {instead}")
         if one.weight != 1:
             raise NotServed("weight", f"a prefix at weight {one.weight:g} {instead}")
         if one.strength != 1:

@@ -29,7 +29,7 @@ from foreword.evaluate.metrics import Tokenisation
 from foreword.evaluate.mixed import mixed_scores, on
 from foreword.generate import generate_ids
 from foreword.mixing import check_branches, encoder_under, leading
-from foreword.mixture import Mixture, plain_or_mixed
+from foreword.mixture import Mixture, opened, plain_or_mixed
 from foreword.options import BATCH, GenerateOptions
 from foreword.prefix import Prefix, check_prefix
 from foreword.progress import Progress, Watch, unseen, unwatched
@@ -239,6 +239,8 @@ def evaluate_text(
         MismatchError: The prefix does not fit the backbone.
     """
     check_backbone(backbone)
+    digest = prefix.digest if isinstance(prefix, Prefix | Mixture) else ""
+    prefix = opened(prefix)
     if not isinstance(prefix, Mixture):
         check_prefix(prefix)
     mixture = prefix if isinstance(prefix, Mixture) else Mixture(((1.0, prefix),))
@@ -283,7 +285,7 @@ def evaluate_text(
             one.meta.fingerprint in ("", backbone.fingerprint) for _, one in mixture.parts
         ),
         data=name_of(data),
-        digest=prefix.digest,
+        digest=digest,
         tokenisation=metrics.tokenisation(grouped.references),
     )
 

@@ -271,6 +271,7 @@ def test_what_cannot_be_served_is_refused_before_it_is_asked(
     engine: VllmEngine, prefix: foreword.Prefix
 ) -> None:
     named = Weighted(prefix, name="p")
+    stands = foreword.concat(prefix, prefix, combination="logits")
     under = replace(asked(prompt_logprobs=0), prefixes=(named,))
 
     def of(*weighted: Weighted) -> Request:
@@ -283,6 +284,7 @@ def test_what_cannot_be_served_is_refused_before_it_is_asked(
         (replace(asked(), prompt=(264,)), DataError, "token 264 is not in the vocabulary"),
         (asked(temperature=2.5), NotServed, "temperature: vLLM takes at most 2"),
         (asked(top_k=13), NotServed, "unlucky"),
+        (of(Weighted(stands, name="p")), NotServed, "prefixes: a prefix that stands for a mixture"),
         (of(Weighted(prefix, 0.5, "p")), NotServed, "weight: a prefix at weight 0.5 is not served"),
         (
             of(Weighted(prefix, 1, "p", 2)),

@@ -21,7 +21,7 @@ from foreword.backbone import Backbone
 from foreword.data.written import Written, written_for
 from foreword.described import Described
 from foreword.engine.base import OpenEngine
-from foreword.engine.checks import check_tokens, room_after, whole_prefix
+from foreword.engine.checks import check_tokens, opened, room_after, whole_prefix
 from foreword.engine.protocol import Stats
 from foreword.engine.request import (
     Completion,
@@ -118,6 +118,7 @@ class Engine(OpenEngine):
         Raises:
             ForewordError: The request cannot be taken, see `check`.
         """
+        request = opened(request)
         self.check(request)
         branches = branch_requests(request, self.backbone)
         room, written = self._room_of(branches), self._written(request)
@@ -155,6 +156,7 @@ class Engine(OpenEngine):
             DataError: A token is not in the vocabulary.
         """
         self._check_open()
+        request = opened(request)
         check_strengths(request)
         branches = branch_requests(request, self.backbone)
         for one in branches:
