@@ -227,6 +227,23 @@ def test_a_prefix_that_stands_for_a_mixture_is_mixed(
     assert generate(spelled, INPUTS, stands, SHORT) == generate(spelled, INPUTS, mixture, SHORT)
 
 
+def test_what_attends_in_one_pass_refuses_what_stands_for_a_mixture(
+    tiny: foreword.Backbone, prefixes: list[Prefix]
+) -> None:
+    """It would attend to all pieces at once, without a sign."""
+    stands = foreword.concat(*prefixes, combination="logits")
+    for attending in (
+        lambda: foreword.attach(tiny, stands),
+        lambda: foreword.attach(tiny.model, [None, stands]),
+        lambda: tiny.attached(stands).__enter__(),
+    ):
+        with pytest.raises(
+            MismatchError, match="stands for a mixture: .* 2 pieces .* prefix.split"
+        ):
+            attending()
+    assert attachment_of(tiny.model) is None
+
+
 def begun() -> foreword.Backbone:
     """A backbone whose tokenizer begins every text with <s>."""
     tokenizer = byte_tokenizer()
