@@ -14,9 +14,9 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src/foreword"
 LAYERS = (
     "errors version lazy notices interrupt progress arguments options fallbacks files reach",
-    "description described header versions outline",
+    "description described header versions outline branches",
     "head arithmetic",
-    "prefix",
+    "prefix mixture",
     "describe",
     "format",
     "store outlines",
@@ -25,7 +25,7 @@ LAYERS = (
     "backbone",
     "peft data",
     "tasks",
-    "prompts train generate predict engine",
+    "prompts train mixing generate predict engine",
     "evaluate",
     "card",
     "hub",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from foreword.generate import generate
     from foreword.head import Head
     from foreword.hub import pull, push
+    from foreword.mixture import Mixture
     from foreword.options import GenerateOptions
     from foreword.peft import NotInPeft, export_peft, import_peft
     from foreword.predict import features, predict
@@ -44,6 +45,7 @@ __all__ = [
     "GenerateOptions",
     "Head",
     "LabelEvaluation",
+    "Mixture",
     "NotInPeft",
     "OtherWeights",
     "Piece",
@@ -87,6 +89,7 @@ offer(
         "GenerateOptions": "foreword.options",
         "Head": "foreword.head",
         "LabelEvaluation": "foreword.evaluate",
+        "Mixture": "foreword.mixture",
         "NotInPeft": "foreword.peft",
         "OtherWeights": "foreword.backbone",
         "Piece": "foreword.description",
