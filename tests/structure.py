@@ -19,7 +19,7 @@ LAYERS = (
     "prefix",
     "describe",
     "format",
-    "store outlines",
+    "store expressions outlines",
     "weights",
     "attention",
     "backbone",
