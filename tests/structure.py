@@ -25,7 +25,7 @@ LAYERS = (
     "backbone",
     "peft data",
     "tasks",
-    "prompts train generate predict engine",
+    "prompts train generate predict engine compose",
     "evaluate",
     "card",
     "hub",

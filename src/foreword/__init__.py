@@ -12,6 +12,7 @@ from foreword.version import __version__
 
 if TYPE_CHECKING:
     from foreword.backbone import Backbone, OtherWeights, attach, detach, load
+    from foreword.compose import compose
     from foreword.data import Task, read_rows
     from foreword.description import PrefixMeta, Site
     from foreword.errors import ForewordError
@@ -56,6 +57,7 @@ __all__ = [
     "__version__",
     "attach",
     "attach_trainable",
+    "compose",
     "detach",
     "evaluate",
     "export_peft",
@@ -94,6 +96,7 @@ offer(
         "TrainingStopped": "foreword.train",
         "attach": "foreword.backbone",
         "attach_trainable": "foreword.train",
+        "compose": "foreword.compose",
         "detach": "foreword.backbone",
         "evaluate": "foreword.evaluate",
         "export_peft": "foreword.peft",

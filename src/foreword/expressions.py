@@ -19,6 +19,8 @@ Nothing here evaluates text as Python, and every bound below holds before any wo
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -26,7 +28,7 @@ from typing import NamedTuple, NoReturn
 
 from foreword.arguments import expect
 from foreword.description import MAX_LABEL, is_label
-from foreword.errors import ExpressionError
+from foreword.errors import ExpressionError, NameUnknown
 from foreword.store import NAME
 
 MAX_CHARACTERS = 512
@@ -168,6 +170,21 @@ def parse(text: str) -> Expression:
             "of it first, and use that by its name"
         )
     return _Parser(text).parse()
+
+
+@contextmanager
+def looked_up(name: str) -> Iterator[None]:
+    """In a block that looks a name up, an unknown one with a minus in it is said to be one name."""
+    try:
+        yield
+    except NameUnknown as error:
+        if "-" not in name:
+            raise
+        said = str(error) if str(error).endswith("?") else f"{error}."
+        raise NameUnknown(
+            f"{said} A '-' belongs to the name that it stands in; a minus has spaces on both sides, as in "
+            "a - b"
+        ) from error
 
 
 def _weighed(term: Term) -> str:
