@@ -16,13 +16,14 @@ from foreword.arithmetic import concat
 from foreword.arithmetic.record import COMPOSITION, begun
 from foreword.arithmetic.side_by_side import joined
 from foreword.backbone import Backbone
-from foreword.cascade import cascade
+from foreword.backbone.cascade import cascade
+from foreword.data.given import Data
 from foreword.description import MAX_LABEL, Piece
 from foreword.errors import ExpressionError, ForewordError, Notice, PrefixError
 from foreword.expressions import Expression, Operand, Selection, Term, looked_up, parse
 from foreword.prefix import Prefix, check_prefix
 from foreword.store import PrefixStore
-from foreword.train.starts import with_start
+from foreword.train.begun import with_start
 
 Mode = Literal["sum", "concat", "cascade", "logits"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -35,8 +36,8 @@ class UnseenValue(Notice):
 def needs_backbone(expression: Expression, mode: Mode) -> bool:
     """Whether prefixes that come from files need their backbone to be composed.
 
-    A file does not hold where training started, which weights of a sum are about; and positions are moved
-    by the rotation that is measured on the backbone.
+    A file does not hold where training started, which weights of a sum are about; and positions are
+    moved by the rotation that is measured on the backbone.
     """
     return mode in ("sum", "cascade") and not _is_operand(expression)
 
@@ -47,7 +48,7 @@ def compose(
     *,
     mode: Mode = "sum",
     backbone: Backbone | None = None,
-    rows: Sequence[Mapping[str, Any]] | None = None,
+    rows: Data | None = None,
     store: PrefixStore | None = None,
 ) -> Prefix:
     """The prefix that an expression means.
@@ -58,10 +59,10 @@ def compose(
     Args:
         expression: As in ``0.7*formal + e2e - toxic``; see `foreword.expressions`.
         load: Gives the prefix of a name, such as `PrefixStore.load`; called once for each name.
-        mode: ``sum``: of what the operands learned, times their weights. ``concat``: the operands side by
-            side in front of the text, in the order of the expression, with their weights as strengths.
-            ``cascade``: the same with their positions moved, so that each comes before the next.
-            ``logits``: a mixture of what they predict, with their weights.
+        mode: ``sum``: of what the operands learned, times their weights. ``concat``: the operands side
+            by side in front of the text, in the order of the expression, with their weights as
+            strengths. ``cascade``: the same with their positions moved, so that each comes before the
+            next. ``logits``: a mixture of what they predict, with their weights.
         backbone: The backbone of the operands, for `needs_backbone`; a sum needs none where each operand
             knows its start.
         rows: Training rows, for operands that started from demonstrations.
@@ -91,8 +92,16 @@ def compose(
     if backbone is not None and mode == "sum" and needs_backbone(expression, mode):
         stored = {name: _started(name, one, backbone, rows, store) for name, one in stored.items()}
     parts = [(term, _part(stored[term.operand.name], term.operand)) for term in expression.terms]
-    made = parts[0][1] if _is_operand(expression) else _COMPOSED[mode](_of_one_dtype(parts), backbone)
-    return made if made.digest in parents else _recorded(made, expression, mode, parents)
+    if not _is_operand(expression):
+        made = _COMPOSED[mode](_of_one_dtype(parts), backbone)
+        record: dict[str, Any] = {"mode": mode}
+        if mode != "sum":  # whose own record is of the weights that come out
+            record["of"] = [_origin(term, stored) for term in expression.terms]
+    else:
+        made, record = parts[0][1], {}
+        if any(made is one for one in stored.values()):
+            return made
+    return _recorded(made, {**record, "expression": str(expression)}, parents)
 
 
 def select(prefix: Prefix, selection: Selection, name: str = "the prefix") -> Prefix:
@@ -123,7 +132,9 @@ def select(prefix: Prefix, selection: Selection, name: str = "the prefix") -> Pr
         if value not in values[attribute]:
             known = ", ".join(map(ascii, values[attribute]))
             said = f"{name} was trained for {attribute} = {known}, and not for {value!a}"
-            warnings.warn(f"{said}: its shared piece stands alone for it", UnseenValue, stacklevel=2)
+            warnings.warn(
+                f"{said}: its shared piece stands alone for it", UnseenValue, stacklevel=2
+            )
         wanted.add(f"{attribute}={value}")
     pieces, parts = prefix.meta.pieces, prefix.split()
     chosen = [i for i, piece in enumerate(pieces) if i == 0 or piece.name in wanted]
@@ -173,7 +184,7 @@ def _started(
     name: str,
     prefix: Prefix,
     backbone: Backbone,
-    rows: Sequence[Mapping[str, Any]] | None,
+    rows: Data | None,
     store: PrefixStore | None,
 ) -> Prefix:
     """A prefix that knows its start."""
@@ -277,8 +288,8 @@ def _mixable(term: Term, prefix: Prefix) -> list[tuple[str, float, Prefix]]:
         return [(piece.name, term.weight * piece.strength, part) for piece, part in named]
     if _unless_plain(pieces):
         raise PrefixError(
-            f"{term.operand}: pieces of strengths {[piece.strength for piece in pieces]} cannot be mixed "
-            "by logits, where each prefix is at full strength; mix what they are made of"
+            f"{term.operand}: pieces of strengths {[piece.strength for piece in pieces]} cannot be "
+            "mixed by logits, where each prefix is at full strength; mix what they are made of"
         )
     whole = prefix.with_meta(pieces=()) if prefix.meta.combination == "attention" else prefix
     return [(_piece_name(term.operand), term.weight, whole)]
@@ -294,12 +305,17 @@ def _all_of(parts: Parts) -> str:
     return ", ".join(str(term.operand) for term, _ in parts)
 
 
-def _recorded(
-    made: Prefix, expression: Expression, mode: Mode, parents: tuple[str, ...]
-) -> Prefix:
-    """The prefix with its parents, and the expression in its recipe."""
-    record: dict[str, Any] = {"of": [], "start": begun(made.meta, made.length)}
-    record |= made.meta.recipe.get(COMPOSITION, {})
-    record |= {"expression": str(expression)}
-    record |= {} if _is_operand(expression) else {"mode": mode}
+def _origin(term: Term, stored: Mapping[str, Prefix]) -> dict[str, Any]:
+    """What the record of a composition says of a term."""
+    digest = stored[term.operand.name].digest
+    return {"prefix": digest, "operand": str(term.operand), "weight": term.weight}
+
+
+def _recorded(made: Prefix, changes: Mapping[str, Any], parents: tuple[str, ...]) -> Prefix:
+    """The prefix with its parents, and with more in its record."""
+    record = {
+        "start": begun(made.meta, made.length),
+        **made.meta.recipe.get(COMPOSITION, {}),
+        **changes,
+    }
     return made.with_meta(recipe={**made.meta.recipe, COMPOSITION: record}, parents=parents)

@@ -182,8 +182,8 @@ def looked_up(name: str) -> Iterator[None]:
             raise
         said = str(error) if str(error).endswith("?") else f"{error}."
         raise NameUnknown(
-            f"{said} A '-' belongs to the name that it stands in; a minus has spaces on both sides, as in "
-            "a - b"
+            f"{said} A '-' belongs to the name that it stands in; a minus has spaces on both sides, as "
+            "in a - b"
         ) from error
 
 

@@ -12,7 +12,6 @@ from rich.table import Table
 
 from foreword.cli.console import note, say, show, table, visible, working
 from foreword.cli.options import BackboneOptions, StoreOptions
-from foreword.data.sources import read_rows
 from foreword.errors import NameTaken
 from foreword.expressions import Expression, looked_up, parse
 from foreword.store import PrefixStore, taken
@@ -92,14 +91,13 @@ def _composed(
     from foreword.compose import compose, needs_backbone
 
     mode, backbone = arguments.mode, None
-    rows = None if arguments.data is None else read_rows(arguments.data)
     if needs_backbone(expression, mode):
         if mode == "cascade" and options.dtype == "auto":
             options = dataclasses.replace(options, dtype="float32")
         with working("loading the backbone"):
             backbone = options.load(stored[expression.names[0]])
     load = stored.__getitem__
-    return compose(expression, load, mode=mode, backbone=backbone, rows=rows, store=store)
+    return compose(expression, load, mode=mode, backbone=backbone, rows=arguments.data, store=store)
 
 
 def _parents(expression: Expression, stored: Mapping[str, Prefix]) -> Table:
