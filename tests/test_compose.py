@@ -50,6 +50,7 @@ STORED = {
     "at-0": drawn(7, positions="offset"),
     "at-1": drawn(8, positions="offset"),
     "dim": drawn(3).strength(0.5),
+    "mixture": foreword.concat(drawn(1), drawn(2), combination="logits"),
     "two": foreword.concat(drawn(1), drawn(2)),
 }
 
@@ -255,12 +256,18 @@ WRONG = [
     ("a + b + other-start", "sum", PrefixError, "^a and other-start: a sum is of what was learned"),
     ("a + unstarted", "sum", PrefixError, r"^a and unstarted: .*foreword.with_start"),
     ("2*unstarted", "sum", PrefixError, r"^unstarted: .*foreword.with_start"),
-    ("a + task", "sum", PrefixError, "^a and task: "),
+    ("a + task", "sum", ExpressionError, "^task has a piece for each .* write task.mood=good.$"),
     ("at-0 + at-1", "concat", PrefixError, "^at-0, at-1: .*foreword.cascade"),
-    ("a + task", "concat", PrefixError, "^a, task: "),
+    (
+        "0.5*task",
+        "concat",
+        ExpressionError,
+        "^task has a piece for each of 'mood=good', 'mood=bad', ",
+    ),
     ("a + at-0", "concat", PrefixError, "^a, at-0: .*same positions"),
     ("a + dim", "logits", PrefixError, r"^dim: pieces of strengths \[0.5\] cannot be mixed"),
-    ("a + task", "logits", PrefixError, "^a, task: "),
+    ("a + task", "logits", ExpressionError, "^task has a piece for each"),
+    ("a + mixture", "concat", PrefixError, "^a, mixture: .* combined as 'logits'"),
     ("a + b", "cascade", PrefixError, "mode cascade moves positions .* give backbone="),
     ("a + b", "product", PrefixError, "mode must be one of sum, concat, cascade, logits"),
     (3, "sum", ExpressionError, "an expression must be text"),
@@ -278,6 +285,8 @@ def test_what_is_refused_says_of_what(
 def test_what_is_loaded_must_be_a_prefix() -> None:
     with pytest.raises(PrefixError, match="what was loaded for 'a' must be a Prefix"):
         compose("a", lambda name: name)  # type: ignore[arg-type, return-value]
+    with pytest.raises(PrefixError, match="load must be what gives the prefix of a name"):
+        compose("a", STORED)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -231,6 +231,12 @@ def test_what_is_no_text_is_refused(text: object) -> None:
         parse(text)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("terms", [(), [Term(1.0, Operand("a"))], ("a",), None])
+def test_an_expression_has_terms(terms: object) -> None:
+    with pytest.raises(ExpressionError, match="an expression has terms, at least one"):
+        Expression(terms)  # type: ignore[arg-type]
+
+
 def test_an_error_of_an_expression_is_one_of_data() -> None:
     assert issubclass(ExpressionError, DataError)
 

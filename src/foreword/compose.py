@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from foreword.arguments import did_you_mean, shown
+from foreword.arguments import did_you_mean, expect, shown
 from foreword.arithmetic import concat
 from foreword.arithmetic.record import COMPOSITION, begun
 from foreword.arithmetic.side_by_side import joined
@@ -87,12 +87,20 @@ def compose(
         raise PrefixError(f"mode must be one of {', '.join(MODES)}; found {shown(mode)}")
     if not isinstance(expression, Expression):
         expression = parse(expression)
+    expect(
+        "load",
+        load,
+        Callable,
+        "what gives the prefix of a name, as PrefixStore().load",
+        PrefixError,
+    )
     stored = {name: _loaded(name, load) for name in expression.names}
     parents = tuple(dict.fromkeys(one.digest for one in stored.values()))
     if backbone is not None and mode == "sum" and needs_backbone(expression, mode):
         stored = {name: _started(name, one, backbone, rows, store) for name, one in stored.items()}
     parts = [(term, _part(stored[term.operand.name], term.operand)) for term in expression.terms]
     if not _is_operand(expression):
+        _check_selected(parts)
         made = _COMPOSED[mode](_of_one_dtype(parts), backbone)
         record: dict[str, Any] = {"mode": mode}
         if mode != "sum":  # whose own record is of the weights that come out
@@ -212,6 +220,17 @@ def _part(prefix: Prefix, operand: Operand) -> Prefix:
 
 Parts = Sequence[tuple[Term, Prefix]]
 """Terms of an expression, and what their operands are."""
+
+
+def _check_selected(parts: Parts) -> None:
+    """Check that no part is a prefix with control as a whole."""
+    for term, prefix in parts:
+        if prefix.meta.combination == "control":
+            pairs = [piece.name for piece in prefix.meta.pieces[1:]]
+            raise ExpressionError(
+                f"{term.operand} has a piece for each of {', '.join(map(ascii, pairs))}, and is composed "
+                f"with some of them: write {term.operand}[{pairs[0]}]"
+            )
 
 
 def _of_one_dtype(parts: Parts) -> Parts:

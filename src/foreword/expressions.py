@@ -26,7 +26,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import NamedTuple, NoReturn
 
-from foreword.arguments import expect
+from foreword.arguments import expect, shown
 from foreword.description import MAX_LABEL, is_label
 from foreword.errors import ExpressionError, NameUnknown
 from foreword.store import NAME
@@ -119,6 +119,13 @@ class Expression:
     """
 
     terms: tuple[Term, ...]
+
+    def __post_init__(self) -> None:
+        given = self.terms if isinstance(self.terms, tuple) else ()
+        if not given or not all(isinstance(term, Term) for term in given):
+            raise ExpressionError(
+                f"an expression has terms, at least one; found {shown(self.terms)}. Use parse(text)"
+            )
 
     def __str__(self) -> str:
         """The expression without parentheses."""

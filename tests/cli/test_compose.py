@@ -60,7 +60,7 @@ def test_a_sum(place: Path, call) -> None:
     assert code == 0, err
     store, backbone = PrefixStore(), foreword.load("tiny-model", dtype="float32")
     assert store.load("nice").digest == of_python(text, backbone=backbone).digest
-    first, *rows = [line.split() for line in out.splitlines() if line.strip()]
+    first, *rows = [line.replace("│", " ").split() for line in out.splitlines() if line.strip()]
     assert " ".join(first) == "nice: sum, 4 virtual tokens, 576 parameters, on tiny-model"
     digests = {name: store.load(name).digest[:12] for name in ("formal", "e2e", "toxic-1")}
     assert [line for line in rows if line[-1] in digests.values()] == [
@@ -107,7 +107,7 @@ def test_a_cascade(place: Path, call) -> None:
 def test_training_rows_for_what_started_from_demonstrations(place: Path, call) -> None:
     (place / "rows.jsonl").write_text("\n".join(map(json.dumps, MEMORY)))
     backbone = foreword.load("tiny-model", dtype="float32")
-    settings = dataclasses.replace(SETTINGS, init="demonstrations", init_text=None)
+    settings = dataclasses.replace(SETTINGS, init="demonstrations", init_text=None, length=60)
     shown = foreword.train(backbone, "rows.jsonl", settings).prefix
     PrefixStore().save("shown", shown)
     code, _, err = call("compose", "0.5*shown", "--name", "made", *F32)
@@ -140,6 +140,11 @@ def test_taken_names(place: Path, call) -> None:
         (["e2e[x=y]", "--name", "n"], 1, "e2e has no attributes to select by"),
         (["e2e + formal", "--name", "../n", "--mode", "concat"], 1, "is not a name for a prefix"),
         (["e2e + formal", "--name", "n", "--mode", "product"], 2, "sum"),
+        (
+            ["2*e2e", "--name", "n", "--mode", "logits", "--data", "x"],
+            1,
+            "--data is for --mode sum",
+        ),
         (["e2e + formal"], 2, "--name"),
         (["--name", "n"], 2, "EXPRESSION"),
         (["e2e", "+", "formal", "--name", "n"], 2, "+"),

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from foreword.cli.console import note, say, show, table, visible, working
 from foreword.cli.options import BackboneOptions, StoreOptions
-from foreword.errors import NameTaken
+from foreword.errors import DataError, NameTaken
 from foreword.expressions import Expression, looked_up, parse
 from foreword.store import PrefixStore, taken
 
@@ -50,9 +50,9 @@ def compose(
 ) -> None:
     """Make a prefix of others, by an expression of their names.
 
-    Names may have weights in front, as in "0.7*formal + e2e - toxic" or "pos + 0.5*(pos - neg)", and
-    behind them virtual tokens, as in "long[:8]", or values of attributes, as in
-    "task[sentiment=positive]". A minus has spaces around it: "a-b" is a name.
+    Names may have weights in front, as in `"0.7*formal + e2e - toxic"` or `"pos + 0.5*(pos - neg)"`,
+    and behind them virtual tokens, as in `"long[:8]"`, or values of attributes, as in
+    `"task[sentiment=positive]"`. A minus has spaces around it: `a-b` is a name.
 
     The backbone is loaded for a sum, to compute where training started, and for a cascade, to move
     positions; for the latter in float32 unless --dtype says otherwise.
@@ -63,6 +63,8 @@ def compose(
         Names of the store and how they are put together, in quotes.
     """
     parsed = parse(expression)
+    if arguments.data is not None and arguments.mode != "sum":
+        raise DataError(f"--data is for --mode sum; {arguments.mode} needs no training rows")
     place = store.open()
     for name in parsed.names:  # a wrong name is refused before anything large is imported
         with looked_up(name):
