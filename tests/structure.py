@@ -15,7 +15,7 @@ SOURCE = ROOT / "src/foreword"
 LAYERS = (
     "errors version lazy notices interrupt progress arguments options fallbacks files reach",
     "description described header versions outline",
-    "head",
+    "head arithmetic",
     "prefix",
     "describe",
     "format",

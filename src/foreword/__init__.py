@@ -11,10 +11,11 @@ from foreword.lazy import offer
 from foreword.version import __version__
 
 if TYPE_CHECKING:
-    from foreword.backbone import Backbone, OtherWeights, attach, detach, load
+    from foreword.arithmetic import concat
+    from foreword.backbone import Backbone, OtherWeights, attach, cascade, detach, load
     from foreword.compose import compose
     from foreword.data import Task, read_rows
-    from foreword.description import PrefixMeta, Site
+    from foreword.description import Piece, PrefixMeta, Site
     from foreword.errors import ForewordError
     from foreword.evaluate import Evaluation, LabelEvaluation, evaluate
     from foreword.format import load as load_prefix
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         TrainSettings,
         attach_trainable,
         train,
+        with_start,
     )
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "LabelEvaluation",
     "NotInPeft",
     "OtherWeights",
+    "Piece",
     "Prefix",
     "PrefixMeta",
     "PrefixStore",
@@ -57,7 +60,9 @@ __all__ = [
     "__version__",
     "attach",
     "attach_trainable",
+    "cascade",
     "compose",
+    "concat",
     "detach",
     "evaluate",
     "export_peft",
@@ -72,6 +77,7 @@ __all__ = [
     "read_rows",
     "save_prefix",
     "train",
+    "with_start",
 ]
 
 offer(
@@ -85,6 +91,7 @@ offer(
         "LabelEvaluation": "foreword.evaluate",
         "NotInPeft": "foreword.peft",
         "OtherWeights": "foreword.backbone",
+        "Piece": "foreword.description",
         "Prefix": "foreword.prefix",
         "PrefixMeta": "foreword.description",
         "PrefixStore": "foreword.store",
@@ -96,7 +103,9 @@ offer(
         "TrainingStopped": "foreword.train",
         "attach": "foreword.backbone",
         "attach_trainable": "foreword.train",
+        "cascade": "foreword.backbone",
         "compose": "foreword.compose",
+        "concat": "foreword.arithmetic",
         "detach": "foreword.backbone",
         "evaluate": "foreword.evaluate",
         "export_peft": "foreword.peft",
@@ -111,5 +120,6 @@ offer(
         "read_rows": "foreword.data",
         "save_prefix": "foreword.format:save",
         "train": "foreword.train",
+        "with_start": "foreword.train",
     },
 )

@@ -228,8 +228,8 @@ def _check_selected(parts: Parts) -> None:
         if prefix.meta.combination == "control":
             pairs = [piece.name for piece in prefix.meta.pieces[1:]]
             raise ExpressionError(
-                f"{term.operand} has a piece for each of {', '.join(map(ascii, pairs))}, and is composed "
-                f"with some of them: write {term.operand}[{pairs[0]}]"
+                f"{term.operand} has a piece for each of {', '.join(map(ascii, pairs))}, and is "
+                f"composed with some of them: write {term.operand}[{pairs[0]}]"
             )
 
 
