@@ -29,9 +29,9 @@ class ComposeArguments:
     """Name of the new prefix in the store."""
 
     mode: Literal["sum", "concat", "cascade", "logits"] = "sum"
-    """sum: of what the prefixes learned, times their weights; concat: side by side in front of the text,
-    with weights as strengths; cascade: the same, each before the next by its positions; logits: what
-    they predict is mixed by their weights."""
+    """How they are put together. sum: of what they learned, times their weights; concat: side by side in
+    front of the text, with weights as strengths; cascade: the same, each before the next by its
+    positions; logits: what they predict is mixed by their weights."""
 
     data: str | None = None
     """Training rows, for the sum of prefixes that started from demonstrations."""
