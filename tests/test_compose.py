@@ -152,7 +152,7 @@ def test_what_is_selected_of_a_prefix_with_control(text: str, columns: list[int]
 
 
 def test_selected_pieces_keep_strengths_of_their_own() -> None:
-    made = select(CONTROL.strength(0.5), (("mood", "good"),))
+    made = select(CONTROL.strength(0.5), {"mood": "good"})
     assert made.meta.pieces == (Piece("", 3, 0.5), Piece("mood=good", 2, 0.5))
 
 
@@ -167,6 +167,25 @@ def test_a_value_that_training_did_not_see() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         composed("task[mood=bad]")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "values", "said"),
+    [
+        ("task", {"mood": "good"}, "prefix must be a Prefix"),
+        (CONTROL, "mood=good", "values must be values by attribute"),
+        (CONTROL, {"mood": 3}, "the value of 'mood' must be text"),
+        (CONTROL, {3: "good"}, "an attribute must be text"),
+    ],
+)
+def test_odd_selections_are_refused(prefix: Any, values: Any, said: str) -> None:
+    with pytest.raises(ForewordError, match=said):
+        select(prefix, values)
+
+
+def test_nothing_selected_is_the_shared_piece() -> None:
+    made = select(CONTROL, {})
+    assert same(made, lambda all_: all_[:, :3], "task")
 
 
 def test_what_is_selected_can_be_composed_on() -> None:

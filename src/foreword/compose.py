@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from foreword.arguments import did_you_mean, expect, shown
+from foreword.arguments import check_text, did_you_mean, expect, shown
 from foreword.arithmetic import concat
 from foreword.arithmetic.record import COMPOSITION, begun
 from foreword.arithmetic.side_by_side import joined
@@ -20,7 +20,7 @@ from foreword.backbone.cascade import cascade
 from foreword.data.given import Data
 from foreword.description import MAX_LABEL, Piece
 from foreword.errors import ExpressionError, ForewordError, Notice, PrefixError
-from foreword.expressions import Expression, Operand, Selection, Term, looked_up, parse
+from foreword.expressions import Expression, Operand, Term, looked_up, parse
 from foreword.prefix import Prefix, check_prefix
 from foreword.store import PrefixStore
 from foreword.train.begun import with_start
@@ -112,7 +112,7 @@ def compose(
     return _recorded(made, {**record, "expression": str(expression)}, parents)
 
 
-def select(prefix: Prefix, selection: Selection, name: str = "the prefix") -> Prefix:
+def select(prefix: Prefix, values: Mapping[str, str], name: str = "the prefix") -> Prefix:
     """What a prefix with control is for some values of its attributes: its shared piece and theirs.
 
     A value without a piece was not seen in training: the shared piece stands alone for it, and a warning
@@ -120,7 +120,7 @@ def select(prefix: Prefix, selection: Selection, name: str = "the prefix") -> Pr
 
     Args:
         prefix: A prefix of combination ``control``.
-        selection: Attributes and values, each attribute once.
+        values: By attribute the value that is wanted; attributes that are left out have no say.
         name: What errors and warnings call the prefix.
 
     Returns:
@@ -128,17 +128,24 @@ def select(prefix: Prefix, selection: Selection, name: str = "the prefix") -> Pr
 
     Raises:
         ExpressionError: It is no prefix with control, or has no such attribute.
+
+    Examples:
+        >>> select(task, {"sentiment": "positive"})  # doctest: +SKIP
     """
-    values = _values(prefix, name)
+    check_prefix(prefix)
+    expect("values", values, Mapping, "values by attribute", ExpressionError)
+    trained = _trained_values(prefix, name)
     wanted = set()
-    for attribute, value in selection:
-        if attribute not in values:
+    for attribute, value in values.items():
+        check_text("an attribute", attribute, ExpressionError)
+        check_text(f"the value of {attribute!a}", value, ExpressionError)
+        if attribute not in trained:
             raise ExpressionError(
-                f"{name} has no attribute {attribute!a}; it has {', '.join(map(ascii, values))}"
-                f"{did_you_mean(attribute, values)}"
+                f"{name} has no attribute {attribute!a}; it has {', '.join(map(ascii, trained))}"
+                f"{did_you_mean(attribute, trained)}"
             )
-        if value not in values[attribute]:
-            known = ", ".join(map(ascii, values[attribute]))
+        if value not in trained[attribute]:
+            known = ", ".join(map(ascii, trained[attribute]))
             said = f"{name} was trained for {attribute} = {known}, and not for {value!a}"
             warnings.warn(
                 f"{said}: its shared piece stands alone for it", UnseenValue, stacklevel=2
@@ -150,7 +157,7 @@ def select(prefix: Prefix, selection: Selection, name: str = "the prefix") -> Pr
     return made.with_meta(pieces=_unless_plain(tuple(pieces[i] for i in chosen)))
 
 
-def _values(prefix: Prefix, name: str) -> dict[str, list[str]]:
+def _trained_values(prefix: Prefix, name: str) -> dict[str, list[str]]:
     """By attribute of a prefix with control its values."""
     if prefix.meta.combination != "control":
         raise ExpressionError(
@@ -205,7 +212,7 @@ def _started(
 def _part(prefix: Prefix, operand: Operand) -> Prefix:
     """What an operand takes of the prefix of its name."""
     if operand.selection:
-        return select(prefix, operand.selection, operand.name)
+        return select(prefix, dict(operand.selection), operand.name)
     if operand.span is None:
         return prefix
     first, end = operand.span
