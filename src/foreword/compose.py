@@ -87,28 +87,21 @@ def compose(
         raise PrefixError(f"mode must be one of {', '.join(MODES)}; found {shown(mode)}")
     if not isinstance(expression, Expression):
         expression = parse(expression)
-    expect(
-        "load",
-        load,
-        Callable,
-        "what gives the prefix of a name, as PrefixStore().load",
-        PrefixError,
-    )
+    expected = "what gives the prefix of a name, as PrefixStore().load does"
+    expect("load", load, Callable, expected, PrefixError)
     stored = {name: _loaded(name, load) for name in expression.names}
     parents = tuple(dict.fromkeys(one.digest for one in stored.values()))
     if backbone is not None and mode == "sum" and needs_backbone(expression, mode):
         stored = {name: _started(name, one, backbone, rows, store) for name, one in stored.items()}
     parts = [(term, _part(stored[term.operand.name], term.operand)) for term in expression.terms]
-    if not _is_operand(expression):
+    if _is_operand(expression):
+        made, record = parts[0][1], {}
+        if made is stored[expression.names[0]]:
+            return made
+    else:
         _check_selected(parts)
         made = _COMPOSED[mode](_of_one_dtype(parts), backbone)
-        record: dict[str, Any] = {"mode": mode}
-        if mode != "sum":  # whose own record is of the weights that come out
-            record["of"] = [_origin(term, stored) for term in expression.terms]
-    else:
-        made, record = parts[0][1], {}
-        if any(made is one for one in stored.values()):
-            return made
+        record = _record(mode, expression, stored)
     return _recorded(made, {**record, "expression": str(expression)}, parents)
 
 
@@ -329,6 +322,13 @@ def _piece_name(operand: Operand) -> str:
 
 def _all_of(parts: Parts) -> str:
     return ", ".join(str(term.operand) for term, _ in parts)
+
+
+def _record(mode: Mode, expression: Expression, stored: Mapping[str, Prefix]) -> dict[str, Any]:
+    """How an expression was composed: a sum's own record has the weights that come out."""
+    if mode == "sum":
+        return {"mode": mode}
+    return {"mode": mode, "of": [_origin(term, stored) for term in expression.terms]}
 
 
 def _origin(term: Term, stored: Mapping[str, Prefix]) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from foreword.backbone.given import check_backbone
 from foreword.data import rows_of
 from foreword.data.given import Data
 from foreword.errors import (
-    DataError,
     ForewordError,
     FormatError,
     MismatchError,
@@ -55,6 +54,7 @@ def with_start(
     Raises:
         PrefixError: Its start cannot be recomputed: it was not trained by Foreword, or was put together
             from prefixes with other starts; or rows are missing or others, or a parent is gone.
+        DataError: The rows are none that it could have been trained on.
         MismatchError: The backbone has other weights, or the prefix does not fit it.
 
     Examples:
@@ -72,7 +72,7 @@ def with_start(
     given = _rows(settings, rows)
     try:
         first = start(backbone, settings, given, store)
-    except (StoreError, FormatError, MismatchError, DataError) as error:
+    except (StoreError, FormatError, MismatchError) as error:
         raise PrefixError(f"the prefix's start cannot be recomputed: {error}") from error
     _check_parent(settings, first, record["parents"])
     if settings.init == "demonstrations":
