@@ -14,17 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foreword.errors import DataError, ExpressionError
-from foreword.expressions import (
+from foreword.expressions import Expression, Operand, Term, is_expression, parse
+from foreword.expressions.expression import (
     DECIMALS,
     MAX_CHARACTERS,
     MAX_NESTING,
     MAX_TERMS,
     MAX_WEIGHT,
-    Expression,
-    Operand,
-    Term,
-    is_expression,
-    parse,
 )
 
 fuzz = settings(derandomize=True, database=None, deadline=None, max_examples=300)

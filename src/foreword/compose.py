@@ -13,7 +13,7 @@ import torch
 
 from foreword.arguments import check_text, did_you_mean, expect, shown
 from foreword.arithmetic import concat
-from foreword.arithmetic.record import COMPOSITION, begun
+from foreword.arithmetic.record import COMPOSITION
 from foreword.arithmetic.side_by_side import joined
 from foreword.backbone import Backbone
 from foreword.backbone.cascade import cascade
@@ -339,9 +339,5 @@ def _origin(term: Term, stored: Mapping[str, Prefix]) -> dict[str, Any]:
 
 def _recorded(made: Prefix, changes: Mapping[str, Any], parents: tuple[str, ...]) -> Prefix:
     """The prefix with its parents, and with more in its record."""
-    record = {
-        "start": begun(made.meta, made.length),
-        **made.meta.recipe.get(COMPOSITION, {}),
-        **changes,
-    }
+    record = {**made.meta.recipe[COMPOSITION], **changes}
     return made.with_meta(recipe={**made.meta.recipe, COMPOSITION: record}, parents=parents)
