@@ -119,6 +119,18 @@ def test_training_rows_for_what_started_from_demonstrations(place: Path, call) -
     assert PrefixStore().load("made").digest == live.digest
 
 
+def test_a_value_that_training_did_not_see_is_a_warning(place: Path, call) -> None:
+    whole = PrefixStore().load("e2e")
+    pieces = (Piece("", 1), Piece("mood=good", 2), Piece("mood=bad", 1))
+    PrefixStore().save("task", whole.with_meta(pieces=pieces, combination="control"))
+    code, _, err = call("compose", "task[mood=bad]", "--name", "bad")
+    assert (code, "warning" in err) == (0, False)
+    code, _, err = call("compose", "task[mood=odd]", "--name", "odd")
+    assert code == 0
+    assert "warning: task was trained for mood = 'good', 'bad', and not for 'odd'" in err
+    assert [PrefixStore().load(name).length for name in ("bad", "odd")] == [2, 1]
+
+
 def test_taken_names(place: Path, call) -> None:
     before = PrefixStore().load("e2e").digest
     code, _, err = call("compose", "0.5*formal", "--mode", "concat", "--name", "e2e")
