@@ -13,6 +13,7 @@ from foreword.version import __version__
 if TYPE_CHECKING:
     from foreword.arithmetic import concat
     from foreword.backbone import Backbone, OtherWeights, attach, cascade, detach, load
+    from foreword.compose import compose
     from foreword.data import Task, read_rows
     from foreword.description import Piece, PrefixMeta, Site
     from foreword.errors import ForewordError
@@ -62,6 +63,7 @@ __all__ = [
     "attach",
     "attach_trainable",
     "cascade",
+    "compose",
     "concat",
     "detach",
     "evaluate",
@@ -105,6 +107,7 @@ offer(
         "attach": "foreword.backbone",
         "attach_trainable": "foreword.train",
         "cascade": "foreword.backbone",
+        "compose": "foreword.compose",
         "concat": "foreword.arithmetic",
         "detach": "foreword.backbone",
         "evaluate": "foreword.evaluate",
