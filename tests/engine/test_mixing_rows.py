@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import foreword
-from foreword.engine import Engine, Event, Limits, Request, Weighted
+from foreword.engine import Engine, Event, Limits, Weighted
 from foreword.engine.checks import left_of, room_of
 from foreword.engine.request import NotServed
 from foreword.engine.slots.runner import Row, Runner
@@ -148,10 +148,6 @@ def test_what_is_not_served_is_refused_by_name(
             engine.check(mix([3], (0.5, one), prompt_logprobs=1))
         assert refused.value.field == "prompt_logprobs"
         engine.check(mix([3], (1, one), (0, two), prompt_logprobs=1))
-        weak = Request((3,), prefixes=(Weighted(one), Weighted(two, 0.5, strength=0.5)))
-        with pytest.raises(NotServed, match="strength: 0.5 is asked for") as refused:
-            engine.check(weak)
-        assert refused.value.field == "strength"
         with pytest.raises(MismatchError, match="made on 'smaller'"):
             engine.check(mix([3], (0.5, one), (0.5, smaller.capture([5, 6]))))
         with pytest.raises(DataError, match="token 999 is not"):

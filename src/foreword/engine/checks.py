@@ -52,6 +52,11 @@ def whole_prefix(request: Request) -> Prefix | None:
     return prefix
 
 
+def strength_of(request: Request) -> float:
+    """The strength of a request's one prefix; 1 without any."""
+    return 1.0 if request.leading is None else request.leading.strength
+
+
 def check_tokens(request: Request, vocabulary: int) -> None:
     """Check that a request's tokens, and those that it favours, are in the vocabulary.
 

@@ -46,16 +46,3 @@ def _alone(request: Request, one: Weighted | None) -> Request:
     """The same request under one prefix at full weight, or under none."""
     return replace(request, prefixes=() if one is None else (replace(one, weight=1.0),))
 
-
-def check_strengths(request: Request) -> None:
-    """Check that every prefix that takes part has its full strength.
-
-    Raises:
-        NotServed: One has another.
-    """
-    for branch in request.branches:
-        if branch.under is not None and branch.under.strength != 1:
-            raise NotServed(
-                "strength",
-                f"{branch.under.strength:g} is asked for, and this engine serves a prefix at strength 1",
-            )

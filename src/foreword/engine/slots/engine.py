@@ -17,11 +17,18 @@ import torch
 from torch import Tensor
 
 from foreword.attention.attachment import Attachment
+from foreword.attention.bound import audible
 from foreword.backbone import Backbone
 from foreword.data.written import Written, written_for
 from foreword.described import Described
 from foreword.engine.base import OpenEngine
-from foreword.engine.checks import check_tokens, opened, room_after, whole_prefix
+from foreword.engine.checks import (
+    check_tokens,
+    opened,
+    room_after,
+    strength_of,
+    whole_prefix,
+)
 from foreword.engine.protocol import Stats
 from foreword.engine.request import (
     Completion,
@@ -31,7 +38,7 @@ from foreword.engine.request import (
     Request,
     completion,
 )
-from foreword.engine.slots.branching import branch_requests, check_strengths
+from foreword.engine.slots.branching import branch_requests
 from foreword.engine.slots.inbox import Inbox
 from foreword.engine.slots.job import Job, Mix
 from foreword.engine.slots.runner import PROBE, Row, Runner
@@ -152,18 +159,19 @@ class Engine(OpenEngine):
             EngineClosed: The engine takes no more requests.
             MismatchError: One of its prefixes does not fit the backbone.
             TooLong: There is no room for it.
-            NotServed: A strength other than 1, or what a mixture does not have.
+            NotServed: Something is asked for that a mixture does not have.
+            UnsupportedModel: A prefix has pieces of which a request must choose, or too many strengths.
             DataError: A token is not in the vocabulary.
         """
         self._check_open()
         request = opened(request)
-        check_strengths(request)
         branches = branch_requests(request, self.backbone)
         for one in branches:
             prefix = whole_prefix(one)
             if prefix is not None:
                 refuse_head(prefix)
                 self.backbone.check(prefix)
+                _ = audible(prefix.strength(strength_of(one)))
         self._check_place(request, branches)
         check_tokens(request, self.backbone.vocabulary)
 
@@ -313,7 +321,8 @@ class Engine(OpenEngine):
     def _row(self, job: Job, size: int) -> Row:
         assert job.slot is not None
         if job.front is None:
-            job.front = self.runner.place(job.slot, whole_prefix(job.request))
+            request = job.request
+            job.front = self.runner.place(job.slot, whole_prefix(request), strength_of(request))
         part = tuple(job.tokens[job.computed : job.computed + size])
         whole = job.request.sampling.prompt_logprobs is not None and not job.is_decoding
         return Row(job.slot, job.computed, part, job.front, size if whole else 1)
