@@ -45,4 +45,3 @@ def _is_plain(request: Request) -> bool:
 def _alone(request: Request, one: Weighted | None) -> Request:
     """The same request under one prefix at full weight, or under none."""
     return replace(request, prefixes=() if one is None else (replace(one, weight=1.0),))
-
