@@ -441,6 +441,14 @@ class Runner:
         return {kind: full if kind == "full_attention" else windowed for kind in self.kinds}
 
 
+def probed(backbone: Backbone, attachment: Attachment) -> Tensor:
+    """What the model gives for a few tokens."""
+    with torch.inference_mode(), attachment.using(None):
+        ids = torch.tensor([PROBE], device=backbone.device)
+        logits: Tensor = backbone.model(input_ids=ids, use_cache=False).logits
+    return logits
+
+
 def _wanted(row: Row, queries: int) -> list[bool]:
     """Of which of the pass's new tokens the row wants logits."""
     size = len(row.tokens)
