@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from foreword.arguments import check_count, expect
+from foreword.attention.selected import Selection, bind_selected
 from foreword.backbone import Backbone
 from foreword.backbone.given import check_backbone
 from foreword.data import Collator, Encoded, Report, Task, rows_of
@@ -20,6 +21,7 @@ from foreword.data.chat import answers, asked
 from foreword.data.collate import padding_of
 from foreword.data.given import Data, name_of
 from foreword.data.references import one_each
+from foreword.data.selecting import chosen_by, selecting, selections_of
 from foreword.data.template import MESSAGES
 from foreword.data.written import written_for
 from foreword.errors import DataError
@@ -215,7 +217,8 @@ def evaluate_text(
 
     Rows with the same prompt are taken as references of one input: each is scored, text is
     generated once. So are the entries of a list in a target column; the target template is filled for
-    each.
+    each. Under a prefix that was trained with attributes each row selects the values that it has, and
+    only rows with the same ones are of one input.
 
     Args:
         backbone: The backbone, left as it was found.
@@ -302,9 +305,9 @@ def _grouped(
     limit: int | None = None,
     scored: int | None = None,
 ) -> _Set:
-    groups: dict[str, list[Mapping[str, Any]]] = {}
+    groups: dict[tuple[str, Selection], list[Mapping[str, Any]]] = {}
     for row in rows:
-        groups.setdefault(input_text(row, task), []).append(row)
+        groups.setdefault((input_text(row, task), chosen_by(prefix.meta, row)), []).append(row)
     kept = list(groups.values())[:limit]
     targets = [[_target(row, task) for row in group] for group in kept]
     written = written_for(backbone, prefix, task).keeping(chain.from_iterable(targets))
@@ -350,6 +353,8 @@ def _measure(
     began = time.perf_counter()
     encoder = encoder_for(backbone, prefix, task, like)
     encoded, report = encoder.rows(grouped.rows)
+    if prefix is not None:
+        encoded, report = selecting(prefix.meta, grouped.rows, encoded, report)
     who = "frozen model" if prefix is None else "with the prefix"
     scoring, generating = (
         partial(progress, f"{who}, {what}") for what in ("scoring", "generating")
@@ -360,7 +365,8 @@ def _measure(
         encoder.prompt(row, options.max_new_tokens, sizes[id(row)]) for row in grouped.firsts
     ]
     written = replace(written_for(backbone, prefix, task, like), kept=grouped.kept)
-    made = generate_ids(backbone, prompts, prefix, options, written, generating)
+    chosen = selections_of(prefix, grouped.firsts)
+    made = generate_ids(backbone, prompts, prefix, options, written, generating, chosen)
     texts = [each[0] for each in made]
     figures = Metrics(
         nll=nll,
@@ -388,9 +394,14 @@ def scored(
     ordered = sorted(rows, key=lambda row: row.size)
     nll, hits, targets = 0.0, 0, 0
     watch(0, len(ordered))
-    with backbone.inferring(prefix):
+    control = prefix if prefix is not None and prefix.meta.combination == "control" else None
+    with backbone.inferring(None if control else prefix) as attachment:
         for first in range(0, len(ordered), size):
-            batch = collate(ordered[first : first + size])
+            part = ordered[first : first + size]
+            if control is not None:
+                own = [row.pieces for row in part]
+                attachment.bound = bind_selected(control, backbone.sites, own)
+            batch = collate(part)
             ids, mask, labels = (batch[name].to(backbone.device) for name in _BATCH)
             scores = score(backbone.model, ids, mask, labels)
             nll += float(scores.nll_N.double().sum())
