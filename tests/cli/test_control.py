@@ -22,7 +22,7 @@ def shipped(place: Path) -> list[dict[str, str]]:
     rows = []
     for row in read_rows("foreword/e2e:heldout")[::14]:
         price = row["mr"].partition("priceRange[")[2].partition("]")[0]
-        rows.append({"mr": row["mr"], "ref": row["ref"], "price": price})
+        rows.append({"mr": row["mr"], "ref": row["ref"][:30], "price": price})
     lines = ["mr\tref\tprice", *("\t".join(row.values()) for row in rows)]
     (place / "e2e.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return rows
@@ -32,7 +32,7 @@ def test_from_a_column_of_values_to_text(
     shipped: list[dict[str, str]], place: Path, call, recwarn: pytest.WarningsRecorder
 ) -> None:
     assert not shipped[0]["price"]
-    flags = ["--attributes", "price", "--attribute-length", "2", "--max-length", "100"]
+    flags = ["--attributes", "price", "--attribute-length", "2"]
     code, out, err = call(*train(*flags, data="e2e.tsv"))
     assert code == 0, err
     prefix = PrefixStore().load("food")
