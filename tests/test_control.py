@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import foreword
-from foreword.errors import UnsupportedModel
+from foreword.errors import PrefixError, UnsupportedModel
 from tests.conftest import MEMORY
 
 OPTIONS = foreword.GenerateOptions(max_new_tokens=6, batch_size=3)
@@ -101,6 +101,20 @@ def test_figures_are_those_of_each_row_under_what_it_selects(
     plain = foreword.evaluate(tiny, prefix.select(), ROWS, options=OPTIONS)
     assert plain.base is not None
     assert found.base.nll == pytest.approx(plain.base.nll, rel=1e-5)
+
+
+def test_rows_without_any_value_are_told(tiny: foreword.Backbone, prefix: foreword.Prefix) -> None:
+    said = "no row has a value of the attributes 'mood', 'size', so the prefix's shared part stands"
+    with pytest.warns(foreword.UnseenValue, match=said):
+        found = foreword.evaluate(tiny, prefix, MEMORY[:2], options=OPTIONS, base=False)
+    shared = foreword.evaluate(tiny, prefix.select(), MEMORY[:2], options=OPTIONS, base=False)
+    assert found.outputs == shared.outputs
+
+
+def test_only_what_is_selected_is_moved(tiny: foreword.Backbone, prefix: foreword.Prefix) -> None:
+    with pytest.raises(PrefixError, match=r"choose first, with prefix.select\(...\)"):
+        tiny.moved(prefix, "offset")
+    assert tiny.moved(prefix.select(mood="bad"), "offset").meta.positions == "offset"
 
 
 def test_attaching_it_whole_is_refused(tiny: foreword.Backbone, prefix: foreword.Prefix) -> None:

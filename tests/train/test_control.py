@@ -378,6 +378,13 @@ def test_what_training_cannot_do_is_refused(tiny: foreword.Backbone, rows: Rows)
         parameterise(tiny, made, changed(**FOOD, frozen=7))
 
 
+def test_a_prefix_with_control_is_no_start(tiny: foreword.Backbone, tmp_path: Path) -> None:
+    store = PrefixStore(tmp_path / "store")
+    store.save("old", start(tiny, changed(**FOOD), values={"food": ("a",)}))
+    with pytest.raises(TrainingError, match=r"save what it selects, prefix.select\(...\)"):
+        start(tiny, changed(init="old", length=None), store=store)
+
+
 def test_room_is_that_of_what_stands_in_front_of_a_text(rows: Rows) -> None:
     """All pieces together would not fit the context; of three values a row has one."""
     model = tiny_model(max_position_embeddings=70)

@@ -1,4 +1,4 @@
-"""What a prefix with control is for some values of its attributes: its shared piece and theirs.
+"""Selections of a prefix with control: its shared piece, and those of values of its attributes.
 
 Source: Clive, Cao and Rei, "Control Prefixes for Parameter-Efficient Text Generation", 2022 (arXiv
 2110.08329).

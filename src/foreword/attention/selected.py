@@ -1,4 +1,4 @@
-"""What a forward pass attends to under a prefix with control, of which each row selects some pieces.
+"""Forward passes under a prefix with control, of which each row selects some pieces.
 
 Shapes: B rows of the batch, R different selections among them, A most pieces that one has, P length of
 the longest.

@@ -1,4 +1,4 @@
-"""Attributes of rows, as training with control reads them: columns, and the values that they have."""
+"""Attributes of rows: columns, and the values that rows have in them."""
 
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
-"""What rows select of a prefix with control: the pieces of the values that they have."""
+"""What rows select of a prefix with control, by the values that they have."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from foreword.arithmetic.selection import numbers_of
+from foreword.arithmetic.selection import UnseenValue, numbers_of
 from foreword.attention.selected import Selection
 from foreword.data.attributes import value_of
 from foreword.data.each import of_each
@@ -42,6 +43,22 @@ def selecting(
     chosen = of_each(rows, lambda row: chosen_by(meta, row), "row")
     pairs = zip(encoded, chosen, strict=True)
     return [replace(one, pieces=pieces) if pieces else one for one, pieces in pairs], report
+
+
+def tell_of_none(prefix: Prefix, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Say where rows could select pieces of a prefix, and not one of them does.
+
+    Warns:
+        UnseenValue: None has a value of an attribute.
+    """
+    names = [*prefix.meta.attributes]
+    if names and all(value_of(row, name) is None for row in rows for name in names):
+        warnings.warn(
+            f"no row has a value of the attributes {', '.join(map(repr, names))}, so the prefix's shared "
+            "part stands alone; columns are called as in training",
+            UnseenValue,
+            stacklevel=3,
+        )
 
 
 def selections_of(prefix: Prefix | None, inputs: Sequence[Input]) -> list[Selection] | None:

@@ -21,7 +21,7 @@ from foreword.data.chat import answers, asked
 from foreword.data.collate import padding_of
 from foreword.data.given import Data, name_of
 from foreword.data.references import one_each
-from foreword.data.selecting import chosen_by, selecting, selections_of
+from foreword.data.selecting import chosen_by, selecting, selections_of, tell_of_none
 from foreword.data.template import MESSAGES
 from foreword.data.written import written_for
 from foreword.errors import DataError
@@ -236,6 +236,10 @@ def evaluate_text(
     Raises:
         DataError: Rows or columns are wrong.
         MismatchError: The prefix does not fit the backbone.
+
+    Warns:
+        UnseenValue: A row has a value of an attribute that the prefix was not trained for, or no row has
+            any value.
     """
     check_backbone(backbone)
     check_prefix(prefix)
@@ -248,6 +252,7 @@ def evaluate_text(
     task = task_of(prefix) if task is None else task
     expect("task", task, Task, "a Task of templates", DataError)
     rows = one_each(rows, task)
+    tell_of_none(prefix, rows)
     if task.chat:
         rows = [_to_last_answer(row) for row in rows]
     options = GenerateOptions() if options is None else options

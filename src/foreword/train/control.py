@@ -1,4 +1,4 @@
-"""Where a prefix with control starts: a shared piece, and behind it one for each value of an attribute.
+"""Where a prefix with control starts: a shared piece, and one behind it for each value.
 
 The virtual tokens of an attribute's values have one place, behind those of the attributes before it, so
 that what a row selects stands in a row, as text would.
