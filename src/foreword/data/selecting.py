@@ -54,8 +54,8 @@ def tell_of_none(prefix: Prefix, rows: Sequence[Mapping[str, Any]]) -> None:
     names = [*prefix.meta.attributes]
     if names and all(value_of(row, name) is None for row in rows for name in names):
         warnings.warn(
-            f"no row has a value of the attributes {', '.join(map(repr, names))}, so the prefix's shared "
-            "part stands alone; columns are called as in training",
+            f"no row has a value of the attributes {', '.join(map(repr, names))}, so the prefix's "
+            "shared part stands alone; columns are called as in training",
             UnseenValue,
             stacklevel=3,
         )

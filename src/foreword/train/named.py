@@ -65,8 +65,8 @@ def refuse_other(settings: TrainSettings, found: Outline | Prefix) -> None:
             )
     if found.meta.combination == "control":
         raise TrainingError(
-            f"the prefix to start from, {settings.init!r}, has pieces for values of attributes, of which "
-            "a start has some; save what it selects, prefix.select(...), and start from that"
+            f"the prefix to start from, {settings.init!r}, has pieces for values of attributes; save "
+            "what it selects, prefix.select(...), and start from that"
         )
     pieces = found.meta.pieces
     if found.meta.combination != "attention" or any(piece.strength != 1 for piece in pieces):
