@@ -11,7 +11,7 @@ from foreword.lazy import offer
 from foreword.version import __version__
 
 if TYPE_CHECKING:
-    from foreword.arithmetic import concat
+    from foreword.arithmetic import UnseenValue, concat
     from foreword.backbone import Backbone, OtherWeights, attach, cascade, detach, load
     from foreword.compose import compose
     from foreword.data import Task, read_rows
@@ -59,6 +59,7 @@ __all__ = [
     "TrainSettings",
     "Trainable",
     "TrainingStopped",
+    "UnseenValue",
     "__version__",
     "attach",
     "attach_trainable",
@@ -104,6 +105,7 @@ offer(
         "TrainSettings": "foreword.train",
         "Trainable": "foreword.train",
         "TrainingStopped": "foreword.train",
+        "UnseenValue": "foreword.arithmetic",
         "attach": "foreword.backbone",
         "attach_trainable": "foreword.train",
         "cascade": "foreword.backbone",

@@ -28,7 +28,7 @@ _BACKBONE = {
 _TRAIN: Headings = {
     "Data": "--eval --prompt --target --pair --max-length",
     "Recipe": "--config --task --length --parameterization --mlp-width --layers --sites --positions "
-    "--windows --pooling --class-weights",
+    "--windows --pooling --class-weights --attributes --attribute-length",
     "Start": "--init --init-text --frozen",
     "Loop": "--optimizer --lr --warmup --epochs --steps --batch-size --accumulate --group-by-length "
     "--dropout --early-stop --checkpoint-every --gradient-checkpointing --seed --resume",

@@ -153,7 +153,16 @@ def _summary(found: PrefixAttention) -> str:
 
 
 def _facts(prefix: Prefix) -> list[tuple[str, str]]:
-    from foreword.describe import BOS, POSITIONS, SOFTMAX, WINDOWS, formula, head_words, piece_words
+    from foreword.describe import (
+        BOS,
+        POSITIONS,
+        SOFTMAX,
+        WINDOWS,
+        attribute_words,
+        formula,
+        head_words,
+        piece_words,
+    )
 
     meta = prefix.meta
     return [
@@ -164,6 +173,7 @@ def _facts(prefix: Prefix) -> list[tuple[str, str]]:
         ("parameters", formula(prefix)),
         ("head", head_words(prefix)),
         *([("pieces", piece_words(meta))] if meta.pieces else []),
+        *([("attributes", attribute_words(meta))] if meta.attributes else []),
         ("positions", POSITIONS[meta.positions]),
         ("windows", WINDOWS[meta.windows]),
         ("softmax", SOFTMAX[meta.softmax]),

@@ -339,7 +339,7 @@ class Runner:
         """What rows attend to beside what their slots hold, and at which strengths."""
         bound = self.bank.bound([row.front.shared for row in group])
         strengths = [row.front.strengths for row in group]
-        if not any(strengths):
+        if not (bound.dials or any(strengths)):
             return bound
         return replace(bound, dials=dials(strengths, [row.front.copied > 0 for row in group]))
 
