@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import functools
 import operator
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
 
-from foreword.arguments import check_text, did_you_mean, expect, shown
+from foreword.arguments import expect, shown
 from foreword.arithmetic import concat
 from foreword.arithmetic.record import COMPOSITION
-from foreword.arithmetic.side_by_side import joined
 from foreword.backbone import Backbone
 from foreword.backbone.cascade import cascade
 from foreword.data.given import Data
 from foreword.description import MAX_LABEL, Piece
-from foreword.errors import ExpressionError, ForewordError, Notice, PrefixError
+from foreword.errors import ExpressionError, ForewordError, PrefixError
 from foreword.expressions import Expression, Operand, Term, looked_up, parse
 from foreword.prefix import Prefix, check_prefix
 from foreword.store import PrefixStore
@@ -27,10 +25,6 @@ from foreword.train.begun import with_start
 
 Mode = Literal["sum", "concat", "cascade", "logits"]
 MODES: tuple[Mode, ...] = get_args(Mode)
-
-
-class UnseenValue(Notice):
-    """No piece was trained for the value of an attribute, so the shared piece stands alone for it."""
 
 
 def needs_backbone(expression: Expression, mode: Mode) -> bool:
@@ -105,64 +99,6 @@ def compose(
     return _recorded(made, {**record, "expression": str(expression)}, parents)
 
 
-def select(prefix: Prefix, values: Mapping[str, str], name: str = "the prefix") -> Prefix:
-    """What a prefix with control is for some values of its attributes: its shared piece and theirs.
-
-    A value without a piece was not seen in training: the shared piece stands alone for it, and a warning
-    says so.
-
-    Args:
-        prefix: A prefix of combination ``control``.
-        values: By attribute the value that is wanted; attributes that are left out have no say.
-        name: What errors and warnings call the prefix.
-
-    Returns:
-        A plain prefix, with the pieces in their order.
-
-    Raises:
-        ExpressionError: It is no prefix with control, or has no such attribute.
-
-    Examples:
-        >>> select(task, {"sentiment": "positive"})  # doctest: +SKIP
-    """
-    check_prefix(prefix)
-    expect("values", values, Mapping, "values by attribute", ExpressionError)
-    trained = _trained_values(prefix, name)
-    wanted = set()
-    for attribute, value in values.items():
-        check_text("an attribute", attribute, ExpressionError)
-        check_text(f"the value of {attribute!a}", value, ExpressionError)
-        if attribute not in trained:
-            raise ExpressionError(
-                f"{name} has no attribute {attribute!a}; it has {', '.join(map(ascii, trained))}"
-                f"{did_you_mean(attribute, trained)}"
-            )
-        if value not in trained[attribute]:
-            known = ", ".join(map(ascii, trained[attribute]))
-            said = f"{name} was trained for {attribute} = {known}, and not for {value!a}"
-            warnings.warn(
-                f"{said}: its shared piece stands alone for it", UnseenValue, stacklevel=2
-            )
-        wanted.add(f"{attribute}={value}")
-    pieces, parts = prefix.meta.pieces, prefix.split()
-    chosen = [i for i, piece in enumerate(pieces) if i == 0 or piece.name in wanted]
-    made = joined("select", [parts[i] for i in chosen], [prefix.digest])
-    return made.with_meta(pieces=_unless_plain(tuple(pieces[i] for i in chosen)))
-
-
-def _trained_values(prefix: Prefix, name: str) -> dict[str, list[str]]:
-    """By attribute of a prefix with control its values."""
-    if prefix.meta.combination != "control":
-        raise ExpressionError(
-            f"{name} has no attributes to select by; only a prefix that was trained with some has"
-        )
-    found: dict[str, list[str]] = {}
-    for piece in prefix.meta.pieces[1:]:
-        attribute, _, value = piece.name.partition("=")
-        found.setdefault(attribute, []).append(value)
-    return found
-
-
 def _unless_plain(pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
     """The pieces; none if all are at full strength, as a plain prefix is."""
     return () if all(piece.strength == 1 for piece in pieces) else pieces
@@ -205,7 +141,8 @@ def _started(
 def _part(prefix: Prefix, operand: Operand) -> Prefix:
     """What an operand takes of the prefix of its name."""
     if operand.selection:
-        return select(prefix, dict(operand.selection), operand.name)
+        with _named(operand.name):
+            return prefix.select(dict(operand.selection))
     if operand.span is None:
         return prefix
     first, end = operand.span
