@@ -17,7 +17,7 @@ from foreword.data import Report
 from foreword.errors import HubError
 from foreword.evaluate.run import Evaluation, Metrics
 from foreword.evaluate.scores import Scores, scores_of
-from foreword.prefix import Prefix, PrefixMeta, Site
+from foreword.prefix import Piece, Prefix, PrefixMeta, Site
 
 HOSTILE = (
     "`` ` ```\n\n# Owned\n\n<script>alert(1)</script>\n[x](javascript:alert(1)) ![i](http://e/i.png)\n"
@@ -138,6 +138,13 @@ def rendered(text: str) -> tuple[set[str], list[str], list[str]]:
             if child.type == "code_inline":
                 spans.append(child.content)
     return kinds, headings, spans
+
+
+def test_attributes_are_told_with_their_values() -> None:
+    pieces = (Piece("", 1), Piece("mood=a`b", 1), Piece("size=5", 1))
+    text = card(made(pieces=pieces, combination="control"), "ada/mood")
+    assert '- values of `mood`: ``["a`b"]``\n- values of `size`: `["5"]`\n' in text
+    assert "values of" not in card(made(), "ada/plain")
 
 
 def test_hostile_values_stay_in_their_code_spans(tmp_path: Path) -> None:
