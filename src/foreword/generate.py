@@ -168,7 +168,7 @@ def _generated_ids(
     under = None if chosen is not None else prefix
     with _drawing(options, backbone.device), backbone.inferring(under) as attachment:
         for batch in _batches(prompts, options.batch_size):
-            if chosen is not None and prefix is not None:
+            if chosen is not None and isinstance(prefix, Prefix):
                 own = [chosen[index] for index in batch]
                 attachment.bound = bind_each(prefix, backbone.sites, own)
             inputs = pad_batch([prompts[index] for index in batch], pad)

@@ -358,7 +358,7 @@ def _measure(
     began = time.perf_counter()
     encoder = encoder_for(backbone, prefix, task, like)
     encoded, report = encoder.rows(grouped.rows)
-    if prefix is not None:
+    if isinstance(prefix, Prefix):
         encoded, report = selecting(prefix.meta, grouped.rows, encoded, report)
     who = "frozen model" if prefix is None else "with the prefix"
     scoring, generating = (
@@ -399,7 +399,7 @@ def scored(
     ordered = sorted(rows, key=lambda row: row.size)
     nll, hits, targets = 0.0, 0, 0
     watch(0, len(ordered))
-    control = prefix if prefix is not None and prefix.meta.combination == "control" else None
+    control = prefix if isinstance(prefix, Prefix) and prefix.attributes else None
     with backbone.inferring(None if control else prefix) as attachment:
         for first in range(0, len(ordered), size):
             part = ordered[first : first + size]
