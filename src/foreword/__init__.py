@@ -13,6 +13,7 @@ from foreword.version import __version__
 if TYPE_CHECKING:
     from foreword.arithmetic import UnseenValue, concat
     from foreword.backbone import Backbone, OtherWeights, attach, cascade, detach, load
+    from foreword.compose import compose
     from foreword.data import Task, read_rows
     from foreword.description import Piece, PrefixMeta, Site
     from foreword.errors import ForewordError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from foreword.generate import generate
     from foreword.head import Head
     from foreword.hub import pull, push
+    from foreword.mixture import Mixture
     from foreword.options import GenerateOptions
     from foreword.peft import NotInPeft, export_peft, import_peft
     from foreword.predict import features, predict
@@ -44,6 +46,7 @@ __all__ = [
     "GenerateOptions",
     "Head",
     "LabelEvaluation",
+    "Mixture",
     "NotInPeft",
     "OtherWeights",
     "Piece",
@@ -61,6 +64,7 @@ __all__ = [
     "attach",
     "attach_trainable",
     "cascade",
+    "compose",
     "concat",
     "detach",
     "evaluate",
@@ -88,6 +92,7 @@ offer(
         "GenerateOptions": "foreword.options",
         "Head": "foreword.head",
         "LabelEvaluation": "foreword.evaluate",
+        "Mixture": "foreword.mixture",
         "NotInPeft": "foreword.peft",
         "OtherWeights": "foreword.backbone",
         "Piece": "foreword.description",
@@ -104,6 +109,7 @@ offer(
         "attach": "foreword.backbone",
         "attach_trainable": "foreword.train",
         "cascade": "foreword.backbone",
+        "compose": "foreword.compose",
         "concat": "foreword.arithmetic",
         "detach": "foreword.backbone",
         "evaluate": "foreword.evaluate",

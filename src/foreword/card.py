@@ -14,7 +14,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from foreword.describe import BOS, POSITIONS, SOFTMAX, WINDOWS, formula
+from foreword.describe import BOS, POSITIONS, SOFTMAX, WINDOWS, formula, piece_words
 from foreword.errors import HubError
 from foreword.evaluate.scores import Scores
 from foreword.prefix import Prefix, check_prefix
@@ -198,6 +198,8 @@ def _facts(prefix: Prefix) -> Iterator[tuple[str, str]]:
         yield "head", f"{code(prefix.head.task)}, labels {code(labels)}"
     for attribute, values in meta.attributes.items():
         yield f"values of {code(attribute)}", code(json.dumps(list(values), ensure_ascii=False))
+    if meta.pieces:
+        yield "pieces", code(piece_words(meta))
     yield "positions", POSITIONS[meta.positions]
     yield "windows", WINDOWS[meta.windows]
     yield "softmax", SOFTMAX[meta.softmax]

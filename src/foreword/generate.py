@@ -23,10 +23,12 @@ from foreword.data.selecting import selections_of
 from foreword.data.template import as_row
 from foreword.data.written import Written, written_for
 from foreword.errors import DataError
+from foreword.mixing import check_branches, encoder_under, leading, processors
+from foreword.mixture import Mixture, opened, plain_or_mixed
 from foreword.options import GenerateOptions
-from foreword.prefix import Prefix, check_prefix
+from foreword.prefix import Prefix
 from foreword.progress import Watch, unwatched
-from foreword.prompts import PLAIN, encoder_for, refuse_head, task_of
+from foreword.prompts import PLAIN, refuse_head, task_of
 
 Finish = Literal["stop", "length"]
 """Why a text ends: the model ended it, or it had all the tokens that it may have."""
@@ -48,7 +50,7 @@ class Generated:
 def generate(
     backbone: Backbone,
     inputs: Inputs,
-    prefix: Prefix | None = None,
+    prefix: Prefix | Mixture | None = None,
     options: GenerateOptions | None = None,
     *,
     task: Task | None = None,
@@ -61,10 +63,11 @@ def generate(
         backbone: The backbone, left as it was found.
         inputs: Texts or rows, one alone, or the `Path` of a file of them; see `as_row` for how a text
             meets the prompt template. Rows may come as in training.
-        prefix: The prefix, or None for the frozen model alone. Of one that was trained with attributes,
-            each row selects the values that it has, and a text the shared part.
+        prefix: The prefix, a `Mixture` of several, or None for the frozen model alone. Of a prefix that
+            was trained with attributes, each row selects the values that it has, and a text the shared
+            part.
         options: How to generate; greedy by default.
-        task: Templates; by default those that the prefix was trained with.
+        task: Templates; by default those that the prefix, or a mixture's leading one, was trained with.
         like: Without a prefix, one whose inputs the frozen model is given: its templates, and prompts
             cut where its are.
         strict: Refuse a backbone with other weights than the prefix was made on.
@@ -90,7 +93,7 @@ def generate(
 def generated(
     backbone: Backbone,
     inputs: Inputs,
-    prefix: Prefix | None = None,
+    prefix: Prefix | Mixture | None = None,
     options: GenerateOptions | None = None,
     *,
     task: Task | None = None,
@@ -99,22 +102,27 @@ def generated(
 ) -> list[list[Generated]]:
     """As `generate`, where each text says why it ends."""
     check_backbone(backbone)
-    if prefix is not None:
-        check_prefix(prefix)
-        refuse_head(prefix)
+    prefix = opened(prefix)
+    if isinstance(prefix, Mixture):
+        check_branches(backbone, prefix, strict=strict)
+        like = like or prefix.parts[0][1]
+    prefix = plain_or_mixed(prefix)
+    lead = leading(prefix)
+    if lead is not None:
+        refuse_head(lead)
     backbone.needs("decoder", "encoder-decoder", what="generating text")
     options = GenerateOptions() if options is None else options
     expect("options", options, GenerateOptions, "GenerateOptions", DataError)
     if task is None:
-        task = PLAIN if prefix is None and like is None else task_of(prefix or like)  # type: ignore[arg-type]
+        task = PLAIN if lead is None and like is None else task_of(lead or like)  # type: ignore[arg-type]
     expect("task", task, Task, "a Task of templates", DataError)
-    encoder = encoder_for(backbone, prefix, task, like)
+    encoder = encoder_under(backbone, prefix, task, like)
     rows = of_each(inputs_of(inputs), lambda one: as_row(one, task))
     prompts = of_each(rows, lambda row: encoder.prompt(row, options.max_new_tokens))
-    if prefix is not None:
+    if isinstance(prefix, Prefix):
         backbone.check(prefix, strict=strict)
-    written = written_for(backbone, prefix, task, like)
-    chosen = selections_of(prefix, rows)
+    written = written_for(backbone, lead, task, like)
+    chosen = selections_of(prefix if isinstance(prefix, Prefix) else None, rows)
     return _generated_ids(backbone, prompts, prefix, options, written, chosen=chosen)
 
 
@@ -125,7 +133,7 @@ def _texts(made: Sequence[Sequence[Generated]]) -> list[list[str]]:
 def generate_ids(
     backbone: Backbone,
     prompts: Sequence[Sequence[int]],
-    prefix: Prefix | None,
+    prefix: Prefix | Mixture | None,
     options: GenerateOptions,
     written: Written | None = None,
     watch: Watch = unwatched,
@@ -136,7 +144,7 @@ def generate_ids(
     Args:
         backbone: The backbone.
         prompts: Token ids.
-        prefix: The prefix, or None.
+        prefix: The prefix, a mixture of several branches, or None.
         options: How to generate.
         written: How texts begin and end; by default as in the prefix's training.
         watch: Told how far it is after each batch.
@@ -148,7 +156,7 @@ def generate_ids(
 def _generated_ids(
     backbone: Backbone,
     prompts: Sequence[Sequence[int]],
-    prefix: Prefix | None,
+    prefix: Prefix | Mixture | None,
     options: GenerateOptions,
     written: Written | None = None,
     watch: Watch = unwatched,
@@ -158,26 +166,30 @@ def _generated_ids(
     tokenizer = backbone.tokenizer
     assert tokenizer is not None
     pad = padding_of(tokenizer, backbone.vocabulary)
-    written = written or written_for(backbone, prefix, PLAIN if prefix is None else task_of(prefix))
+    lead = leading(prefix)
+    written = written or written_for(backbone, lead, PLAIN if lead is None else task_of(lead))
     arguments = {**neutral(backbone.model, pad), **options.arguments(), **_tokens(written)}
     made: list[list[Generated]] = [[] for _ in prompts]
     continues = backbone.kind == "decoder"  # an encoder-decoder's output begins anew
     pad_batch = left_padded if continues else right_padded
     done = 0
     watch(done, len(prompts))
-    under = None if chosen is not None else prefix
+    under = None if chosen is not None else lead
     with _drawing(options, backbone.device), backbone.inferring(under) as attachment:
         for batch in _batches(prompts, options.batch_size):
+            own = [prompts[index] for index in batch]
+            inputs = pad_batch(own, pad)
             if chosen is not None and isinstance(prefix, Prefix):
-                own = [chosen[index] for index in batch]
-                attachment.bound = bind_each(prefix, backbone.sites, own)
-            inputs = pad_batch([prompts[index] for index in batch], pad)
+                selected = [chosen[index] for index in batch]
+                attachment.bound = bind_each(prefix, backbone.sites, selected)
             moved = {name: tensor.to(backbone.device) for name, tensor in inputs.items()}
             given = inputs["input_ids"].shape[1] if continues else len(written.begin)
             if not continues:
                 moved["decoder_input_ids"] = moved["input_ids"].new_tensor(
                     [written.begin] * len(batch)
                 )
+            if isinstance(prefix, Mixture):
+                arguments |= processors(backbone, attachment, prefix, own, pad, given, options)
             out = backbone.model.generate(**moved, pad_token_id=pad, **arguments)
             for place, ids in enumerate(out[:, given:].tolist()):
                 finish: Finish = "stop" if written.is_ended(ids) else "length"

@@ -81,7 +81,7 @@ def test_a_prefix_without_attributes_selects_itself() -> None:
 
 def test_a_value_that_was_not_trained_leaves_the_shared_part_and_says_so() -> None:
     prefix = control()
-    said = r"trained for mood = 'bad', 'good', and not for 'fine': its shared piece stands alone"
+    said = r"trained for mood = 'bad', 'good', and not for 'fine': its shared part stands alone"
     with pytest.warns(foreword.UnseenValue, match=said):
         found = prefix.select(mood="fine", size="long")
     assert all(map(torch.equal, found.tensors, columns(prefix, [0, 1, 2, 7])))

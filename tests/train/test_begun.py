@@ -199,8 +199,13 @@ def test_what_has_no_start_says_why(tiny: foreword.Backbone, rows: Rows, tmp_pat
     odd = loaded(a, tmp_path).with_meta(recipe={"init": 3})
     with pytest.raises(PrefixError, match="its recipe is no set of settings: init must be text"):
         foreword.with_start(tiny, odd)
-    longer = loaded(a, tmp_path).with_meta(recipe={**a.meta.recipe, "length": 3})
+    for length in (3, 7):
+        other = loaded(a, tmp_path).with_meta(recipe={**a.meta.recipe, "length": length})
+        part = rf"has {length} virtual tokens at 3 sites.*has 6 at 3: they are not of one training"
+        with pytest.raises(PrefixError, match=part):
+            foreword.with_start(tiny, other)
+    beyond = loaded(a, tmp_path).with_meta(recipe={**a.meta.recipe, "layers": "9"})
     with pytest.raises(
-        PrefixError, match=r"has 3 virtual tokens at 3 sites.*has 6 at 3: they are not"
+        PrefixError, match="cannot be recomputed: layers '9': the backbone's decoder"
     ):
-        foreword.with_start(tiny, longer)
+        foreword.with_start(tiny, beyond)

@@ -83,7 +83,7 @@ def numbers_of(
             trained = ", ".join(map(ascii, known[attribute]))
             warnings.warn(
                 f"{what} was trained for {attribute} = {trained}, and not for {value!a}: its shared "
-                "piece stands alone for it",
+                "part stands alone for it",
                 UnseenValue,
                 stacklevel=4,
             )

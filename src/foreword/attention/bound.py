@@ -5,11 +5,10 @@ Shapes: R rows, H key/value heads, P length of the longest row, D key or value d
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -106,6 +105,14 @@ class Dial:
     columns_R: tuple[tuple[int, int], ...]
     copied_R: tuple[bool, ...]
 
+    def chosen(self, row_of_B: Sequence[int]) -> Dial:
+        """The dial of each row of a batch, by its row of prefixes."""
+        return Dial(
+            self.value_R[list(row_of_B)],
+            tuple(self.columns_R[row] for row in row_of_B),
+            tuple(self.copied_R[row] for row in row_of_B),
+        )
+
 
 @dataclass(frozen=True)
 class Bound:
@@ -127,6 +134,15 @@ class Bound:
     identity: str
     row_of_B: tuple[int, ...] | None = None
     dials: tuple[Dial, ...] = ()
+
+    def chosen(self, row_of_B: Sequence[int], identity: str) -> Bound:
+        """The same for a batch each of whose rows says which of the R prefixes serves it."""
+        return replace(
+            self,
+            row_of_B=tuple(row_of_B),
+            identity=identity,
+            dials=tuple(dial.chosen(row_of_B) for dial in self.dials),
+        )
 
     def joint(self, name: str) -> SiteTensors | None:
         """What shares the text's softmax at the named module."""
@@ -300,13 +316,11 @@ def _heard(prefix: Prefix) -> Prefix | None:
     if not any(heard):
         return None
     kept_P = torch.tensor(heard)
-    return dataclasses.replace(
+    return replace(
         prefix,
         keys=tuple(key[:, kept_P] for key in prefix.keys),
         values=tuple(value[:, kept_P] for value in prefix.values),
-        meta=dataclasses.replace(
-            prefix.meta, pieces=tuple(piece for piece in pieces if piece.strength)
-        ),
+        meta=replace(prefix.meta, pieces=tuple(piece for piece in pieces if piece.strength)),
     )
 
 

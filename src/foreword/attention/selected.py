@@ -56,7 +56,7 @@ def bind_selected(
     identity = live_identity() if live else _identity(prefix, chosen_B)
     bound = bind_rows(parts_R, sites, identity=identity)
     rows = {chosen: row for row, chosen in enumerate(distinct_R)}
-    bound = dataclasses.replace(bound, row_of_B=tuple(rows[chosen] for chosen in chosen_B))
+    bound = bound.chosen([rows[chosen] for chosen in chosen_B], identity)
     if kept is None:
         return bound
     kept_R = [

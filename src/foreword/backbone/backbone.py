@@ -16,7 +16,7 @@ from foreword.attention.attachment import Attachment
 from foreword.attention.bound import bound_to
 from foreword.attention.signature import parameters_of
 from foreword.backbone.context import context_of, looked_up
-from foreword.backbone.fit import check_geometry, check_range, check_weights
+from foreword.backbone.fit import check_geometry, check_range, check_weights, refuse_mixture
 from foreword.backbone.kinds import KindName, with_article
 from foreword.backbone.measured import attached, measure
 from foreword.backbone.probe import evaluating, family_of
@@ -405,6 +405,7 @@ class Backbone:
             if prefix is not None:
                 for one in prefixes_of(prefix):
                     if one is not None:
+                        refuse_mixture(one)
                         check_geometry(one, self.sites, self.name or self.family)
                         check_range(one, self.dtype, self.name or self.family)
                 bound = bound_to(prefix, self.sites)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from foreword.arguments import expect
-from foreword.arithmetic.record import begun
+from foreword.arithmetic.record import COMPOSITION, begun
 from foreword.backbone import Backbone
 from foreword.backbone.given import check_backbone
 from foreword.data import rows_of
@@ -20,6 +20,7 @@ from foreword.errors import (
     MismatchError,
     PrefixError,
     StoreError,
+    TrainingError,
 )
 from foreword.head import Head
 from foreword.prefix import Prefix, check_prefix
@@ -39,11 +40,12 @@ def with_start(
 ) -> Prefix:
     """The same prefix with its field `start`, which sums of prefixes need, and which no file holds.
 
-    It is recomputed from the recipe, with one forward pass at most: keys and values of the text that
+    It is recomputed from the recipe, with a few forward passes at most: keys and values of the text that
     training started from, say. For a sum of prefixes, or a slice of one, the recipe says it too.
 
     Args:
-        backbone: The backbone that it was trained on, with the same weights.
+        backbone: The backbone that it was trained on, with the same weights, and in the same dtype: in
+            another the start of a text is rounded otherwise.
         prefix: A prefix that `foreword.train` gave, or a sum or slice of such.
         rows: The training rows, where it started from demonstrations; else they are not looked at.
         store: Where a prefix that it started from is looked up; by default the user's store.
@@ -73,7 +75,7 @@ def with_start(
     given = _rows(settings, rows)
     try:
         first = start(backbone, settings, given, store, prefix.meta.attributes)
-    except (StoreError, FormatError, MismatchError) as error:
+    except (StoreError, FormatError, MismatchError, TrainingError) as error:
         raise PrefixError(f"the prefix's start cannot be recomputed: {error}") from error
     _check_parent(settings, first, record["parents"])
     if settings.init == "demonstrations":
@@ -91,8 +93,7 @@ def _record_of(prefix: Prefix) -> Mapping[str, Any]:
     record = begun(prefix.meta, prefix.length)
     if record is not None:
         return record
-    mode = prefix.meta.recipe.get("composition")
-    if mode is not None:
+    if COMPOSITION in prefix.meta.recipe:
         raise PrefixError(
             "the start of this prefix cannot be recomputed: it was put together from prefixes whose "
             "starts differ or lie apart. Recompute the start of each of them, and put them together "
@@ -174,15 +175,16 @@ def _as_it_is_now(backbone: Backbone, prefix: Prefix, first: Prefix, tokens: lis
     """
     labels = [site.label for site in prefix.sites]
     has = {site.label for site in first.sites}
-    if not (set(labels) <= has and tokens[1] <= first.length):
+    whole = COMPOSITION not in prefix.meta.recipe
+    if not set(labels) <= has or first.length < tokens[1] or (whole and first.length > tokens[1]):
         raise PrefixError(
             f"the start that the recipe says has {first.length} virtual tokens at {len(has)} sites, of "
             f"which the prefix has {prefix.length} at {len(labels)}: they are not of one training"
         )
-    whole = first.with_head(None).only(labels)
-    if whole.meta.positions != prefix.meta.positions:
-        whole = backbone.moved(whole, prefix.meta.positions)
-    found = whole[tokens[0] : tokens[1]]
+    found = first.with_head(None).only(labels)
+    if found.meta.positions != prefix.meta.positions:
+        found = backbone.moved(found, prefix.meta.positions)
+    found = found[tokens[0] : tokens[1]]
     return found.with_head(_head_at_start(prefix.head, first.head))
 
 
