@@ -91,7 +91,8 @@ class Arithmetic(Base):
 
         Every attention output is then text + strength * (joint - text), where ``joint`` is what this
         prefix at full strength gives and ``text`` what the base model does: 0 is exactly the base model,
-        1 exactly the prefix. Strengths multiply; of a mixture of logits they are the pieces' weights.
+        1 exactly the prefix. Of several pieces each gets it, and the output is linear in each of theirs.
+        Strengths multiply; of a mixture of logits they are the pieces' weights.
 
         Args:
             strength: Any finite number, those below 0 and above 1 included.
