@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import foreword
-from foreword.errors import PrefixError, UnsupportedModel
+from foreword.errors import DataError, PrefixError, UnsupportedModel
 from tests.conftest import MEMORY
 
 OPTIONS = foreword.GenerateOptions(max_new_tokens=6, batch_size=3)
@@ -109,6 +109,16 @@ def test_rows_without_any_value_are_told(tiny: foreword.Backbone, prefix: forewo
         found = foreword.evaluate(tiny, prefix, MEMORY[:2], options=OPTIONS, base=False)
     shared = foreword.evaluate(tiny, prefix.select(), MEMORY[:2], options=OPTIONS, base=False)
     assert found.outputs == shared.outputs
+
+
+def test_what_is_no_value_is_refused_with_its_row(
+    tiny: foreword.Backbone, prefix: foreword.Prefix
+) -> None:
+    rows = [ROWS[0], {**ROWS[1], "size": 0.5}]
+    with pytest.raises(DataError, match="^row 2: column 'size': found the number 0.5"):
+        foreword.evaluate(tiny, prefix, rows, options=OPTIONS)
+    with pytest.raises(DataError, match="^input 2: column 'size': found the number 0.5"):
+        foreword.generate(tiny, rows, prefix, OPTIONS)
 
 
 def test_only_what_is_selected_is_moved(tiny: foreword.Backbone, prefix: foreword.Prefix) -> None:

@@ -196,6 +196,8 @@ def _facts(prefix: Prefix) -> Iterator[tuple[str, str]]:
     if prefix.head is not None:
         labels = json.dumps(list(prefix.head.labels), ensure_ascii=False)
         yield "head", f"{code(prefix.head.task)}, labels {code(labels)}"
+    for attribute, values in meta.attributes.items():
+        yield f"values of {code(attribute)}", code(json.dumps(list(values), ensure_ascii=False))
     if meta.pieces:
         yield "pieces", code(piece_words(meta))
     yield "positions", POSITIONS[meta.positions]

@@ -13,6 +13,7 @@ import torch
 from foreword.arguments import expect, shown
 from foreword.arithmetic import concat
 from foreword.arithmetic.record import COMPOSITION
+from foreword.arithmetic.selection import selected
 from foreword.backbone import Backbone
 from foreword.backbone.cascade import cascade
 from foreword.data.given import Data
@@ -141,8 +142,7 @@ def _started(
 def _part(prefix: Prefix, operand: Operand) -> Prefix:
     """What an operand takes of the prefix of its name."""
     if operand.selection:
-        with _named(operand.name):
-            return prefix.select(dict(operand.selection))
+        return selected(prefix, dict(operand.selection), operand.name)
     if operand.span is None:
         return prefix
     first, end = operand.span

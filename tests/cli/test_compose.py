@@ -149,7 +149,7 @@ def test_taken_names(place: Path, call) -> None:
         (["e2e-formal", "--name", "n"], 1, "a minus has spaces on both sides"),
         (["e2e[:9]", "--name", "n"], 1, "e2e[:9]: e2e has 4 virtual tokens"),
         (["e2e + formal[:2]", "--name", "n", *F32], 1, "e2e and formal[:2]: a sum needs"),
-        (["e2e[x=y]", "--name", "n"], 1, "e2e: the prefix has no attributes to select by"),
+        (["e2e[x=y]", "--name", "n"], 1, "e2e has no attributes to select by"),
         (["e2e + formal", "--name", "../n", "--mode", "concat"], 1, "is not a name for a prefix"),
         (["e2e + formal", "--name", "n", "--mode", "product"], 2, "sum"),
         (

@@ -27,17 +27,23 @@ class UnseenValue(Notice):
     """No piece was trained for a value of an attribute, so the shared piece stands alone for it."""
 
 
-def selected(prefix: P, values: Mapping[str, str]) -> P:
-    """The shared piece of a prefix with control and the pieces of some values; see `Prefix.select`."""
+def selected(prefix: P, values: Mapping[str, str], what: str = "the prefix") -> P:
+    """The shared piece of a prefix with control and the pieces of some values; see `Prefix.select`.
+
+    Args:
+        prefix: The prefix.
+        values: By attribute its value.
+        what: What errors and warnings call the prefix.
+    """
     if prefix.meta.combination != "control":
         if values:
             raise PrefixError(
-                "the prefix has no attributes to select by; only one that was trained with attributes "
+                f"{what} has no attributes to select by; only a prefix that was trained with attributes "
                 "(TrainSettings.attributes) has"
             )
         return prefix
     check_contents(prefix)
-    chosen = numbers_of(prefix.meta, values)
+    chosen = numbers_of(prefix.meta, values, what)
     names = [prefix.meta.pieces[number].name.partition("=") for number in chosen]
     of = {"prefix": prefix.digest, "values": {attribute: value for attribute, _, value in names}}
     kept = pieces_at(prefix.meta, chosen)
@@ -48,12 +54,15 @@ def selected(prefix: P, values: Mapping[str, str]) -> P:
     return changed(prefix, **tensors_at(prefix, prefix.meta, chosen), meta=meta, start=start)
 
 
-def numbers_of(meta: PrefixMeta, values: Mapping[str, str]) -> tuple[int, ...]:
+def numbers_of(
+    meta: PrefixMeta, values: Mapping[str, str], what: str = "the prefix"
+) -> tuple[int, ...]:
     """The numbers of the pieces that values of attributes select beside the shared one, in order.
 
     Args:
         meta: Meta of a prefix with control.
         values: By attribute its value.
+        what: What errors and warnings call the prefix.
 
     Raises:
         PrefixError: The prefix has no such attribute.
@@ -67,14 +76,14 @@ def numbers_of(meta: PrefixMeta, values: Mapping[str, str]) -> tuple[int, ...]:
         check_text(f"the value of {attribute!a}", value, PrefixError)
         if attribute not in known:
             raise PrefixError(
-                f"the prefix has no attribute {attribute!a}; it has {', '.join(map(ascii, known))}"
+                f"{what} has no attribute {attribute!a}; it has {', '.join(map(ascii, known))}"
                 f"{did_you_mean(attribute, known)}"
             )
         if value not in known[attribute]:
             trained = ", ".join(map(ascii, known[attribute]))
             warnings.warn(
-                f"the prefix was trained for {attribute} = {trained}, and not for {value!a}: its "
-                "shared part stands alone for it",
+                f"{what} was trained for {attribute} = {trained}, and not for {value!a}: its shared "
+                "part stands alone for it",
                 UnseenValue,
                 stacklevel=4,
             )

@@ -48,11 +48,15 @@ def selecting(
 def tell_of_none(prefix: Prefix, rows: Sequence[Mapping[str, Any]]) -> None:
     """Say where rows could select pieces of a prefix, and not one of them does.
 
+    Raises:
+        DataError: A row's value cannot be read.
+
     Warns:
         UnseenValue: None has a value of an attribute.
     """
     names = [*prefix.meta.attributes]
-    if names and all(value_of(row, name) is None for row in rows for name in names):
+    found = of_each(rows, lambda row: [value_of(row, name) for name in names], "row")
+    if names and all(value is None for values in found for value in values):
         warnings.warn(
             f"no row has a value of the attributes {', '.join(map(repr, names))}, so the prefix's "
             "shared part stands alone; columns are called as in training",
@@ -61,12 +65,16 @@ def tell_of_none(prefix: Prefix, rows: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
-def selections_of(prefix: Prefix | None, inputs: Sequence[Input]) -> list[Selection] | None:
+def selections_of(prefix: object, inputs: Sequence[Input]) -> list[Selection] | None:
     """What each input selects of a prefix with control; None where there is nothing to select.
+
+    Args:
+        prefix: A prefix, or what else texts are written under.
+        inputs: Texts and rows.
 
     Raises:
         DataError: An input's value cannot be read.
     """
-    if prefix is None or prefix.meta.combination != "control":
+    if not isinstance(prefix, Prefix) or prefix.meta.combination != "control":
         return None
     return of_each(inputs, lambda one: chosen_by(prefix.meta, one))
