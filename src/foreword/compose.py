@@ -105,6 +105,31 @@ def compose(
     return _recorded(made, {**record, "expression": str(expression)}, parents)
 
 
+def operands(expression: str | Expression, load: Callable[[str], Prefix]) -> dict[str, Prefix]:
+    """What the operands of an expression are by themselves, at full strength.
+
+    Args:
+        expression: As for `compose`.
+        load: As for `compose`.
+
+    Returns:
+        By what the expression says, such as ``long[:8]``, the prefix that it takes.
+
+    Raises:
+        ExpressionError: The expression is wrong, or an operand has no such tokens or attributes.
+        NameUnknown: There is no prefix of a name.
+
+    Examples:
+        >>> list(operands("0.7*formal - toxic[:8]", PrefixStore().load))  # doctest: +SKIP
+        ['formal', 'toxic[:8]']
+    """
+    if not isinstance(expression, Expression):
+        expression = parse(expression)
+    stored = {name: _loaded(name, load) for name in expression.names}
+    every = [term.operand for term in expression.terms]
+    return {str(one): _part(stored[one.name], one) for one in every}
+
+
 def select(prefix: Prefix, values: Mapping[str, str], name: str = "the prefix") -> Prefix:
     """What a prefix with control is for some values of its attributes: its shared piece and theirs.
 
