@@ -33,6 +33,7 @@ from foreword.cli.headings import help_of
 from foreword.cli.import_ import import_
 from foreword.cli.inspect import inspect
 from foreword.cli.list import list_
+from foreword.cli.map import map_
 from foreword.cli.predict import predict
 from foreword.cli.pull import pull
 from foreword.cli.push import push
@@ -61,6 +62,7 @@ VERBS = (
     push,
     pull,
     compose,
+    map_,
     import_,
     export,
     serve,

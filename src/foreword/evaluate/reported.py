@@ -34,7 +34,8 @@ class ModelFigures:
             operand by itself at full strength; ``composition``; ``joint``: a prefix trained for the
             task, which says how much could be reached.
         name: What it is called.
-        digest: The prefix's digest; empty for the frozen model, and for the joint prefix, which is not kept.
+        digest: The prefix's digest; empty for the frozen model, and for the joint prefix, which is
+            not kept.
         figures: By name the figures of `Metrics`, or of the head's task, without seconds.
     """
 
