@@ -18,7 +18,7 @@ from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
 from torch import Tensor
 
-from foreword.arguments import check_count, check_fields, expect, path_of, shown
+from foreword.arguments import check_count, check_fields, check_text, expect, path_of, shown
 from foreword.backbone import Backbone
 from foreword.backbone.given import check_backbone
 from foreword.data.each import of_each
@@ -37,7 +37,10 @@ FORMAT = "foreword-router"
 VERSION = 1
 
 SHRINKAGE = 0.5
-"""How much of the covariance within prefixes is taken from its diagonal, measured in docs/measured.md."""
+"""How much of the covariance within prefixes is taken from its diagonal; see docs/measured.md."""
+
+_ILL_FORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading JSON that says anything may raise."""
 
 LEAST = 2
 """Texts of each prefix, at the least."""
@@ -49,8 +52,8 @@ class Routed:
 
     Attributes:
         name: The prefix whose training inputs it is most like.
-        scores: By prefix the logarithm of its posterior probability if features were normally distributed
-            with one covariance; they are not, so the differences are larger than they should be.
+        scores: By prefix the logarithm of its posterior probability, if features were
+            normally distributed with one covariance. They are not, and the best one's is too near to 0.
     """
 
     name: str
@@ -61,8 +64,8 @@ class Routed:
 class Router:
     """Chooses a prefix for an input by the frozen model's features: means of its last hidden states.
 
-    A linear discriminant (Fisher, 1936): the prefix whose mean of training inputs is nearest, measured in
-    units of the covariance within prefixes, half of which is taken from its diagonal (Friedman, 1989).
+    A linear discriminant (Fisher, 1936): the prefix whose mean of training inputs is nearest, in units
+    of the covariance within prefixes, half of which is taken from its diagonal (Friedman, 1989).
     Each prefix is as likely as any other beforehand.
 
     Attributes:
@@ -71,6 +74,7 @@ class Router:
         bias: Float32 (K,).
         fingerprint: Digest of the weights of the backbone whose features were measured.
         backbone: Its name.
+        revision: Its revision on the Hub, if known.
         texts: By prefix the number of its texts.
 
     Raises:
@@ -87,11 +91,15 @@ class Router:
     bias: Tensor = field(repr=False)
     fingerprint: str = ""
     backbone: str = ""
+    revision: str | None = None
     texts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self, DataError)
         count = len(self.names)
+        for name, texts in zip(self.names, self.texts, strict=False):
+            check_text("the name of a prefix", name, DataError)
+            check_count("the number of its texts", texts, DataError, least=LEAST)
         if count < 2 or len(set(self.names)) != count:
             raise DataError(f"a router chooses among at least two names; found {list(self.names)}")
         shapes = (tuple(self.weight.shape), tuple(self.bias.shape), len(self.texts))
@@ -137,12 +145,11 @@ class Router:
             bias_K.float(),
             backbone.fingerprint,
             backbone.name,
+            backbone.revision,
             tuple(map(len, every.values())),
         )
 
-    def route(
-        self, backbone: Backbone, texts: Inputs, *, batch_size: int = BATCH
-    ) -> list[Routed]:
+    def route(self, backbone: Backbone, texts: Inputs, *, batch_size: int = BATCH) -> list[Routed]:
         """The prefix for each input.
 
         Args:
@@ -162,7 +169,8 @@ class Router:
                 "that backbone, or fit a router on this one"
             )
         found_ND = features(backbone, texts, pooling="mean", batch_size=batch_size)
-        scores_NK = (found_ND @ self.weight.T + self.bias).double().log_softmax(dim=1)
+        logits_NK = found_ND.double() @ self.weight.double().T + self.bias.double()
+        scores_NK = logits_NK.log_softmax(dim=1)
         best = scores_NK.argmax(dim=1).tolist()
         return [
             Routed(self.names[index], dict(zip(self.names, row, strict=True)))
@@ -205,6 +213,7 @@ class Router:
             "texts": self.texts,
             "fingerprint": self.fingerprint,
             "backbone": self.backbone,
+            "revision": self.revision,
         }
         tensors = {"weight": self.weight.contiguous(), "bias": self.bias.contiguous()}
         content = bytes_of(tensors, {FORMAT: canonical_json(about).decode()})
@@ -226,10 +235,10 @@ class Router:
             raise StoreError(f"cannot read the router {where}: {reason(error)}") from error
         try:
             return _read(content)
-        except (DataError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise CorruptFile(f"{where} is damaged: {error}") from error
         except FormatError as error:
             raise FormatError(f"{where}: {error}") from error
+        except (DataError, SafetensorError, *_ILL_FORMED) as error:
+            raise CorruptFile(f"{where} is damaged: {error}") from error
 
 
 def inputs_in(rows: Sequence[Mapping[str, Any]], prompt: str) -> list[str]:
@@ -237,7 +246,8 @@ def inputs_in(rows: Sequence[Mapping[str, Any]], prompt: str) -> list[str]:
 
     Args:
         rows: The rows.
-        prompt: The template, as in a prefix's ``recipe["prompt"]``. Of several columns each begins a line.
+        prompt: The template, as in a prefix's ``recipe["prompt"]``. Of several columns each begins a
+            line.
 
     Raises:
         DataError: The template names no column, or a row has no text in one.
@@ -303,5 +313,6 @@ def _read(content: bytes) -> Router:
         tensors["bias"],
         about["fingerprint"],
         about["backbone"],
+        about["revision"],
         tuple(about["texts"]),
     )

@@ -38,6 +38,7 @@ from foreword.cli.predict import predict
 from foreword.cli.pull import pull
 from foreword.cli.push import push
 from foreword.cli.remove import remove
+from foreword.cli.route import route
 from foreword.cli.serve import serve
 from foreword.cli.train import train
 from foreword.data.strict_json import refuse_repeats
@@ -63,6 +64,7 @@ VERBS = (
     pull,
     compose,
     map_,
+    route,
     import_,
     export,
     serve,
