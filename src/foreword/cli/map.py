@@ -28,7 +28,7 @@ class MapArguments:
 
     to: str | None = None
     """Name of a prefix, such as one that was trained for a few steps on a new task: list the others, the
-    nearest first, which it may start from (train --init)."""
+    nearest first, from which training may start (`train --init`)."""
 
     image: Path | None = None
     """Draw all of it into this file, .png or .svg: a heat map, and places in a plane."""
@@ -37,8 +37,8 @@ class MapArguments:
     """Compare keys and values as they are, and not what was learned; no backbone is loaded."""
 
     pooling: Literal["tokens", "mean"] | None = None
-    """tokens: compare virtual tokens one by one; mean: their means, whatever their order and number.
-    Default: tokens where all prefixes have one length."""
+    """How virtual tokens are compared: tokens, one by one; mean, their means, whatever their order and
+    number. Default: tokens where all prefixes have one length."""
 
     data: str | None = None
     """Training rows, for prefixes that started from demonstrations."""
@@ -140,7 +140,7 @@ def _started(
         try:
             check_agreement("a comparison", first, prefix)
             found[name] = with_start(backbone, prefix, data, store)
-        except (PrefixError, MismatchError) as error:
+        except (PrefixError, MismatchError, DataError) as error:
             left_out[name] = str(error)
     return found
 

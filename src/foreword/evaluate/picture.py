@@ -113,7 +113,7 @@ def similarity_map(found: Similarity, path: Path, *, title: str) -> None:
         figure.suptitle(title, fontsize=11, parse_math=False)
         content = io.BytesIO()
         metadata = {"Date": None} if form == "svg" else {}
-        figure.savefig(content, dpi=120, format=form, metadata=metadata)
+        figure.savefig(content, dpi=120, format=form, metadata=metadata, bbox_inches="tight")
     write_whole(path, content.getvalue())
 
 
