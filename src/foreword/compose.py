@@ -100,6 +100,31 @@ def compose(
     return _recorded(made, {**record, "expression": str(expression)}, parents)
 
 
+def operands(expression: str | Expression, load: Callable[[str], Prefix]) -> dict[str, Prefix]:
+    """What the operands of an expression are by themselves, at full strength.
+
+    Args:
+        expression: As for `compose`.
+        load: As for `compose`.
+
+    Returns:
+        By what the expression says, such as ``long[:8]``, the prefix that it takes.
+
+    Raises:
+        ExpressionError: The expression is wrong, or an operand has no such tokens or attributes.
+        NameUnknown: There is no prefix of a name.
+
+    Examples:
+        >>> list(operands("0.7*formal - toxic[:8]", PrefixStore().load))  # doctest: +SKIP
+        ['formal', 'toxic[:8]']
+    """
+    if not isinstance(expression, Expression):
+        expression = parse(expression)
+    stored = {name: _loaded(name, load) for name in expression.names}
+    every = [term.operand for term in expression.terms]
+    return {str(one): _part(stored[one.name], one) for one in every}
+
+
 def _unless_plain(pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
     """The pieces; none if all are at full strength, as a plain prefix is."""
     return () if all(piece.strength == 1 for piece in pieces) else pieces

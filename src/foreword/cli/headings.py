@@ -58,6 +58,12 @@ _EVALUATE: Headings = {
     **_BACKBONE,
 }
 
+_COMPOSE: Headings = {
+    "Composition": "--name --mode --data --overwrite",
+    "Report": "--report --train --steps --epochs --lr --limit --max-new-tokens --json",
+    **_BACKBONE,
+}
+
 _SERVE: Headings = {
     "Engine": "--engine",
     "Network": "--host --port --api-key --allow-origin --keep-alive",
@@ -70,6 +76,7 @@ HEADINGS: Mapping[str, Headings] = {
     "train": _TRAIN,
     "generate": _GENERATE,
     "evaluate": _EVALUATE,
+    "compose": _COMPOSE,
     "serve": _SERVE,
 }
 """By verb its headings; other verbs have few options."""
