@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -105,7 +105,7 @@ class ReportArguments:
         return held_out, train
 
 
-@dataclass(frozen=True)
+@dataclass
 class Stored:
     """A composition that is in the store, and can be replaced by the same one with a report.
 
@@ -113,11 +113,16 @@ class Stored:
         store: The store.
         name: Its name.
         prefix: The composition, without a report.
+        latest: It as it is in the store now.
     """
 
     store: PrefixStore
     name: str
     prefix: Prefix
+    latest: Prefix = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.latest = self.prefix
 
     def replace(self, report: CompositionReport) -> None:
         """Have it in the store with a report.
@@ -127,12 +132,13 @@ class Stored:
         """
         from foreword.evaluate.composition import with_report
 
-        if self.store.outline(self.name).meta.parents != self.prefix.meta.parents:
+        if self.store.outline(self.name).digest != self.latest.digest:
             raise StoreError(
                 f"another prefix has the name {self.name!r} in {self.store.folder} by now, so the "
                 "report was not kept; compose again under another name"
             )
-        self.store.save(self.name, with_report(self.prefix, report), overwrite=True)
+        self.latest = with_report(self.prefix, report)
+        self.store.save(self.name, self.latest, overwrite=True)
 
 
 def reported(
