@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.table import Table
 
-from foreword.cli.console import heard, note, say, show, table, visible
+from foreword.cli.console import fits, heard, note, say, show, table, visible
 from foreword.cli.inputs import rows_from, templates_in
 from foreword.cli.progress import parts as parts_of_work
 from foreword.data.given import Rows
 from foreword.description import PrefixMeta
 from foreword.errors import DataError, StoreError
 from foreword.options import GenerateOptions
+from foreword.progress import Progress
 from foreword.store import PrefixStore
 
 if TYPE_CHECKING:
     from foreword.backbone import Backbone
+    from foreword.cli.bar import TrainingBar
     from foreword.evaluate.reported import CompositionReport
     from foreword.prefix import Prefix
 
@@ -102,7 +105,7 @@ class ReportArguments:
         return held_out, train
 
 
-@dataclass(frozen=True)
+@dataclass
 class Stored:
     """A composition that is in the store, and can be replaced by the same one with a report.
 
@@ -110,11 +113,16 @@ class Stored:
         store: The store.
         name: Its name.
         prefix: The composition, without a report.
+        latest: It as it is in the store now.
     """
 
     store: PrefixStore
     name: str
     prefix: Prefix
+    latest: Prefix = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.latest = self.prefix
 
     def replace(self, report: CompositionReport) -> None:
         """Have it in the store with a report.
@@ -124,12 +132,13 @@ class Stored:
         """
         from foreword.evaluate.composition import with_report
 
-        if self.store.outline(self.name).meta.parents != self.prefix.meta.parents:
+        if self.store.outline(self.name).digest != self.latest.digest:
             raise StoreError(
                 f"another prefix has the name {self.name!r} in {self.store.folder} by now, so the "
                 "report was not kept; compose again under another name"
             )
-        self.store.save(self.name, with_report(self.prefix, report), overwrite=True)
+        self.latest = with_report(self.prefix, report)
+        self.store.save(self.name, self.latest, overwrite=True)
 
 
 def reported(
@@ -151,9 +160,10 @@ def reported(
         nonlocal kept
         stored.replace(report)
         kept = "with its report but for the joint prefix"
+        progress.stop()
 
     try:
-        with heard("foreword.train"), parts_of_work() as progress:
+        with heard("foreword.train"), _Progress(bar) as progress:
             report = compose_report(
                 backbone,
                 stored.prefix,
@@ -178,6 +188,31 @@ def reported(
     return report
 
 
+class _Progress(ExitStack):
+    """The bars of evaluations, before and after that of the training: a terminal shows one at a time.
+
+    Args:
+        bar: The bar of the training.
+    """
+
+    def __init__(self, bar: TrainingBar) -> None:
+        super().__init__()
+        self._bar = bar
+        self._shown: Progress | None = None
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show how far a part is."""
+        if self._shown is None:
+            self._bar.stop()
+            self._shown = self.enter_context(parts_of_work())
+        self._shown(what, done, total)
+
+    def stop(self) -> None:
+        """Leave the bars as they stand."""
+        self.close()
+        self._shown = None
+
+
 def show_report(report: CompositionReport, *, as_json: bool = False) -> None:
     """A report on standard output."""
     if as_json:
@@ -188,9 +223,21 @@ def show_report(report: CompositionReport, *, as_json: bool = False) -> None:
 
 
 def report_table(report: CompositionReport) -> Table:
-    """A line for each model."""
-    made = table("report", "", *(label for label, _, _ in report.figures))
-    for model in report.models:
-        cells = (form.format(model.figures[name]) for _, name, form in report.figures)
-        made.add_row(visible(model.name), *cells)
+    """A line for each model; where a terminal has no room for that, a line for each figure."""
+    heads = [label for label, _, _ in report.figures]
+    names = [visible(model.name) for model in report.models]
+    cells = [
+        [form.format(model.figures[name]) for _, name, form in report.figures]
+        for model in report.models
+    ]
+    made = _lines(heads, names, cells)
+    if fits(made):
+        return made
+    return _lines(names, heads, list(zip(*cells, strict=True)))
+
+
+def _lines(heads: Sequence[str], names: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:
+    made = table("report", "", *heads)
+    for name, row in zip(names, cells, strict=True):
+        made.add_row(name, *row)
     return made
