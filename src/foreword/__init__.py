@@ -13,7 +13,7 @@ from foreword.version import __version__
 if TYPE_CHECKING:
     from foreword.arithmetic import UnseenValue, concat
     from foreword.backbone import Backbone, OtherWeights, attach, cascade, detach, load
-    from foreword.compose import compose
+    from foreword.compose import compose, operands
     from foreword.data import Task, read_rows
     from foreword.description import Piece, PrefixMeta, Site
     from foreword.errors import ForewordError
@@ -82,6 +82,7 @@ __all__ = [
     "import_peft",
     "load",
     "load_prefix",
+    "operands",
     "predict",
     "pull",
     "push",
@@ -124,6 +125,7 @@ offer(
         "attach_trainable": "foreword.train",
         "cascade": "foreword.backbone",
         "compose": "foreword.compose",
+        "operands": "foreword.compose",
         "compose_report": "foreword.evaluate.composition",
         "concat": "foreword.arithmetic",
         "detach": "foreword.backbone",

@@ -11,6 +11,7 @@ A mixture of prefixes with weights w is the product of experts
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -81,6 +82,6 @@ def check_finite(what: str, value: object) -> None:
     Raises:
         DataError: It is not.
     """
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value):  # type: ignore[arg-type]
         raise DataError(f"{what} must be a finite number; found {value!r}")

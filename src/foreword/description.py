@@ -273,6 +273,11 @@ def _check_control(pieces: tuple[Piece, ...]) -> None:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise PrefixError(f"combination 'control' has two pieces named {reprlib.repr(twice)}")
+    if "=" in names[0]:
+        raise PrefixError(
+            "the first piece of combination 'control' is for every request, so it is named like no "
+            f"attribute's value; found {reprlib.repr(names[0])}"
+        )
     for name in names[1:]:
         attribute, _, value = name.partition("=")
         if not (attribute and value):

@@ -115,6 +115,11 @@ class Prefix(Arithmetic):
         self._check_start()
         if self.head is None:
             return
+        if self.meta.combination != "attention":
+            raise PrefixError(
+                f"a prefix of combination {self.meta.combination!r} writes text, so it carries no head; "
+                "drop one of both"
+            )
         if self.head.weight.dtype != self.dtype:
             raise PrefixError(
                 f"the head must have the dtype of keys and values, {self.dtype}; found "

@@ -51,6 +51,8 @@ def concat(
         expect("prefix 1", prefixes[0], Arithmetic, "a Prefix", PrefixError)
         return prefixes[0]
     check_side_by_side("concat", prefixes)
+    if combination == "attention":
+        check_one_softmax("concat", prefixes)
     if combination == "attention" and prefixes[0].meta.positions == "offset" and prefixes[1:]:
         raise PrefixError(
             "concat: under the position policy 'offset' each prefix lies at positions from 0 on, so "
@@ -82,6 +84,21 @@ def check_side_by_side(what: str, prefixes: Sequence[Composable]) -> None:
                 f"{what} needs prefixes of one dtype; prefix 1 has {prefixes[0].dtype}, prefix "
                 f"{number} {one.dtype}. Round one with prefix.to(dtype)"
             )
+
+
+def check_one_softmax(what: str, prefixes: Sequence[Composable]) -> None:
+    """Check that prefixes share the text's softmax, if they are several.
+
+    Raises:
+        PrefixError: They are gated: side by side they would share one softmax of their own, and be
+            averaged, where each was trained to be added.
+    """
+    if len(prefixes) > 1 and prefixes[0].meta.softmax == "own":
+        raise PrefixError(
+            f"{what}: gated prefixes have a softmax of their own each, and side by side they would "
+            "share one, which averages what they add. Mix what they predict (combination 'logits'), or "
+            "add what they learned (a + b)"
+        )
 
 
 def joined(

@@ -61,6 +61,12 @@ def cut_out(prefix: P, first: int, end: int, **changes: Any) -> P:
     if not changes:
         check_attention("a slice", prefix)
         changes = {"pieces": _cut_pieces(prefix.meta.pieces, first, end)}
+    if first and prefix.meta.positions == "offset" and prefix.meta.combination == "attention":
+        raise PrefixError(
+            "a slice that leaves out the first virtual tokens would stand where the text does: under "
+            "the position policy 'offset' text begins at as many positions as there are tokens. "
+            "Cut the end off (prefix[:8]), or move the prefix first, with backbone.moved(prefix, 'free')"
+        )
     of = [{"prefix": prefix.digest, "tokens": [first, end]}]
     record = cut(begun(prefix.meta, prefix.length), first, end)
     meta = composed(prefix.meta, "slice", of, record, **changes)

@@ -270,7 +270,7 @@ def _joint(call: _Call, site: SiteTensors) -> tuple[Tensor, Tensor | None]:
         return out, None
     if mask is not None:
         mask = frame.widened(mask, site, query.dtype)
-    elif not site.is_seen_by_all:
+    else:
         mask = frame.joint_mask(None, site, query.shape[2], key)
     key, value = frame.with_prefix(site, key, value)
     return call.with_keys(key, value, mask).run()

@@ -105,7 +105,9 @@ class Frame:
             added = dtype if mask.dtype == torch.bool else mask.dtype
             return join_columns(self.scored(site, mask.shape[2], mask.device, added), mask)
 
-        return self.once(mask, ("widened", site.window, site.length_R, site.bias_RP, dtype), make)
+        return self.once(
+            mask, ("widened", site.window, site.length_R, site.kept_RP, site.bias_RP, dtype), make
+        )
 
     def scored(
         self, site: SiteTensors, queries: int, device: torch.device, dtype: torch.dtype
@@ -229,9 +231,10 @@ class Frame:
                 return as_additive(both, like.dtype)
             return both.to(like.dtype).clamp(min=torch.finfo(like.dtype).min)
 
-        if mask is None and self.filled(site, like.device) is None:
+        if mask is None and site.is_seen_by_all and self.filled(site, like.device) is None:
             return None
-        tag = ("joint", site.window, site.length_R, like.shape[2], like.dtype)
+        columns = (site.window, site.length_R, site.kept_RP, site.bias_RP)
+        tag = ("joint", columns, like.shape[2], like.dtype)
         return self.once(mask, tag, make)
 
     def places(self, site: SiteTensors, device: torch.device) -> Tensor:

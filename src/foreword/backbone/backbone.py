@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from foreword.arguments import check_count, check_text, expect
+from foreword.arithmetic.record import composed
 from foreword.attention.attachment import Attachment
 from foreword.attention.bound import bound_to
 from foreword.attention.signature import parameters_of
@@ -330,12 +331,17 @@ class Backbone:
             )
         if prefix.meta.positions == positions:
             return prefix
+        if prefix.meta.combination == "logits":
+            raise PrefixError(
+                "each piece of a mixture of logits is moved by its own length; move those of "
+                "prefix.split(), and mix them again"
+            )
         if prefix.meta.combination == "control":
             raise PrefixError(
                 "a prefix with pieces for values of attributes is moved by the length of what it "
                 "selects; choose first, with prefix.select(...)"
             )
-        shifted = self.shifted(prefix, prefix.length if positions == "offset" else -prefix.length)
+        shifted = self.turned(prefix, prefix.length if positions == "offset" else -prefix.length)
         meta = dataclasses.replace(
             prefix.meta, positions=positions, parents=(*prefix.meta.parents, prefix.digest)
         )
@@ -344,13 +350,21 @@ class Backbone:
     def shifted(self, prefix: Prefix, by: int) -> Prefix:
         """The same prefix with the keys that it would have `by` positions later; see `moved`.
 
-        Its start moves along. Where tokens have the same keys at every place, as under ALiBi, nothing
-        changes.
+        Its start moves along; a file of it does not say by how much, so that from there it cannot be
+        recomputed. Where tokens have the same keys at every place, as under ALiBi, nothing changes.
 
         Raises:
             MismatchError: The prefix does not fit this backbone.
             UnsupportedModel: No rotation does it.
         """
+        turned = self.turned(prefix, by)
+        if turned is prefix:
+            return prefix
+        of = [{"prefix": prefix.digest, "by": by}]
+        return dataclasses.replace(turned, meta=composed(prefix.meta, "shift", of, None))
+
+    def turned(self, prefix: Prefix, by: int) -> Prefix:
+        """As `shifted`, without a record of it."""
         check_geometry(prefix, self.sites, self.name or self.family)
         if not by:
             return prefix

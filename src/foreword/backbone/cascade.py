@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 
-from foreword.arithmetic.side_by_side import check_side_by_side, joined
+from foreword.arithmetic.side_by_side import check_one_softmax, check_side_by_side, joined
 from foreword.backbone.backbone import Backbone
 from foreword.backbone.given import check_backbone
 from foreword.errors import PrefixError
@@ -44,6 +44,7 @@ def cascade(backbone: Backbone, *prefixes: Prefix, names: Sequence[str] | None =
     """
     check_backbone(backbone)
     check_side_by_side("cascade", prefixes)
+    check_one_softmax("cascade", prefixes)
     for one in prefixes:
         backbone.check(one, warn=False)
     if len(prefixes) == 1 and names is None:
@@ -56,7 +57,7 @@ def cascade(backbone: Backbone, *prefixes: Prefix, names: Sequence[str] | None =
         shifts = [end - own for end, own in zip(accumulate(lengths), lengths, strict=True)]
     else:
         shifts = [end - sum(lengths) for end in accumulate(lengths)]
-    moved = [backbone.shifted(one, by) for one, by in zip(prefixes, shifts, strict=True)]
+    moved = [backbone.turned(one, by) for one, by in zip(prefixes, shifts, strict=True)]
     return joined("cascade", moved, [one.digest for one in prefixes], names)
 
 

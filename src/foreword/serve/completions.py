@@ -16,7 +16,13 @@ from foreword.described import Described
 from foreword.engine import EngineClient, Event, Request, Sampling, Weighted
 from foreword.engine.checks import left_of, opened_prefixes, room_of
 from foreword.engine.request import Completion, NotServed, branches_for, completion
-from foreword.errors import ExpressionError, ForewordError, PrefixError, TooLong
+from foreword.errors import (
+    ExpressionError,
+    ForewordError,
+    PrefixError,
+    TooLong,
+    UnsupportedModel,
+)
 from foreword.expressions import is_expression
 from foreword.prompts import chat_ids, has_templates, text_ids
 from foreword.serve.composed import Compositions, Model
@@ -64,7 +70,8 @@ class Asked:
     @property
     def counted(self) -> str:
         """The model as metrics name it: clients can spell more expressions than can be counted."""
-        return COMPOSED if is_expression(self.body.model) else self.body.model
+        is_one = not self.requests[0].prefixes or not is_expression(self.body.model)
+        return self.body.model if is_one else COMPOSED
 
     @property
     def prompt_tokens(self) -> int:
@@ -143,13 +150,13 @@ class Completions:
             EngineClosed: The engine takes no more requests.
         """
         line["model"] = body.model
-        model = await self.model(body)
-        _check_that_fields_agree(body)
         if isinstance(body, ChatRequest):
             kind, count, sampling = "chatcmpl", 1, self._chat_sampling(body)
         else:
             kind, count, sampling = "cmpl", len(body.prompts), self._plain_sampling(body)
+        _check_that_fields_agree(body)
         self._check_room_for(count * body.n)
+        model = await self.model(body)
         line["request"] = f"{kind}-{line['request']}"
         return await self.crews.text.do(partial(self._made, body, model, sampling, line))
 
@@ -184,6 +191,8 @@ class Completions:
         except NotServed as error:
             field = _FIELDS.get(error.field, error.field)
             raise Failure(400, f"{field}: {error.why}", field) from error
+        except (UnsupportedModel, PrefixError) as error:
+            raise Failure(400, f"model: {error}", "model") from error
 
     def _check_room_for(self, count: int) -> None:
         """Refuse more choices than may be open, before they cost anything."""

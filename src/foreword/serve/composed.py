@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,6 +21,12 @@ from foreword.serve.registry import Registry
 
 MOST = 64
 """Prefixes that were made for requests are kept, the last used ones, so many at most."""
+
+MOST_BYTES = 2**28
+"""And so many bytes of them, unless the last one alone has more."""
+
+SHOWN, SHOWN_CHARACTERS = 8, 40
+"""Values of an attribute that a notice names at most, and how much of each."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +137,10 @@ class Compositions:
             )
         return found
 
+    @property
+    def _bytes(self) -> int:
+        return sum(one.nbytes for one in self._made.values())
+
     def _kept(self, key: tuple[str, ...], make: Callable[[], Prefix]) -> Prefix:
         """What was made for a key, with its digest, which is computed once."""
         with self._lock:
@@ -141,7 +151,7 @@ class Compositions:
         _ = made.digest
         with self._lock:
             self._made[key] = made
-            while len(self._made) > MOST:
+            while len(self._made) > MOST or (len(self._made) > 1 and self._bytes > MOST_BYTES):
                 self._made.popitem(last=False)
         return made
 
@@ -153,16 +163,27 @@ def _strong(prefix: Described, strength: float, name: str) -> Weighted:
     return Weighted(prefix, name=name, strength=strength)
 
 
+def _some(values: Sequence[str]) -> str:
+    """Values in words, the first ones of many, long ones cut."""
+    short = [
+        value if len(value) <= SHOWN_CHARACTERS else f"{value[:SHOWN_CHARACTERS]}..."
+        for value in values
+    ]
+    more = f" and {len(values) - SHOWN} more" if len(values) > SHOWN else ""
+    return ", ".join(short[:SHOWN]) + more
+
+
 def _seen(operand: Operand, prefix: Prefix, notices: list[str]) -> Operand:
     """The operand without the values that training did not see, for which the shared part stands."""
     known, kept = prefix.meta.attributes, []
     for attribute, value in operand.selection:
         if attribute in known and value not in known[attribute]:
-            trained = ", ".join(known[attribute])
-            notices.append(
-                f"{operand.name} was trained for {attribute} = {trained}, and not for {value!a}: its "
-                "shared part stands alone for it"
+            notice = (
+                f"{operand.name} was trained for {attribute} = {_some(known[attribute])}, and not for "
+                f"{value!a}: its shared part stands alone for it"
             )
+            if notice not in notices:
+                notices.append(notice)
         else:
             kept.append((attribute, value))
     return dataclasses.replace(operand, selection=tuple(kept))

@@ -183,6 +183,11 @@ def _as_it_is_now(backbone: Backbone, prefix: Prefix, first: Prefix, tokens: lis
         )
     found = first.with_head(None).only(labels)
     if found.meta.positions != prefix.meta.positions:
+        if tokens != [0, found.length]:
+            raise PrefixError(
+                "the prefix was cut and moved to another position policy, in which order its recipe "
+                "does not say, so its start cannot be recomputed; recompute that of the whole first"
+            )
         found = backbone.moved(found, prefix.meta.positions)
     found = found[tokens[0] : tokens[1]]
     return found.with_head(_head_at_start(prefix.head, first.head))

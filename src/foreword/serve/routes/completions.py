@@ -31,6 +31,9 @@ log = logging.getLogger("foreword.serve")
 NOTICE = "foreword-notice"
 """Header of what a client should know, such as that an attribute's value was not trained."""
 
+MOST_TOLD = 2048
+"""Characters that this header has at most: clients and proxies refuse much longer ones."""
+
 GRACE = 10.0
 """Seconds in which a client that reads late can still read how its stream ended."""
 
@@ -75,7 +78,8 @@ def _headers(asked: Asked) -> dict[str, str]:
     """What the client should know, besides the answer."""
     if not asked.notices:
         return {}
-    return {NOTICE: "; ".join(asked.notices).encode("ascii", "backslashreplace").decode()}
+    told = "; ".join(asked.notices).encode("ascii", "backslashreplace").decode()
+    return {NOTICE: told[:MOST_TOLD]}
 
 
 class _Stream(StreamingResponse):
