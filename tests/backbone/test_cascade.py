@@ -47,11 +47,20 @@ def same(backbone: Backbone, found: Prefix, whole: Prefix) -> None:
     assert float((logits(backbone, plain(found)) - expected).abs().max()) <= TOLERANCE * largest
 
 
+def behind(whole: Prefix, first: int) -> Prefix:
+    """What was captured behind a text's first tokens, which under ``offset`` is no slice: see below."""
+    return dataclasses.replace(
+        whole,
+        keys=tuple(key[:, first:] for key in whole.keys),
+        values=tuple(value[:, first:] for value in whole.values),
+    )
+
+
 @pytest.mark.parametrize("name", [*ROTARY, *UNTURNED])
 def test_a_text_behind_its_beginning_is_the_whole_text(name: str) -> None:
     backbone, ids = backbone_of(name), text(13)
     whole = backbone.capture(ids)
-    first, rest = backbone.capture(ids[:5]), whole[5:]
+    first, rest = backbone.capture(ids[:5]), behind(whole, 5)
     found = foreword.cascade(backbone, first, rest)
     same(backbone, found, whole)
     assert torch.equal(found.keys[0][:, 5:], rest.keys[0])
@@ -115,7 +124,39 @@ def test_a_shift_is_a_rotation_both_ways(tiny: Backbone) -> None:
     assert apart(tiny.shifted(there, -9).keys, prefix.keys) <= 1e-6
     assert all(map(torch.equal, there.values, prefix.values))
     assert tiny.shifted(prefix, 0) is prefix
-    assert there.meta == prefix.meta
+    composition = there.meta.recipe["composition"]
+    assert composition["of"] == [{"prefix": prefix.digest, "by": 9}]
+    assert composition["start"] is None
+
+
+def test_the_end_of_a_prefix_under_offset_would_stand_where_text_does(tiny: Backbone) -> None:
+    free = tiny.capture(text(6))
+    offset = tiny.moved(free, "offset")
+    assert torch.equal(offset[:4].keys[0], offset.keys[0][:, :4])
+    for cut in (
+        lambda: offset[2:],
+        lambda: offset[3],
+        lambda: foreword.cascade(tiny, offset, offset).split(),
+    ):
+        with pytest.raises(PrefixError, match="would stand where the text does"):
+            cut()
+    expected = tiny.moved(free[2:], "offset")
+    same(tiny, expected, tiny.moved(tiny.moved(offset, "free")[2:], "offset"))
+
+
+def test_a_mixture_is_moved_by_its_pieces(tiny: Backbone) -> None:
+    one, two = tiny.capture(text(6)), tiny.capture(text(9))
+    mixture = foreword.concat(one, two.strength(-0.5), combination="logits")
+    with pytest.raises(PrefixError, match="moved by its own length"):
+        tiny.moved(mixture, "offset")
+
+
+def test_gated_prefixes_are_not_put_side_by_side(tiny: Backbone) -> None:
+    gated = tiny.capture(text(6)).with_meta(softmax="own")
+    for put in (foreword.concat, lambda *both: foreword.cascade(tiny, *both)):
+        with pytest.raises(PrefixError, match="which averages what they add"):
+            put(gated, gated)
+    foreword.concat(gated, gated, combination="logits")
 
 
 def test_what_cannot_be_behind_one_another_is_refused(tiny: Backbone) -> None:
