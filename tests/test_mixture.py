@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -32,6 +33,12 @@ def test_its_branches_add_up_to_one(two: tuple[Prefix, Prefix]) -> None:
     assert mixture.coefficients == (2.0, -0.25, -0.75)
     assert mixture.prefix is a
     assert Mixture([[0.25, a], [0.75, b]]).coefficients == (0.25, 0.75)  # type: ignore[arg-type]
+
+
+def test_weights_may_be_numbers_of_numpy(two: tuple[Prefix, Prefix]) -> None:
+    a, b = two
+    mixture = Mixture(((np.float32(0.5), a), (np.float64(0.25), b)))  # type: ignore[arg-type]
+    assert mixture.coefficients == (0.5, 0.25, 0.25)
 
 
 def test_a_mixture_of_one_branch_is_that_branch(two: tuple[Prefix, Prefix]) -> None:

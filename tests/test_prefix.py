@@ -206,6 +206,11 @@ def test_pieces_that_cannot_be_are_refused(piece: dict[str, Any], part: str) -> 
         ((), "logits", "combination 'logits' is of pieces, and there are none"),
         ((Piece("", 3),), "sum", r"combination 'sum' is unknown; use one of \('attention'"),
         ((Piece("", 3),), "control", "needs a shared piece and one for each value.*found 1"),
+        (
+            (Piece("m=a", 1), Piece("m=b", 2)),
+            "control",
+            "named like no attribute's value; found 'm=a'",
+        ),
         ((Piece("", 1), Piece("x", 2)), "control", "named attribute=value; found 'x'"),
         ((Piece("", 1), Piece("=x", 2)), "control", "named attribute=value; found '=x'"),
         (tuple(Piece(n, 1) for n in ("", "a=b", "a=b")), "control", "two pieces named 'a=b'"),

@@ -11,6 +11,7 @@ from torch import Tensor
 import foreword
 from foreword.attention import strength
 from foreword.attention.bound import Bound, Part, bind
+from foreword.attention.frame import Frame
 from foreword.description import Piece
 from foreword.errors import ForewordError, UnsupportedModel
 from foreword.prefix import Prefix
@@ -248,6 +249,27 @@ def test_a_bias_counts_a_virtual_token_as_often_as_it_says(kernel: str, softmax:
         found = logits(backbone.model, row)
     with backbone.attached(copies):
         assert close(found, logits(backbone.model, row))
+
+
+def test_a_call_without_a_mask_has_the_bias_of_its_own_site() -> None:
+    backbone = backbone_of()
+    prefix = backbone.capture(ids(5)[0].tolist())
+    bound = bind(prefix, backbone.sites)
+    sites = list(bound.parts[0].sites.values())[:2]
+    frame = Frame("", bound, 1, None)
+    like = torch.zeros(1, 2, 9, 8)
+    assert frame.joint_mask(None, sites[0], 1, like) is None
+    for number, site in enumerate(sites, 1):
+        biased = dataclasses.replace(site, bias_RP=torch.full((1, 5), float(number)))
+        found = frame.joint_mask(None, biased, 1, like)
+        assert found is not None
+        assert found[0, 0, 0].tolist() == [float(number)] * 5 + [0.0] * 9
+    hidden = dataclasses.replace(sites[0], kept_RP=((True, False, True, True, True),))
+    found = frame.joint_mask(None, hidden, 1, like)
+    assert found is not None
+    assert (found[0, 0, 0] == torch.finfo(torch.float32).min).tolist() == [False, True] + [
+        False
+    ] * 12
 
 
 def test_several_parts_join_one_row() -> None:

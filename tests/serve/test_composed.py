@@ -228,6 +228,62 @@ def test_what_was_made_for_requests_is_kept_while_it_is_used(
         store.save("two", backbone.capture(backbone.tokens("text of two")), overwrite=True)
 
 
+@OURS
+def test_what_cannot_be_computed_is_the_requests_fault(
+    client: TestClient, behind: Behind, store: PrefixStore
+) -> None:
+    one = store.load("one")
+    store.save("five", foreword.concat(*[one[:2]] * 5))
+    store.save("huge", one.strength(1e307))
+    for model, more in (
+        ("five", {"strength": 0.5}),
+        ("huge", {"strength": 100.0}),
+        (" + ".join(f"0.5*one[{i}:{i + 1}]" for i in range(5)), {"mode": "concat"}),
+    ):
+        error = refused(client, model, **more)
+        assert (error["status"], error["param"]) == (400, "model")
+    text(client, "five")
+
+
+@OURS
+def test_a_notice_is_short_however_many_values_there_are(
+    client: TestClient, behind: Behind, store: PrefixStore
+) -> None:
+    backbone = behind.backbone
+    values = [f"{number:02}" * 60 for number in range(40)]
+    whole = backbone.capture([5] * 50)
+    pieces = (Piece("", 10), *(Piece(f"a={value}", 1) for value in values))
+    store.save("many", whole.with_meta(pieces=pieces, combination="control"))
+    asked = {"model": "many[a=zz] - 0.5*many[a=yy]", "prompt": "once", **GREEDY}
+    told = client.post("/v1/completions", json=asked).headers["foreword-notice"]
+    assert "and 32 more, and not for 'zz'" in told
+    assert len(told) < 1024
+    assert told.count("not for") == 2
+
+
+@OURS
+def test_what_is_kept_is_bounded_in_bytes(
+    store: PrefixStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Compositions(Residency(store))
+    both = made.of("one + two", "concat").prefixes[0].prefix
+    monkeypatch.setattr("foreword.serve.composed.MOST_BYTES", 3 * both.nbytes)
+    for number in range(10, 20):
+        made.of(f"0.{number}*one + two", "concat")
+    assert len(made._made) == 3
+
+
+@OURS
+def test_a_backbone_of_any_name_is_counted_by_it(behind: Behind, store: PrefixStore) -> None:
+    served, engine = behind.again()
+    served.name = "org/tiny"
+    with TestClient(create_app(served, engine, behind.registry(store))) as client:
+        text(client, "org/tiny")
+        counted = client.get("/metrics").text
+    assert 'model="org/tiny"' in counted
+    assert "(composition)" not in counted
+
+
 @pytest.mark.engines("vllm", reason="this is what another engine does not do")
 @pytest.mark.parametrize(
     ("model", "more", "param", "said"),
