@@ -199,6 +199,10 @@ def _described(version: Version, described: Mapping[str, Any], digest: str) -> O
             f"its pieces have {sum(piece.length for piece in meta.pieces)} virtual tokens, its length "
             f"is {length}"
         )
+    if head is not None and meta.combination != "attention":
+        raise CorruptFile(
+            f"it carries a head, and is a combination of pieces that writes text ({meta.combination})"
+        )
     return Outline(sites, length, dtype, meta, head, digest)
 
 

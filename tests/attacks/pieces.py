@@ -87,6 +87,14 @@ def pieces() -> dict[str, bytes]:
         "pieces-control-alone": as_version_6([piece("", 3)], "control"),
         "pieces-control-twice": as_version_6(controls("", "a=b", "a=b"), "control"),
         "pieces-control-without-value": as_version_6(controls("", "a=b", "a="), "control"),
+        "pieces-control-shared-like-a-value": as_version_6(
+            controls("a=b", "a=c", "a=d"), "control"
+        ),
+        "pieces-head-of-a-mixture": built(
+            described(meta=piecewise(combination="logits"), head={**head(), "pair": False}),
+            head_tensors(),
+            version="6",
+        ),
         "pieces-head-list": as_version_6(head=[]),
         "pieces-head-without-pair": built(
             described(meta=piecewise(), head=head()), head_tensors(), version="6"
@@ -101,6 +109,8 @@ def pieces() -> dict[str, bytes]:
 
 
 REFUSED = {
+    "pieces-control-shared-like-a-value": "is named like no attribute's value; found 'a=b'",
+    "pieces-head-of-a-mixture": "a combination of pieces that writes text (logits)",
     "pieces-none": "its pieces are [], expected a list of at least one",
     "pieces-object": "its pieces are {'0': {",
     "pieces-text": "piece 0 is 'formal', expected an object",
