@@ -20,7 +20,7 @@ from foreword.prefix import Prefix
 BATCH = 96
 """Texts that are written at once, in every branch."""
 LAST = torch.tensor([-1])
-"""The place whose logits are wanted. A number would slice the hidden states, and torch multiplies a slice
+"""Place whose logits are wanted. A number would slice the hidden states, and torch multiplies a slice
 by a copy of the frozen output layer for each row."""
 
 
