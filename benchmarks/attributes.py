@@ -101,7 +101,7 @@ class Split:
 
 @cache
 def splits(shared: Path, domain: Domain) -> dict[str, Split]:
-    """The texts of both attributes. A text that has both, or stands there twice, is left out."""
+    """The texts of both attributes, each once; those that have both are left out."""
     seen: dict[str, list[str]] = {}
     for row in read_rows(shared / "data" / domain.file):
         seen.setdefault(row["text"], []).append(row[domain.column])
@@ -131,13 +131,15 @@ class Judge:
     encoder: Backbone
     prefix: foreword.Prefix
 
+    def each(self, texts: Sequence[str], attribute: str) -> list[bool]:
+        """Whether it takes each text for the attribute's; an empty one is nobody's."""
+        full = [{"text": text} for text in texts if text]
+        said = iter(foreword.predict(self.encoder, full, self.prefix) if full else [])
+        return [bool(text) and next(said).label == attribute for text in texts]
+
     def share(self, texts: Sequence[str], attribute: str) -> float:
-        """Share of the texts that it takes for the attribute's; an empty one is nobody's."""
-        full = [text for text in texts if text]
-        if not full:
-            return 0.0
-        said = foreword.predict(self.encoder, [{"text": text} for text in full], self.prefix)
-        return sum(one.label == attribute for one in said) / len(texts)
+        """Share of the texts that it takes for the attribute's."""
+        return sum(self.each(texts, attribute)) / len(texts)
 
 
 def judge(shared: Path, domain: Domain, encoder: Backbone, folder: Path) -> Judge:

@@ -31,10 +31,12 @@ class Branch:
     Attributes:
         prefix: Its prefix; None: the frozen model alone.
         weight: What its log-probabilities are multiplied by.
+        prompt: Token ids that it reads instead of each text's own prompt.
     """
 
     prefix: Prefix | None
     weight: float = 1.0
+    prompt: tuple[int, ...] | None = None
 
 
 def drawn(
@@ -80,8 +82,9 @@ def _batch(
     """Token ids of a text for each of N prompts; without a generator the likeliest."""
     assert backbone.tokenizer is not None
     pad = padding_of(backbone.tokenizer, backbone.vocabulary)
-    given = left_padded(list(prompts), pad)
-    ids, mask = (given[name].repeat(len(branches), 1) for name in ("input_ids", "attention_mask"))
+    read = [branch.prompt or prompt for branch in branches for prompt in prompts]
+    given = left_padded(read, pad)
+    ids, mask = given["input_ids"], given["attention_mask"]
     weights = [branch.weight for branch in branches]
     ending = torch.tensor(sorted(ends))
     made: list[list[int]] = [[] for _ in prompts]
