@@ -6,11 +6,12 @@ Shapes: K branches, N texts, T tokens so far, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from foreword.attention.bound import Bound, bound_to
 from foreword.backbone import Backbone
 from foreword.data import left_padded
 from foreword.data.collate import padding_of
@@ -90,15 +91,17 @@ def _batch(
     made: list[list[int]] = [[] for _ in prompts]
     place_N = torch.arange(len(prompts))  # of the texts that go on
     cache = None
-    with backbone.inferring(_bound(branches)):
+    bound = _bound(backbone, branches)
+    with backbone.inferring(None) as attachment:
         for _ in range(most):
-            out = backbone.model(
-                input_ids=ids,
-                attention_mask=mask,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=LAST,
-            )
+            with attachment.using(_for_rows(bound, len(branches), len(place_N))):
+                out = backbone.model(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=LAST,
+                )
             cache = out.past_key_values
             token_N = _chosen(_mixed(out.logits[:, -1], weights), generator)
             for place, token in zip(place_N.tolist(), token_N.tolist(), strict=True):
@@ -115,12 +118,20 @@ def _batch(
     return made
 
 
-def _bound(branches: Sequence[Branch]) -> Prefix | list[Prefix | None] | None:
-    """What rows are bound to, the branches one after the other, with any number of rows each."""
+def _bound(backbone: Backbone, branches: Sequence[Branch]) -> Bound | None:
+    """What the branches attend to, a row for each where there are several."""
     prefixes = [branch.prefix for branch in branches]
-    if len(prefixes) == 1:
-        return prefixes[0]
-    return prefixes if any(prefix is not None for prefix in prefixes) else None
+    if all(prefix is None for prefix in prefixes):
+        return None
+    alone = prefixes[0] if len(prefixes) == 1 else None
+    return bound_to(alone or prefixes, backbone.sites)
+
+
+def _for_rows(bound: Bound | None, branches: int, texts: int) -> Bound | None:
+    """The same for so many texts in each branch, the branches one after the other."""
+    if bound is None or branches == 1:
+        return bound
+    return replace(bound, row_of_B=tuple(row for row in range(branches) for _ in range(texts)))
 
 
 def _mixed(logits: Tensor, weights: Sequence[float]) -> Tensor:
