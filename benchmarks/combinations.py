@@ -154,7 +154,7 @@ class Trained:
             length=8,
             attributes="task,sentiment",
             attribute_length=8,
-            steps=2 * self.steps,
+            steps=self.steps * 3 // 2,
         )
         return self._kept(f"control-{task.name}-{seed}", rows, settings)
 

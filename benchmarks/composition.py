@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from attributes import SEEDS, SENTIMENT, Judge, distinct, judge, perplexity
@@ -34,11 +34,28 @@ from transformers.utils import logging
 import foreword
 from foreword.data.template import Task as Templates
 from foreword.data.written import written_for
+from foreword.prefix import Prefix
 
 MOST = 24
 """Most tokens of a text."""
 TUNING = 16
 """Inputs of a combination that strengths are chosen by."""
+
+
+@dataclass(frozen=True)
+class Combination:
+    """A task and an attribute."""
+
+    task: Task
+    attribute: str
+
+    @property
+    def name(self) -> str:
+        """What its points are called."""
+        return f"{self.task.name} {self.attribute}"
+
+
+COMBINATIONS = [Combination(task, one) for task in TASKS for one in SENTIMENT.attributes]
 
 
 @dataclass(frozen=True)
@@ -57,47 +74,60 @@ class Bench:
     results: Results
     samples: int
 
-    def measure(self, way: str, task: Task, attribute: str, seed: int) -> None:
-        """Figures of one combination in one way, unless they are known."""
-        run = f"{task.name} {attribute} {way} seed {seed}"
-        if run not in self.results:
-            found = WAYS[way]
-            composed = found.composed or self.chosen(way, found.tuned or {})
-            self.point(run, composed, Parts(self.trained, task, attribute, seed), way == ASKED)
+    def measure(self, way: str, seed: int) -> None:
+        """Figures of every combination in one way, unless they are known."""
+        found = WAYS[way]
+        named = {one: f"{one.name} {way} seed {seed}" for one in COMBINATIONS}
+        if all(run in self.results for run in named.values()):
+            return
+        composed = found.composed or self.chosen(way, found.tuned or {})
+        self.points(named, composed, seed, self.samples, asked=way == ASKED)
 
     def chosen(self, way: str, tuned: dict[str, Composed]) -> Composed:
         """The one of some strengths with which most texts had both, on other inputs."""
         both = {}
         for name, composed in tuned.items():
-            lines = []
-            for task in TASKS:
-                for attribute in SENTIMENT.attributes:
-                    run = f"tuning {way}, {name}: {task.name} {attribute}"
-                    parts = Parts(self.trained, task, attribute, SEEDS[0])
-                    lines.append(self.results.get(run) or self.point(run, composed, parts))
+            named = {one: f"tuning {way}, {name}: {one.name}" for one in COMBINATIONS}
+            if any(run not in self.results for run in named.values()):
+                self.points(named, composed, SEEDS[0], TUNING, tuning=True)
+            lines = [self.results[run] for run in named.values()]
             both[name] = sum(line["both"] for line in lines) / len(lines)
         return tuned[max(both, key=lambda name: both[name])]
 
-    def point(self, run: str, composed: Composed, parts: Parts, asked: bool = False) -> Row:
-        """Draw a combination's texts, and keep their figures."""
-        tuning = run.startswith("tuning")
-        count = TUNING if tuning else self.samples
-        wanted = inputs(self.trained.shared, parts.task, count, tuning=tuning)
-        prompts = [self.prompt(parts, one, asked) for one in wanted]
-        texts = self.texts(composed(parts), prompts, parts, tuning)
-        with (self.trained.folder / "texts.jsonl").open("a") as file:
-            file.write(json.dumps({"run": run, "texts": texts}) + "\n")
-        line = self.results.add(run, **self.figures(parts, wanted, texts))
-        print(json.dumps(line), flush=True)
-        return line
+    def points(
+        self,
+        named: Mapping[Combination, str],
+        composed: Composed,
+        seed: int,
+        count: int,
+        *,
+        asked: bool = False,
+        tuning: bool = False,
+    ) -> None:
+        """Draw the texts of combinations at once, and keep their figures by name."""
+        wanted, prompts, branches = [], [], []
+        for one in named:
+            parts = Parts(self.trained, one.task, one.attribute, seed)
+            own = inputs(self.trained.shared, one.task, count, tuning=tuning)
+            wanted.append(own)
+            prompts += [self.prompt(one, text, asked) for text in own]
+            branches.append(composed(parts))
+        drawn_at = seed + (1000 if tuning else 0)
+        texts = self.texts(_together(branches, count), prompts, seed, drawn_at)
+        for place, (one, run) in enumerate(named.items()):
+            own_texts = texts[place * count : (place + 1) * count]
+            with (self.trained.folder / "texts.jsonl").open("a") as file:
+                file.write(json.dumps({"run": run, "texts": own_texts}) + "\n")
+            line = self.results.add(run, **self.figures(one, wanted[place], own_texts))
+            print(json.dumps(line), flush=True)
 
-    def prompt(self, parts: Parts, wanted: str, asked: bool) -> list[int]:
+    def prompt(self, one: Combination, wanted: str, asked: bool) -> list[int]:
         """Token ids of a task's prompt, or of a question in the chat's form."""
-        backbone, task = self.trained.backbone, parts.task
+        backbone = self.trained.backbone
         if not asked:
-            return backbone.tokens(task.prompt.format(wanted=wanted))
+            return backbone.tokens(one.task.prompt.format(wanted=wanted))
         assert backbone.tokenizer is not None
-        text = task.asked.format(attribute=parts.attribute, wanted=wanted)
+        text = one.task.asked.format(attribute=one.attribute, wanted=wanted)
         chat = backbone.tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
         )
@@ -108,21 +138,21 @@ class Bench:
         self,
         branches: Sequence[Branch],
         prompts: Sequence[Sequence[int]],
-        parts: Parts,
-        tuning: bool = False,
+        seed: int,
+        drawn_at: int,
     ) -> list[str]:
         """A text for each prompt, as rows have them."""
-        templates = Templates(parts.task.prompt, " {text}")
-        written = written_for(self.trained.backbone, parts.of_task, templates)
-        seed = parts.seed + (1000 if tuning else 0)
-        texts = drawn(self.trained.backbone, branches, prompts, written, seed=seed, most=MOST)
-        return [as_in_rows(text) for text in texts]
+        backbone = self.trained.backbone
+        prefix = self.trained.of_task(TASKS[0], seed)
+        written = written_for(backbone, prefix, Templates(TASKS[0].prompt, " {text}"))
+        made = drawn(backbone, branches, prompts, written, seed=drawn_at, most=MOST)
+        return [as_in_rows(text) for text in made]
 
-    def figures(self, parts: Parts, wanted: Sequence[str], texts: Sequence[str]) -> Row:
+    def figures(self, one: Combination, wanted: Sequence[str], texts: Sequence[str]) -> Row:
         """What is measured of texts."""
         pairs = zip(texts, wanted, strict=True)
-        done = [parts.task.done(text, one) for text, one in pairs]
-        has = self.judge.each(texts, parts.attribute)
+        done = [one.task.done(text, given) for text, given in pairs]
+        has = self.judge.each(texts, one.attribute)
         both = [first and second for first, second in zip(done, has, strict=True)]
         return {
             "count": len(texts),
@@ -138,9 +168,21 @@ def combinations(bench: Bench, ways: Sequence[str], seeds: Sequence[int]) -> Non
     """Measure ways on every combination."""
     for seed in seeds:
         for way in ways:
-            for task in TASKS:
-                for attribute in SENTIMENT.attributes:
-                    bench.measure(way, task, attribute, seed)
+            bench.measure(way, seed)
+
+
+def _together(branches: Sequence[Sequence[Branch]], count: int) -> list[Branch]:
+    """The branches of combinations as those of all their texts, of each combination so many."""
+    return [
+        replace(first, prefix=None if first.prefix is None else _repeated(of_each, count))
+        for first, of_each in zip(branches[0], zip(*branches, strict=True), strict=True)
+    ]
+
+
+def _repeated(branches: Sequence[Branch], count: int) -> list[Prefix]:
+    """For each of their texts the prefix of its branch."""
+    found = [branch.prefix for branch in branches for _ in range(count)]
+    return [prefix for prefix in found if isinstance(prefix, Prefix)]
 
 
 def report(results: Results, path: Path | None) -> None:

@@ -1,6 +1,6 @@
 """Texts drawn from one prefix, or from several mixed by their log-probabilities.
 
-Shapes: K branches, N texts, T tokens so far, V vocabulary.
+Shapes: K branches, N texts, T tokens so far, V vocabulary, R different prefixes.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from foreword.attention.bound import Bound, bound_to
+from foreword.attention.bound import Bound, Dial, bound_to
 from foreword.backbone import Backbone
 from foreword.data import left_padded
 from foreword.data.collate import padding_of
 from foreword.data.written import Written
 from foreword.prefix import Prefix
 
-BATCH = 96
+BATCH = 288
 """Texts that are written at once, in every branch."""
 LAST = torch.tensor([-1])
 """Place whose logits are wanted. A number would slice the hidden states, and torch multiplies a slice
@@ -30,12 +30,12 @@ class Branch:
     """One of the models whose log-probabilities are summed.
 
     Attributes:
-        prefix: Its prefix; None: the frozen model alone.
+        prefix: Its prefix, or one for each text; None: the frozen model alone.
         weight: What its log-probabilities are multiplied by.
         prompt: Token ids that it reads instead of each text's own prompt.
     """
 
-    prefix: Prefix | None
+    prefix: Prefix | Sequence[Prefix] | None
     weight: float = 1.0
     prompt: tuple[int, ...] | None = None
 
@@ -65,10 +65,18 @@ def drawn(
     generator = torch.Generator().manual_seed(seed)
     texts: list[str] = []
     for first in range(0, len(prompts), BATCH):
-        batch = prompts[first : first + BATCH]
-        ids = _batch(backbone, running, batch, written.ends, most, None if greedy else generator)
+        part = slice(first, first + BATCH)
+        own = [_part(branch, part) for branch in running]
+        ends = written.ends
+        ids = _batch(backbone, own, prompts[part], ends, most, None if greedy else generator)
         texts += [written.text(row) for row in ids]
     return texts
+
+
+def _part(branch: Branch, part: slice) -> Branch:
+    """The branch of some of the texts."""
+    own = branch.prefix
+    return branch if own is None or isinstance(own, Prefix) else replace(branch, prefix=own[part])
 
 
 @torch.inference_mode()
@@ -91,10 +99,10 @@ def _batch(
     made: list[list[int]] = [[] for _ in prompts]
     place_N = torch.arange(len(prompts))  # of the texts that go on
     cache = None
-    bound = _bound(backbone, branches)
+    bound, row_of = _bound(backbone, branches, len(prompts))
     with backbone.inferring(None) as attachment:
         for _ in range(most):
-            with attachment.using(_for_rows(bound, len(branches), len(place_N))):
+            with attachment.using(_for_rows(bound, row_of)):
                 out = backbone.model(
                     input_ids=ids,
                     attention_mask=mask,
@@ -112,26 +120,43 @@ def _batch(
             going = going_N.repeat(len(branches)).nonzero()[:, 0]
             cache.batch_select_indices(going)
             place_N = place_N[going_N]
+            row_of = [row_of[row] for row in going.tolist()]
             ids = token_N[going_N].repeat(len(branches))[:, None]
             mask = mask[going]
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
     return made
 
 
-def _bound(backbone: Backbone, branches: Sequence[Branch]) -> Bound | None:
-    """What the branches attend to, a row for each where there are several."""
-    prefixes = [branch.prefix for branch in branches]
-    if all(prefix is None for prefix in prefixes):
-        return None
-    alone = prefixes[0] if len(prefixes) == 1 else None
-    return bound_to(alone or prefixes, backbone.sites)
+def _bound(
+    backbone: Backbone, branches: Sequence[Branch], texts: int
+) -> tuple[Bound | None, list[int]]:
+    """What texts in each branch attend to, and which of the R different prefixes each of them has."""
+    every: list[Prefix | None] = []
+    for branch in branches:
+        own = branch.prefix
+        every += [own] * texts if own is None or isinstance(own, Prefix) else own
+    different = list({id(prefix): prefix for prefix in every}.values())
+    places = {id(prefix): row for row, prefix in enumerate(different)}
+    row_of = [places[id(prefix)] for prefix in every]
+    if different == [None]:
+        return None, row_of
+    alone = different[0] if len(different) == 1 else None
+    return bound_to(alone or different, backbone.sites), row_of
 
 
-def _for_rows(bound: Bound | None, branches: int, texts: int) -> Bound | None:
-    """The same for so many texts in each branch, the branches one after the other."""
-    if bound is None or branches == 1:
+def _for_rows(bound: Bound | None, row_of: Sequence[int]) -> Bound | None:
+    """The same for rows of a batch that have these prefixes."""
+    if bound is None or bound.rows is None:
         return bound
-    return replace(bound, row_of_B=tuple(row for row in range(branches) for _ in range(texts)))
+    dials = tuple(
+        Dial(
+            dial.value_R[list(row_of)],
+            tuple(dial.columns_R[row] for row in row_of),
+            tuple(dial.copied_R[row] for row in row_of),
+        )
+        for dial in bound.dials
+    )
+    return replace(bound, row_of_B=tuple(row_of), dials=dials)
 
 
 def _mixed(logits: Tensor, weights: Sequence[float]) -> Tensor:
