@@ -15,7 +15,7 @@ import foreword
 from foreword.backbone import Backbone
 from foreword.prefix import Prefix
 
-TASK_STRENGTHS = (0.75, 1.0, 1.25)
+TASK_STRENGTHS = (1.0, 1.25)
 ATTRIBUTE_STRENGTHS = (0.25, 0.5, 0.75)
 WEIGHTS = (0.5, 0.75, 1.0)
 
