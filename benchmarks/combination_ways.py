@@ -102,7 +102,7 @@ def attribute_alone(parts: Parts) -> list[Branch]:
 
 def concat(parts: Parts) -> list[Branch]:
     """Side by side, at the same positions."""
-    return [Branch(foreword.concat(_bare(parts.of_attribute), _bare(parts.of_task)))]
+    return [Branch(foreword.concat(parts.of_attribute, parts.of_task))]
 
 
 def cascade(parts: Parts) -> list[Branch]:
@@ -206,11 +206,6 @@ def over_opposite_plain(weight: float) -> Composed:
 def asked(parts: Parts) -> list[Branch]:
     """The frozen model; what it is asked for is in its prompt."""
     return [Branch(None)]
-
-
-def _bare(prefix: Prefix) -> Prefix:
-    """A prefix under the policy where one may stand beside another at the same positions."""
-    return replace(prefix, start=None)
 
 
 ASKED, JOINT = "prompting", "joint training"

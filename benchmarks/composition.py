@@ -21,11 +21,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from attributes import SEEDS, SENTIMENT, Judge, distinct, judge, perplexity
+from attributes import SEEDS, SENTIMENT, Judge, distinct, judge, perplexity, splits
 from combination_ways import ASKED, WAYS, Composed, Parts
 from combinations import STEPS, TASKS, Task, Trained, as_in_rows, inputs
 from common import SHARED, Results, Row, table
-from composition_figures import picture, ratios_of, tuned_rows, ways_rows
+from composition_figures import REAL, picture, ratios_of, tuned_rows, ways_rows
 from composition_inside import inside, inside_rows, size_rows
 from prefix_arithmetic import arithmetic, negation_rows, tracking_rows, transfer_rows
 from sampling import Branch, drawn
@@ -121,6 +121,16 @@ class Bench:
             line = self.results.add(run, **self.figures(one, wanted[place], own_texts))
             print(json.dumps(line), flush=True)
 
+    def real(self) -> None:
+        """Figures of rows that nothing learned from, unless they are known."""
+        for one in COMBINATIONS:
+            run = f"{one.name} {REAL} seed {SEEDS[0]}"
+            if run not in self.results:
+                held = splits(self.trained.shared, SENTIMENT)[one.attribute].held
+                rows = one.task.rows(held)[: self.samples]
+                wanted, texts = ([row[name] for row in rows] for name in ("wanted", "text"))
+                self.results.add(run, **self.figures(one, wanted, texts))
+
     def prompt(self, one: Combination, wanted: str, asked: bool) -> list[int]:
         """Token ids of a task's prompt, or of a question in the chat's form."""
         backbone = self.trained.backbone
@@ -166,6 +176,7 @@ class Bench:
 
 def combinations(bench: Bench, ways: Sequence[str], seeds: Sequence[int]) -> None:
     """Measure ways on every combination."""
+    bench.real()
     for seed in seeds:
         for way in ways:
             bench.measure(way, seed)
@@ -216,7 +227,7 @@ def main() -> None:
     parser.add_argument("--ways", default=";".join(WAYS), help="with semicolons between")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--samples", type=int, default=48, help="inputs of a combination")
+    parser.add_argument("--samples", type=int, default=48, help="inputs of a combination, even")
     parser.add_argument("--parts", default="combinations,inside,arithmetic")
     parser.add_argument("--table", action="store_true", help="run nothing")
     parser.add_argument("--picture", type=Path, help="PNG file")

@@ -12,6 +12,8 @@ from combinations import TASKS
 from common import Results, Row
 from control_figures import interval
 
+REAL = "real rows"
+"""Name of the points of rows that have both, and that nothing learned from."""
 SHOWN = ("task", "attribute", "both")
 COLORS = ("#9db4c8", "#c2a03a", "#1f4e79")
 
@@ -39,7 +41,7 @@ def bounds(lines: Sequence[Sequence[Row]], name: str) -> tuple[float, float]:
 
 def ways_rows(results: Results) -> list[Row]:
     """A row for each way that every combination was measured in."""
-    return [_way_row(way, lines) for way in WAYS if (lines := lines_of(results, way))]
+    return [_way_row(way, lines) for way in (*WAYS, REAL) if (lines := lines_of(results, way))]
 
 
 def _way_row(way: str, lines: Sequence[Sequence[Row]]) -> Row:
@@ -51,7 +53,7 @@ def _way_row(way: str, lines: Sequence[Sequence[Row]]) -> Row:
     }
     return {
         "way": way,
-        "passes": WAYS[way].passes,
+        "passes": WAYS[way].passes if way in WAYS else "-",
         **{name: f"{mean(lines, name):.2f}" for name in SHOWN},
         "interval": f"{low:.2f}-{high:.2f}",
         **by_task,
