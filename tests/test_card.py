@@ -140,6 +140,13 @@ def rendered(text: str) -> tuple[set[str], list[str], list[str]]:
     return kinds, headings, spans
 
 
+def test_attributes_are_told_with_their_values() -> None:
+    pieces = (Piece("", 1), Piece("mood=a`b", 1), Piece("size=5", 1))
+    text = card(made(pieces=pieces, combination="control"), "ada/mood")
+    assert '- values of `mood`: `["a\\u0060b"]`\n- values of `size`: `["5"]`\n' in text
+    assert "values of" not in card(made(), "ada/plain")
+
+
 def test_hostile_values_stay_in_their_code_spans(tmp_path: Path) -> None:
     prefix = made(
         backbone=HOSTILE,

@@ -14,7 +14,7 @@ import torch
 import foreword
 from foreword.backbone import Backbone
 from foreword.backbone.cascade import cascade
-from foreword.compose import MODES, UnseenValue, compose, needs_backbone, select
+from foreword.compose import MODES, compose, needs_backbone
 from foreword.description import Piece, PrefixMeta, Site
 from foreword.errors import ExpressionError, ForewordError, MismatchError, NameUnknown, PrefixError
 from foreword.expressions import parse
@@ -152,40 +152,21 @@ def test_what_is_selected_of_a_prefix_with_control(text: str, columns: list[int]
 
 
 def test_selected_pieces_keep_strengths_of_their_own() -> None:
-    made = select(CONTROL.strength(0.5), {"mood": "good"})
+    made = compose("a[mood=good]", {"a": CONTROL.strength(0.5)}.__getitem__)
     assert made.meta.pieces == (Piece("", 3, 0.5), Piece("mood=good", 2, 0.5))
 
 
 def test_a_value_that_training_did_not_see() -> None:
-    said = r"task was trained for mood = 'good', 'bad', and not for 'odd': its shared piece stands alone"
-    with pytest.warns(UnseenValue, match=said):
+    said = r"was trained for mood = 'good', 'bad', and not for 'odd': its shared part stands alone"
+    with pytest.warns(foreword.UnseenValue, match=said):
         made = composed("task[mood=odd]")
     assert same(made, lambda all_: all_[:, :3], "task")
-    with pytest.warns(UnseenValue):
+    with pytest.warns(foreword.UnseenValue):
         made = composed("task[mood=odd,size=short]")
     assert same(made, lambda all_: all_[:, [0, 1, 2, 7]], "task")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         composed("task[mood=bad]")
-
-
-@pytest.mark.parametrize(
-    ("prefix", "values", "said"),
-    [
-        ("task", {"mood": "good"}, "prefix must be a Prefix"),
-        (CONTROL, "mood=good", "values must be values by attribute"),
-        (CONTROL, {"mood": 3}, "the value of 'mood' must be text"),
-        (CONTROL, {3: "good"}, "an attribute must be text"),
-    ],
-)
-def test_odd_selections_are_refused(prefix: Any, values: Any, said: str) -> None:
-    with pytest.raises(ForewordError, match=said):
-        select(prefix, values)
-
-
-def test_nothing_selected_is_the_shared_piece() -> None:
-    made = select(CONTROL, {})
-    assert same(made, lambda all_: all_[:, :3], "task")
 
 
 def test_what_is_selected_can_be_composed_on() -> None:
@@ -262,14 +243,14 @@ WRONG = [
     ("a[:6]", "sum", ExpressionError, r"^a\[:6\]: a has 5 virtual tokens"),
     ("a[5:]", "sum", ExpressionError, r"^a\[5:\]: a has 5 virtual tokens"),
     ("a[5]", "sum", ExpressionError, r"^a\[5:6\]: a has 5 virtual tokens"),
-    ("a[x=y]", "sum", ExpressionError, "^a has no attributes to select by"),
+    ("a[x=y]", "sum", PrefixError, "^a has no attributes to select by"),
     (
         "task[mod=good]",
         "sum",
-        ExpressionError,
+        PrefixError,
         "^task has no attribute 'mod'; it has 'mood', 'size'",
     ),
-    ("task[mod=good]", "sum", ExpressionError, "did you mean 'mood'"),
+    ("task[mod=good]", "sum", PrefixError, "did you mean 'mood'"),
     ("task[:2]", "sum", PrefixError, r"^task\[:2\]: a slice needs prefixes that stand in front"),
     ("a + short", "sum", PrefixError, "^a and short: a sum needs prefixes of the same length"),
     ("a + b + other-start", "sum", PrefixError, "^a and other-start: a sum is of what was learned"),

@@ -11,13 +11,15 @@ from foreword.lazy import offer
 from foreword.version import __version__
 
 if TYPE_CHECKING:
-    from foreword.arithmetic import concat
+    from foreword.arithmetic import UnseenValue, concat
     from foreword.backbone import Backbone, OtherWeights, attach, cascade, detach, load
     from foreword.compose import compose
     from foreword.data import Task, read_rows
     from foreword.description import Piece, PrefixMeta, Site
     from foreword.errors import ForewordError
     from foreword.evaluate import Evaluation, LabelEvaluation, evaluate
+    from foreword.evaluate.composition import compose_report, with_report
+    from foreword.evaluate.reported import CompositionReport, report_of
     from foreword.format import load as load_prefix
     from foreword.format import save as save_prefix
     from foreword.generate import generate
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from foreword.peft import NotInPeft, export_peft, import_peft
     from foreword.predict import features, predict
     from foreword.prefix import Prefix
+    from foreword.router import Router
+    from foreword.similarity import Similarity, similarity
     from foreword.store import PrefixStore
     from foreword.train import (
         Trainable,
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Backbone",
+    "CompositionReport",
     "Evaluation",
     "ForewordError",
     "GenerateOptions",
@@ -53,17 +58,21 @@ __all__ = [
     "Prefix",
     "PrefixMeta",
     "PrefixStore",
+    "Router",
+    "Similarity",
     "Site",
     "Task",
     "TrainResult",
     "TrainSettings",
     "Trainable",
     "TrainingStopped",
+    "UnseenValue",
     "__version__",
     "attach",
     "attach_trainable",
     "cascade",
     "compose",
+    "compose_report",
     "concat",
     "detach",
     "evaluate",
@@ -77,8 +86,11 @@ __all__ = [
     "pull",
     "push",
     "read_rows",
+    "report_of",
     "save_prefix",
+    "similarity",
     "train",
+    "with_report",
     "with_start",
 ]
 
@@ -86,6 +98,7 @@ offer(
     __name__,
     {
         "Backbone": "foreword.backbone",
+        "CompositionReport": "foreword.evaluate.reported",
         "Evaluation": "foreword.evaluate",
         "ForewordError": "foreword.errors",
         "GenerateOptions": "foreword.options",
@@ -98,16 +111,20 @@ offer(
         "Prefix": "foreword.prefix",
         "PrefixMeta": "foreword.description",
         "PrefixStore": "foreword.store",
+        "Router": "foreword.router",
+        "Similarity": "foreword.similarity",
         "Site": "foreword.description",
         "Task": "foreword.data",
         "TrainResult": "foreword.train",
         "TrainSettings": "foreword.train",
         "Trainable": "foreword.train",
         "TrainingStopped": "foreword.train",
+        "UnseenValue": "foreword.arithmetic",
         "attach": "foreword.backbone",
         "attach_trainable": "foreword.train",
         "cascade": "foreword.backbone",
         "compose": "foreword.compose",
+        "compose_report": "foreword.evaluate.composition",
         "concat": "foreword.arithmetic",
         "detach": "foreword.backbone",
         "evaluate": "foreword.evaluate",
@@ -121,8 +138,11 @@ offer(
         "pull": "foreword.hub",
         "push": "foreword.hub",
         "read_rows": "foreword.data",
+        "report_of": "foreword.evaluate.reported",
         "save_prefix": "foreword.format:save",
+        "similarity": "foreword.similarity",
         "train": "foreword.train",
+        "with_report": "foreword.evaluate.composition",
         "with_start": "foreword.train",
     },
 )

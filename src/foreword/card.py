@@ -16,7 +16,8 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from foreword.describe import BOS, POSITIONS, SOFTMAX, WINDOWS, formula, piece_words
 from foreword.errors import HubError
-from foreword.evaluate.scores import Scores
+from foreword.evaluate.reported import recipe_of, report_of
+from foreword.evaluate.scores import Scores, dataset_of
 from foreword.prefix import Prefix, check_prefix
 from foreword.weights import embedded
 
@@ -89,8 +90,9 @@ def card(
         _about(prefix),
         _use(prefix, repo_id, name),
         _listed("What it is", _facts(prefix)),
-        _listed("How it was made", _settings(prefix.meta.recipe)),
+        _listed("How it was made", _settings(recipe_of(prefix))),
         _listed("Training", _settings(prefix.meta.training)),
+        _report(prefix),
         _figures(scores) if scores else "",
         _listed("Digests", _digests(prefix)),
     )
@@ -196,6 +198,8 @@ def _facts(prefix: Prefix) -> Iterator[tuple[str, str]]:
     if prefix.head is not None:
         labels = json.dumps(list(prefix.head.labels), ensure_ascii=False)
         yield "head", f"{code(prefix.head.task)}, labels {code(labels)}"
+    for attribute, values in meta.attributes.items():
+        yield f"values of {code(attribute)}", code(json.dumps(list(values), ensure_ascii=False))
     if meta.pieces:
         yield "pieces", code(piece_words(meta))
     yield "positions", POSITIONS[meta.positions]
@@ -235,22 +239,40 @@ def _figures(scores: Scores) -> str:
     for label, name, form in scores.figures:
         lines.append(f"| {label} | {' | '.join(form.format(m[name]) for m in models)} |")
     rows = f"{scores.inputs} inputs and {scores.rows} rows"
-    about = f"On {rows} of {code(_dataset(scores))}.\n" if scores.data else f"On {rows}.\n"
+    about = f"On {rows} of {code(dataset_of(scores.data))}.\n" if scores.data else f"On {rows}.\n"
     if not scores.same_weights:
         about += "\nThe backbone had other weights than the prefix was made on.\n"
     return "## Figures\n\n" + about + "\n" + "\n".join(lines) + "\n"
 
 
-def _dataset(scores: Scores) -> str:
-    """The set's name; of a file its name without its folders, which are nobody's business."""
-    if scores.data.endswith((".jsonl", ".json", ".csv", ".tsv", ".parquet")):
-        return re.split(r"[/\\]", scores.data)[-1]
-    return scores.data or "rows"
+def _report(prefix: Prefix) -> str:
+    """The report of a composition, if it carries one: a line for each model."""
+    report = report_of(prefix)
+    if report is None:
+        return ""
+    figures = report.figures
+    labels = " | ".join(label for label, _, _ in figures)
+    lines = [f"| | {labels} |", f"|---|{'---:|' * len(figures)}"]
+    for model in report.models:
+        cells = [form.format(model.figures[name]) for _, name, form in figures]
+        lines.append(f"| {_cell(model.name)} | {' | '.join(cells)} |")
+    rows = f"{report.inputs} inputs and {report.rows} rows of {code(report.data or 'rows')}"
+    bound = (
+        "No prefix was trained jointly, so there is no upper bound."
+        if report.joint is None
+        else f"The joint prefix took {report.joint['steps']} steps on {report.joint['rows']} rows."
+    )
+    return f"## Beside its parts\n\nOn {rows}. {bound}\n\n" + "\n".join(lines) + "\n"
+
+
+def _cell(value: str) -> str:
+    """A code span in a table, which no bar can end."""
+    return code(value.replace("|", "/"))
 
 
 def _results(scores: Scores, task: str) -> list[EvalResult]:
     """The figures that the Hub knows, for the metadata."""
-    shown = re.sub(r"[^A-Za-z0-9_./:-]+", "-", _dataset(scores))[:96].strip("-") or "rows"
+    shown = re.sub(r"[^A-Za-z0-9_./:-]+", "-", dataset_of(scores.data))[:96].strip("-") or "rows"
     kind = shown.split(":")[0]
     return [
         EvalResult(

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import functools
 import operator
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
 
-from foreword.arguments import check_text, did_you_mean, expect, shown
+from foreword.arguments import expect, shown
 from foreword.arithmetic import concat
 from foreword.arithmetic.record import COMPOSITION
-from foreword.arithmetic.side_by_side import joined
+from foreword.arithmetic.selection import selected
 from foreword.backbone import Backbone
 from foreword.backbone.cascade import cascade
 from foreword.data.given import Data
 from foreword.description import MAX_LABEL, Piece
-from foreword.errors import ExpressionError, ForewordError, Notice, PrefixError
+from foreword.errors import ExpressionError, ForewordError, PrefixError
 from foreword.expressions import Expression, Operand, Term, looked_up, parse
 from foreword.prefix import Prefix, check_prefix
 from foreword.store import PrefixStore
@@ -27,10 +26,6 @@ from foreword.train.begun import with_start
 
 Mode = Literal["sum", "concat", "cascade", "logits"]
 MODES: tuple[Mode, ...] = get_args(Mode)
-
-
-class UnseenValue(Notice):
-    """No piece was trained for the value of an attribute, so the shared piece stands alone for it."""
 
 
 def needs_backbone(expression: Expression, mode: Mode) -> bool:
@@ -105,62 +100,29 @@ def compose(
     return _recorded(made, {**record, "expression": str(expression)}, parents)
 
 
-def select(prefix: Prefix, values: Mapping[str, str], name: str = "the prefix") -> Prefix:
-    """What a prefix with control is for some values of its attributes: its shared piece and theirs.
-
-    A value without a piece was not seen in training: the shared piece stands alone for it, and a warning
-    says so.
+def operands(expression: str | Expression, load: Callable[[str], Prefix]) -> dict[str, Prefix]:
+    """What the operands of an expression are by themselves, at full strength.
 
     Args:
-        prefix: A prefix of combination ``control``.
-        values: By attribute the value that is wanted; attributes that are left out have no say.
-        name: What errors and warnings call the prefix.
+        expression: As for `compose`.
+        load: As for `compose`.
 
     Returns:
-        A plain prefix, with the pieces in their order.
+        By what the expression says, such as ``long[:8]``, the prefix that it takes.
 
     Raises:
-        ExpressionError: It is no prefix with control, or has no such attribute.
+        ExpressionError: The expression is wrong, or an operand has no such tokens or attributes.
+        NameUnknown: There is no prefix of a name.
 
     Examples:
-        >>> select(task, {"sentiment": "positive"})  # doctest: +SKIP
+        >>> list(operands("0.7*formal - toxic[:8]", PrefixStore().load))  # doctest: +SKIP
+        ['formal', 'toxic[:8]']
     """
-    check_prefix(prefix)
-    expect("values", values, Mapping, "values by attribute", ExpressionError)
-    trained = _trained_values(prefix, name)
-    wanted = set()
-    for attribute, value in values.items():
-        check_text("an attribute", attribute, ExpressionError)
-        check_text(f"the value of {attribute!a}", value, ExpressionError)
-        if attribute not in trained:
-            raise ExpressionError(
-                f"{name} has no attribute {attribute!a}; it has {', '.join(map(ascii, trained))}"
-                f"{did_you_mean(attribute, trained)}"
-            )
-        if value not in trained[attribute]:
-            known = ", ".join(map(ascii, trained[attribute]))
-            said = f"{name} was trained for {attribute} = {known}, and not for {value!a}"
-            warnings.warn(
-                f"{said}: its shared piece stands alone for it", UnseenValue, stacklevel=2
-            )
-        wanted.add(f"{attribute}={value}")
-    pieces, parts = prefix.meta.pieces, prefix.split()
-    chosen = [i for i, piece in enumerate(pieces) if i == 0 or piece.name in wanted]
-    made = joined("select", [parts[i] for i in chosen], [prefix.digest])
-    return made.with_meta(pieces=_unless_plain(tuple(pieces[i] for i in chosen)))
-
-
-def _trained_values(prefix: Prefix, name: str) -> dict[str, list[str]]:
-    """By attribute of a prefix with control its values."""
-    if prefix.meta.combination != "control":
-        raise ExpressionError(
-            f"{name} has no attributes to select by; only a prefix that was trained with some has"
-        )
-    found: dict[str, list[str]] = {}
-    for piece in prefix.meta.pieces[1:]:
-        attribute, _, value = piece.name.partition("=")
-        found.setdefault(attribute, []).append(value)
-    return found
+    if not isinstance(expression, Expression):
+        expression = parse(expression)
+    stored = {name: _loaded(name, load) for name in expression.names}
+    every = [term.operand for term in expression.terms]
+    return {str(one): _part(stored[one.name], one) for one in every}
 
 
 def _unless_plain(pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
@@ -205,7 +167,7 @@ def _started(
 def _part(prefix: Prefix, operand: Operand) -> Prefix:
     """What an operand takes of the prefix of its name."""
     if operand.selection:
-        return select(prefix, dict(operand.selection), operand.name)
+        return selected(prefix, dict(operand.selection), operand.name)
     if operand.span is None:
         return prefix
     first, end = operand.span

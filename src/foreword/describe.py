@@ -74,6 +74,15 @@ def piece_words(meta: PrefixMeta) -> str:
     return f"{', '.join(named)}{rest}: {COMBINATION[meta.combination]}"
 
 
+def attribute_words(meta: PrefixMeta) -> str:
+    """The attributes that requests select by, and their values."""
+    named = []
+    for attribute, values in meta.attributes.items():
+        rest = ", ..." if len(values) > SHOWN else ""
+        named.append(f"{attribute}: {', '.join(values[:SHOWN])}{rest}")
+    return "; ".join(named) or "none"
+
+
 def norms(prefix: Prefix) -> list[dict[str, float]]:
     """Root mean square of each site's keys and values."""
     pairs = zip(prefix.keys, prefix.values, strict=True)

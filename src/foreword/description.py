@@ -199,6 +199,31 @@ class PrefixMeta:
         for name in ("recipe", "training"):
             object.__setattr__(self, name, plain_json(getattr(self, name)))
 
+    @property
+    def attributes(self) -> dict[str, tuple[str, ...]]:
+        """By attribute of a prefix with control its values, in the order of their pieces; else empty."""
+        if self.combination != "control":
+            return {}
+        found: dict[str, tuple[str, ...]] = {}
+        for piece in self.pieces[1:]:
+            attribute, _, value = piece.name.partition("=")
+            found[attribute] = (*found.get(attribute, ()), value)
+        return found
+
+    def in_front(self, length: int) -> int:
+        """Most virtual tokens that stand in front of one text, of a prefix of some length.
+
+        Of a prefix with control these are the shared piece's, and of each attribute those of the longest
+        value.
+        """
+        if self.combination != "control":
+            return length
+        longest: dict[str, int] = {}
+        for piece in self.pieces[1:]:
+            attribute = piece.name.partition("=")[0]
+            longest[attribute] = max(longest.get(attribute, 0), piece.length)
+        return self.pieces[0].length + sum(longest.values())
+
     def as_json(self) -> dict[str, Any]:
         """The fields as JSON values.
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from foreword.arguments import expect
+from foreword.attention.selected import Selection, bind_each
 from foreword.backbone import Backbone
 from foreword.backbone.decoding import neutral
 from foreword.backbone.given import check_backbone
@@ -18,6 +19,7 @@ from foreword.data import Task, left_padded
 from foreword.data.collate import padding_of, right_padded
 from foreword.data.each import of_each
 from foreword.data.inputs import Inputs, inputs_of
+from foreword.data.selecting import selections_of
 from foreword.data.template import as_row
 from foreword.data.written import Written, written_for
 from foreword.errors import DataError
@@ -61,7 +63,9 @@ def generate(
         backbone: The backbone, left as it was found.
         inputs: Texts or rows, one alone, or the `Path` of a file of them; see `as_row` for how a text
             meets the prompt template. Rows may come as in training.
-        prefix: The prefix, a `Mixture` of several, or None for the frozen model alone.
+        prefix: The prefix, a `Mixture` of several, or None for the frozen model alone. Of a prefix that
+            was trained with attributes, each row selects the values that it has, and a text the shared
+            part.
         options: How to generate; greedy by default.
         task: Templates; by default those that the prefix, or a mixture's leading one, was trained with.
         like: Without a prefix, one whose inputs the frozen model is given: its templates, and prompts
@@ -75,6 +79,9 @@ def generate(
     Raises:
         DataError: An input does not fit the template or the context.
         MismatchError: The prefix does not fit the backbone, or carries a head.
+
+    Warns:
+        UnseenValue: A row has a value of an attribute that the prefix was not trained for.
 
     Examples:
         >>> foreword.generate(backbone, ["name[Zizzi], food[Thai]"], prefix)  # doctest: +SKIP
@@ -115,7 +122,8 @@ def generated(
     if isinstance(prefix, Prefix):
         backbone.check(prefix, strict=strict)
     written = written_for(backbone, lead, task, like)
-    return _generated_ids(backbone, prompts, prefix, options, written)
+    chosen = selections_of(prefix if isinstance(prefix, Prefix) else None, rows)
+    return _generated_ids(backbone, prompts, prefix, options, written, chosen=chosen)
 
 
 def _texts(made: Sequence[Sequence[Generated]]) -> list[list[str]]:
@@ -129,6 +137,7 @@ def generate_ids(
     options: GenerateOptions,
     written: Written | None = None,
     watch: Watch = unwatched,
+    chosen: Sequence[Selection] | None = None,
 ) -> list[list[str]]:
     """Generate texts for prompts given as token ids; see `generate`.
 
@@ -139,8 +148,9 @@ def generate_ids(
         options: How to generate.
         written: How texts begin and end; by default as in the prefix's training.
         watch: Told how far it is after each batch.
+        chosen: Under a prefix with control, what each prompt selects of it.
     """
-    return _texts(_generated_ids(backbone, prompts, prefix, options, written, watch))
+    return _texts(_generated_ids(backbone, prompts, prefix, options, written, watch, chosen))
 
 
 def _generated_ids(
@@ -150,6 +160,7 @@ def _generated_ids(
     options: GenerateOptions,
     written: Written | None = None,
     watch: Watch = unwatched,
+    chosen: Sequence[Selection] | None = None,
 ) -> list[list[Generated]]:
     """As `generate_ids`, where each text says why it ends."""
     tokenizer = backbone.tokenizer
@@ -163,10 +174,14 @@ def _generated_ids(
     pad_batch = left_padded if continues else right_padded
     done = 0
     watch(done, len(prompts))
-    with _drawing(options, backbone.device), backbone.inferring(lead) as attachment:
+    under = None if chosen is not None else lead
+    with _drawing(options, backbone.device), backbone.inferring(under) as attachment:
         for batch in _batches(prompts, options.batch_size):
             own = [prompts[index] for index in batch]
             inputs = pad_batch(own, pad)
+            if chosen is not None and isinstance(prefix, Prefix):
+                selected = [chosen[index] for index in batch]
+                attachment.bound = bind_each(prefix, backbone.sites, selected)
             moved = {name: tensor.to(backbone.device) for name, tensor in inputs.items()}
             given = inputs["input_ids"].shape[1] if continues else len(written.begin)
             if not continues:

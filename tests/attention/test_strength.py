@@ -12,7 +12,7 @@ import foreword
 from foreword.attention import strength
 from foreword.attention.bound import Bound, Part, bind
 from foreword.description import Piece
-from foreword.errors import UnsupportedModel
+from foreword.errors import ForewordError, UnsupportedModel
 from foreword.prefix import Prefix
 from tests.backbone.test_attach import close, ids, logits, padded
 from tests.conftest import byte_tokenizer, tiny_model
@@ -202,7 +202,7 @@ def test_more_strengths_than_can_be_computed_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("combination", "names", "said"),
-    [("logits", ("", ""), "mixture in logits"), ("control", ("", "a=b"), "prefix.select")],
+    [("logits", ("", ""), "for a mixture"), ("control", ("", "a=b"), "prefix.select")],
 )
 def test_pieces_that_are_not_for_one_text_are_refused(
     combination: str, names: tuple[str, str], said: str
@@ -211,8 +211,10 @@ def test_pieces_that_are_not_for_one_text_are_refused(
     prefix = backbone.capture(ids(6)[0].tolist()).with_meta(
         pieces=tuple(Piece(name, 3) for name in names), combination=combination
     )
-    with pytest.raises(UnsupportedModel, match=said):
+    with pytest.raises(ForewordError, match=said):
         foreword.attach(backbone.model, prefix)
+    with pytest.raises(UnsupportedModel):
+        bind(prefix, backbone.sites)
 
 
 def with_bias(bound: Bound, bias_RP: Tensor) -> Bound:

@@ -87,5 +87,10 @@ def test_the_demo_trains_shows_and_draws(
         (row,) = [line for line in out.splitlines() if label in line]
         assert value in row
     assert figures["nll"]["prefix"] < figures["nll"]["frozen"]
+    assert [float(one) for one in figures["dial"]] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert figures["dial"]["1.0"] < figures["dial"]["0.0"]
+    shown = ", ".join(f"{nll:.2f}" for nll in figures["dial"].values())
+    dial = f"Dial: at strength 0, 0.25, 0.5, 0.75, 1 the NLL of 16 references is {shown}."
+    assert out.splitlines()[-1] == dial
     assert (tmp_path / "out/loss.png").read_bytes().startswith(b"\x89PNG")
     assert PrefixStore().load("e2e-demo").meta.recipe["steps"] == 3

@@ -19,7 +19,7 @@ from tests.engine.test_engine import SMALL, TIE
 from tests.oracle.families import STANDARD, attention_of
 from tests.oracle.family import Family
 
-STRENGTHS = (0.0, 0.35, 1.0, 1.4, -0.3)
+STRENGTHS = (0.0, 0.35, 1.0, 1.4, -0.3, 2.0)
 
 
 def ask(prompt: Sequence[int], prefix: Prefix, strength: float, **options: object) -> Request:

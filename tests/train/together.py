@@ -22,13 +22,17 @@ from foreword.train import trainer
 from foreword.train.ranks import index
 from tests.conftest import MEMORY, byte_tokenizer, tiny_model
 
-ROWS = [{**row, "ref": row["ref"] * (1 + number % 3)} for number, row in enumerate(MEMORY)][:11]
+ROWS = [
+    {**row, "ref": row["ref"] * (1 + number % 3), "food": "fish" if number % 3 == 2 else "other"}
+    for number, row in enumerate(MEMORY)
+][:11]
 """Eleven rows, whose targets differ much in length: neither steps nor processes get equal shares."""
 CASES: dict[str, dict[str, Any]] = {
     "grouped": {},
     "shuffled": {"group_by_length": False},
     "accumulated": {"accumulate": 2, "steps": 4},
     "dropped": {"dropout": 0.3, "parameterization": "mlp", "mlp_width": 8},
+    "controlled": {"attributes": "food", "attribute_length": 2, "dropout": 0.3},
     "gated": {"parameterization": "gated", "gradient_checkpointing": True},
 }
 LAST = 7

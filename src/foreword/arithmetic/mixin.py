@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Self
 
 from foreword.arguments import expect
 from foreword.arithmetic.base import Composable, changed, is_number, number_of, pieces_of
+from foreword.arithmetic.selection import selected
 from foreword.arithmetic.slices import cut_out, range_of
 from foreword.arithmetic.sums import interpolated, plus, scaled
 from foreword.description import Piece
@@ -89,7 +91,8 @@ class Arithmetic(Base):
 
         Every attention output is then text + strength * (joint - text), where ``joint`` is what this
         prefix at full strength gives and ``text`` what the base model does: 0 is exactly the base model,
-        1 exactly the prefix. Strengths multiply; of a mixture of logits they are the pieces' weights.
+        1 exactly the prefix. Of several pieces each gets it, and the output is linear in each of theirs.
+        Strengths multiply; of a mixture of logits they are the pieces' weights.
 
         Args:
             strength: Any finite number, those below 0 and above 1 included.
@@ -110,6 +113,38 @@ class Arithmetic(Base):
         if self.meta.combination == "attention" and pieces == (Piece("", self.length),):
             pieces = ()
         return changed(self, meta=dataclasses.replace(self.meta, pieces=pieces))
+
+    @property
+    def attributes(self) -> dict[str, tuple[str, ...]]:
+        """What a prefix with control selects by: the values of each attribute; else empty."""
+        return self.meta.attributes
+
+    def select(self, values: Mapping[str, str] | None = None, /, **named: str) -> Self:
+        """What a prefix with control is for values of its attributes: its shared piece and theirs.
+
+        The shared virtual tokens come first, then those of each chosen value, in the order of the
+        pieces. An attribute that is left out is not there; without any this is the shared piece.
+
+        Args:
+            values: By attribute its value.
+            **named: The same, for attributes that are names in Python.
+
+        Returns:
+            A plain prefix, which can be attached; of one that has no attributes, and none is asked for,
+            itself. Its start is cut along.
+
+        Raises:
+            PrefixError: There is no such attribute, or a value is no text.
+
+        Warns:
+            UnseenValue: An attribute has no piece for its value, so the others stand without one of it.
+
+        Examples:
+            >>> prefix.select(sentiment="positive", length="short")  # doctest: +SKIP
+        """
+        given = {} if values is None else values
+        expect("values", given, Mapping, "a mapping from attributes to their values", PrefixError)
+        return selected(self, {**given, **named})
 
     def split(self) -> tuple[Self, ...]:
         """The pieces of a combined prefix as plain prefixes at full strength; without pieces, itself.

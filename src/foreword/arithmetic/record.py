@@ -2,10 +2,12 @@
 
 The record is ``recipe["composition"]``, an object of three entries:
 
-- ``mode``: ``sum``, ``interpolation``, ``concat``, ``cascade`` or ``slice``;
-- ``of``: the prefixes, each by its digest (``prefix``) and, where it has one, its ``weight`` or the
-  ``tokens`` that were taken, from the first to before the last;
+- ``mode``: ``sum``, ``interpolation``, ``concat``, ``cascade``, ``slice`` or ``select``;
+- ``of``: the prefixes, each by its digest (``prefix``) and, where it has one, its ``weight``, the
+  ``tokens`` that were taken, from the first to before the last, or the ``values`` of attributes;
 - ``start``: what the start of the result is recomputed from, beside the recipe; null where it cannot be.
+
+`foreword.compose` adds the ``expression``, and `foreword.with_report` a ``report``.
 """
 
 from __future__ import annotations

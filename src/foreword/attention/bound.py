@@ -5,11 +5,10 @@ Shapes: R rows, H key/value heads, P length of the longest row, D key or value d
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -32,7 +31,8 @@ class SiteTensors:
             padded on the right with columns that nobody sees.
         window: The window in tokens that drops virtual tokens here, or None where none does.
         windowed_R: Whether it drops the row's prefix.
-        kept_P: Which virtual tokens this pass sees (prefix dropout); None: all of them.
+        kept_RP: Which virtual tokens this pass sees (prefix dropout), of all rows if there is one entry;
+            None: all of them.
         bias_RP: Added to the scores of virtual tokens, float32; minus infinity hides one. None: 0.
     """
 
@@ -41,14 +41,14 @@ class SiteTensors:
     length_R: tuple[int, ...]
     window: int | None = None
     windowed_R: tuple[bool, ...] = (False,)
-    kept_P: tuple[bool, ...] | None = None
+    kept_RP: tuple[tuple[bool, ...], ...] | None = None
     bias_RP: Tensor | None = None
     _cast: dict[object, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def is_seen_by_all(self) -> bool:
         """Whether every query of a row sees the row's whole prefix, as it is."""
-        return self.window is None and self.kept_P is None and self.bias_RP is None
+        return self.window is None and self.kept_RP is None and self.bias_RP is None
 
     def like(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys (R, H, P, D) and values (R, H, P, E) on the call's device, in its dtype, contiguous.
@@ -105,6 +105,14 @@ class Dial:
     columns_R: tuple[tuple[int, int], ...]
     copied_R: tuple[bool, ...]
 
+    def chosen(self, row_of_B: Sequence[int]) -> Dial:
+        """The dial of each row of a batch, by its row of prefixes."""
+        return Dial(
+            self.value_R[list(row_of_B)],
+            tuple(self.columns_R[row] for row in row_of_B),
+            tuple(self.copied_R[row] for row in row_of_B),
+        )
+
 
 @dataclass(frozen=True)
 class Bound:
@@ -126,6 +134,15 @@ class Bound:
     identity: str
     row_of_B: tuple[int, ...] | None = None
     dials: tuple[Dial, ...] = ()
+
+    def chosen(self, row_of_B: Sequence[int], identity: str) -> Bound:
+        """The same for a batch each of whose rows says which of the R prefixes serves it."""
+        return replace(
+            self,
+            row_of_B=tuple(row_of_B),
+            identity=identity,
+            dials=tuple(dial.chosen(row_of_B) for dial in self.dials),
+        )
 
     def joint(self, name: str) -> SiteTensors | None:
         """What shares the text's softmax at the named module."""
@@ -167,6 +184,11 @@ class Bound:
         return {name for part in self.parts for name in part.sites}
 
 
+def live_identity() -> str:
+    """A name for the present value of a prefix in training, which no other has."""
+    return f"live-{next(_live)}"
+
+
 def bind(
     prefix: Prefix,
     sites: Sequence[Site],
@@ -189,7 +211,7 @@ def bind(
         MismatchError: The backbone has no site of one of the prefix's labels.
     """
     if identity is None:
-        identity = f"live-{next(_live)}" if live else prefix.digest
+        identity = live_identity() if live else prefix.digest
     present, strengths = audible(prefix)
     if present is None:
         return Bound((), None, (0,), identity)
@@ -203,7 +225,7 @@ def bind(
             (prefix.length,),
             site.window if windowed else None,
             (windowed,),
-            None if kept is None else tuple(kept),
+            None if kept is None else (tuple(kept),),
         )
         for site, key, value in zip(_placed(prefix, sites), prefix.keys, prefix.values, strict=True)
     }
@@ -216,8 +238,15 @@ def bind(
     )
 
 
-def bind_rows(prefixes: Sequence[Prefix | None], sites: Sequence[Site]) -> Bound:
+def bind_rows(
+    prefixes: Sequence[Prefix | None], sites: Sequence[Site], *, identity: str | None = None
+) -> Bound:
     """A prefix of its own, or none, for each row; they may be on different sites.
+
+    Args:
+        prefixes: One for each row.
+        sites: The backbone's sites.
+        identity: Name of what is bound where the caller knows one; else made of digests.
 
     Raises:
         RowsError: No row has a prefix.
@@ -225,7 +254,9 @@ def bind_rows(prefixes: Sequence[Prefix | None], sites: Sequence[Site]) -> Bound
     """
     if all(prefix is None for prefix in prefixes):
         raise RowsError("expected a prefix for at least one row; every row has None")
-    digests = ",".join("" if p is None else p.digest for p in prefixes)
+    if identity is None:
+        digests = ",".join("" if p is None else p.digest for p in prefixes)
+        identity = hashlib.sha256(digests.encode()).hexdigest()
     found = [(None, ()) if p is None else audible(p) for p in prefixes]
     present = [one for one, _ in found]
     parts = (Part(softmax, _rows_at(present, sites, softmax)) for softmax in SOFTMAX)
@@ -234,7 +265,7 @@ def bind_rows(prefixes: Sequence[Prefix | None], sites: Sequence[Site]) -> Bound
         parts=tuple(part for part in parts if part.sites),
         rows=len(prefixes),
         offset_R=tuple(0 if p is None or one is None else _offset(p) for p, one in whole),
-        identity=hashlib.sha256(digests.encode()).hexdigest(),
+        identity=identity,
         dials=dials([strengths for _, strengths in found]),
     )
 
@@ -285,13 +316,11 @@ def _heard(prefix: Prefix) -> Prefix | None:
     if not any(heard):
         return None
     kept_P = torch.tensor(heard)
-    return dataclasses.replace(
+    return replace(
         prefix,
         keys=tuple(key[:, kept_P] for key in prefix.keys),
         values=tuple(value[:, kept_P] for value in prefix.values),
-        meta=dataclasses.replace(
-            prefix.meta, pieces=tuple(piece for piece in pieces if piece.strength)
-        ),
+        meta=replace(prefix.meta, pieces=tuple(piece for piece in pieces if piece.strength)),
     )
 
 

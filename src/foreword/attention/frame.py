@@ -251,12 +251,12 @@ class Frame:
         bound = self.bound
         assert bound is not None
         window, width = site.window, site.key_RHPD.shape[2]
-        if window is None and bound.rows is None and site.kept_P is None:
+        if window is None and bound.rows is None and site.kept_RP is None:
             return torch.ones(1, 1, 1, width, dtype=torch.bool, device=device)
         length_R = torch.tensor(site.length_R, device=device)
         seen_R1QP = filled_columns(width, length_R)
-        if site.kept_P is not None:
-            seen_R1QP = seen_R1QP & torch.tensor(site.kept_P, device=device)
+        if site.kept_RP is not None:
+            seen_R1QP = seen_R1QP & torch.tensor(site.kept_RP, device=device)[:, None, None]
         if window is None:
             return self._per_row(seen_R1QP)
         if self.text_positions_BQ is None:

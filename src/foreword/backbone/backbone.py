@@ -330,6 +330,11 @@ class Backbone:
             )
         if prefix.meta.positions == positions:
             return prefix
+        if prefix.meta.combination == "control":
+            raise PrefixError(
+                "a prefix with pieces for values of attributes is moved by the length of what it "
+                "selects; choose first, with prefix.select(...)"
+            )
         shifted = self.shifted(prefix, prefix.length if positions == "offset" else -prefix.length)
         meta = dataclasses.replace(
             prefix.meta, positions=positions, parents=(*prefix.meta.parents, prefix.digest)

@@ -12,11 +12,13 @@ from rich.table import Table
 
 from foreword.cli.console import note, say, show, table, visible, working
 from foreword.cli.options import BackboneOptions, StoreOptions
+from foreword.cli.reports import ReportArguments, Stored, reported, show_report
 from foreword.errors import DataError, NameTaken
 from foreword.expressions import Expression, looked_up, parse
 from foreword.store import PrefixStore, taken
 
 if TYPE_CHECKING:
+    from foreword.backbone import Backbone
     from foreword.prefix import Prefix
 
 
@@ -45,6 +47,7 @@ def compose(
     /,
     *,
     arguments: ComposeArguments,
+    report: ReportArguments = ReportArguments(),  # noqa: B008
     backbone: BackboneOptions = BackboneOptions(),  # noqa: B008
     store: StoreOptions = StoreOptions(),  # noqa: B008
 ) -> None:
@@ -57,6 +60,10 @@ def compose(
     The backbone is loaded for a sum, to compute where training started, and for a cascade, to move
     positions; for the latter in float32 unless --dtype says otherwise.
 
+    With --report DATA the composition is measured on held-out rows beside the frozen model, each of its
+    parts, and with --train ROWS one prefix that is trained on the whole task. The figures go into its
+    file, and `inspect` shows them.
+
     Parameters
     ----------
     expression
@@ -65,41 +72,80 @@ def compose(
     parsed = parse(expression)
     if arguments.data is not None and arguments.mode != "sum":
         raise DataError(f"--data is for --mode sum; {arguments.mode} needs no training rows")
+    report.check()
     place = store.open()
     for name in parsed.names:  # a wrong name is refused before anything large is imported
         with looked_up(name):
             _ = place.outline(name)
     if not arguments.overwrite and arguments.name in place:
         raise NameTaken(taken(arguments.name, place.folder))
+    rows = None
+    if report.report is not None:
+        _refuse_alone(parsed)
+        rows = report.rows(place.outline(parsed.names[0]).meta)
     stored = {name: place.load(name) for name in parsed.names}
-    made = _composed(parsed, stored, arguments, backbone, place)
+    loaded = _loaded(parsed, stored, arguments.mode, backbone, needed=rows is not None)
+    made = _composed(parsed, stored, arguments, loaded, place)
     path = place.save(arguments.name, made, overwrite=arguments.overwrite)
-    say(
-        f"{arguments.name}: {arguments.mode}, {made.length} virtual tokens, {made.parameters:,} "
-        f"parameters, on {visible(made.meta.backbone)}"
-    )
-    show(_parents(parsed, stored))
+    if not report.as_json:
+        say(
+            f"{arguments.name}: {arguments.mode}, {made.length} virtual tokens, "
+            f"{made.parameters:,} parameters, on {visible(made.meta.backbone)}"
+        )
+        show(_parents(parsed, stored))
     note(f"saved to {path}")
+    if rows is None:
+        return
+    assert loaded is not None
+    from foreword.compose import operands
+
+    parts = operands(parsed, stored.__getitem__)
+    found = reported(loaded, Stored(place, arguments.name, made), parts, rows, report)
+    show_report(found, as_json=report.as_json)
+
+
+def _refuse_alone(expression: Expression) -> None:
+    """Check that an expression is of more than a name, which `evaluate` is for."""
+    first = expression.terms[0]
+    alone = (len(expression.terms), first.weight, str(first.operand)) == (1, 1, first.operand.name)
+    if alone:
+        raise DataError(
+            f"--report is on compositions, and {first.operand} is one prefix as it is; use foreword "
+            f"evaluate {first.operand}"
+        )
+
+
+def _loaded(
+    expression: Expression,
+    stored: Mapping[str, Prefix],
+    mode: Literal["sum", "concat", "cascade", "logits"],
+    options: BackboneOptions,
+    *,
+    needed: bool,
+) -> Backbone | None:
+    """The backbone, if composing or a report needs it."""
+    from foreword.compose import needs_backbone
+
+    if not (needed or needs_backbone(expression, mode)):
+        return None
+    if mode == "cascade" and options.dtype == "auto":
+        options = dataclasses.replace(options, dtype="float32")
+    with working("loading the backbone"):
+        return options.load(stored[expression.names[0]])
 
 
 def _composed(
     expression: Expression,
     stored: Mapping[str, Prefix],
     arguments: ComposeArguments,
-    options: BackboneOptions,
+    backbone: Backbone | None,
     store: PrefixStore,
 ) -> Prefix:
     """The prefix that the expression means."""
-    from foreword.compose import compose, needs_backbone
+    from foreword.compose import compose
 
-    mode, backbone = arguments.mode, None
-    if needs_backbone(expression, mode):
-        if mode == "cascade" and options.dtype == "auto":
-            options = dataclasses.replace(options, dtype="float32")
-        with working("loading the backbone"):
-            backbone = options.load(stored[expression.names[0]])
-    load = stored.__getitem__
-    return compose(expression, load, mode=mode, backbone=backbone, rows=arguments.data, store=store)
+    load, mode, rows = stored.__getitem__, arguments.mode, arguments.data
+    return compose(expression, load, mode=mode, backbone=backbone, rows=rows, store=store)
 
 
 def _parents(expression: Expression, stored: Mapping[str, Prefix]) -> Table:

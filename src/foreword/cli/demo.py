@@ -6,7 +6,7 @@ import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cyclopts import Parameter
 
@@ -16,6 +16,7 @@ from foreword.cli.evaluate import counted
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.cli.progress import parts
 from foreword.cli.train import TrainArguments, train_in_store
+from foreword.data.references import one_each
 from foreword.data.sources import read_rows
 from foreword.options import GenerateOptions
 from foreword.train.settings import TrainSettings
@@ -24,6 +25,7 @@ from foreword.weights import embedded
 if TYPE_CHECKING:
     from foreword.backbone import Backbone
     from foreword.evaluate import Evaluation
+    from foreword.prefix import Prefix
     from foreword.train import TrainResult
 
 NAME = "e2e-demo"
@@ -35,7 +37,12 @@ DESCRIPTION = (
 SETTINGS = TrainSettings(
     prompt="{mr} ->", target=" {ref}", length=16, init_text=DESCRIPTION, epochs=2
 )
+HELD_OUT = "foreword/e2e:heldout"
 SHOWN = 3
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Strengths that the dial is shown at."""
+DIALLED = 16
+"""References that it is shown on."""
 AFRESH = "the same command starts the demo afresh"
 """What to do after a stop: the demo does not resume."""
 
@@ -114,21 +121,40 @@ def demo(
         found = evaluate_text(
             loaded,
             result.prefix,
-            "foreword/e2e:heldout",
+            HELD_OUT,
             options=GenerateOptions(max_new_tokens=80, batch_size=32),
             limit=scale.inputs,
             scored_references=scale.scored_references,
             progress=progress,
         )
+    with working("turning the dial"):
+        dial = _dial(loaded, result.prefix)
     total = time.perf_counter() - began
     size = place.path(NAME).stat().st_size
     _show(loaded, result, found, size, total)
     arguments.output.mkdir(parents=True, exist_ok=True)
     picture = arguments.output / "loss.png"
     loss_curve(result.history, picture, title=f"{NAME}: training loss")
-    _write_figures(arguments.output / "figures.json", loaded, result, found, size, total)
+    figures = {**_figures(loaded, result, found, size, total), "dial": dial}
+    (arguments.output / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     say(f"\nLoss curve: {picture}")
-    say(f'Try it: foreword generate {NAME} "name[The Eagle], food[Thai]"')
+    say(f'Try it: foreword generate {NAME} "name[The Eagle], food[Thai]" --strength 0.8')
+    strengths, nlls = zip(*dial.items(), strict=True)
+    say(
+        f"Dial: at strength {', '.join(f'{one:g}' for one in strengths)} the NLL of {DIALLED} "
+        f"references is {', '.join(f'{nll:.2f}' for nll in nlls)}."
+    )
+
+
+def _dial(backbone: Backbone, prefix: Prefix) -> dict[float, float]:
+    """By strength of the prefix the NLL per target token of a few unseen references."""
+    from foreword.evaluate.run import scored
+    from foreword.prompts import encoder_for, task_of
+
+    task = task_of(prefix)
+    rows = one_each(read_rows(HELD_OUT), task)[:DIALLED]
+    encoded, _ = encoder_for(backbone, prefix, task).rows(rows)
+    return {one: scored(backbone, prefix.strength(one), encoded, DIALLED)[0] for one in STRENGTHS}
 
 
 def _scale(backbone: Backbone, arguments: DemoArguments) -> Scale:
@@ -204,13 +230,14 @@ def _one_line(text: str, most: int = 160) -> str:
     return flat if len(flat) <= most else flat[: most - 1] + "…"
 
 
-def _write_figures(
-    path: Path, backbone: Backbone, result: TrainResult, found: Evaluation, size: int, total: float
-) -> None:
+def _figures(
+    backbone: Backbone, result: TrainResult, found: Evaluation, size: int, total: float
+) -> dict[str, Any]:
+    """What was measured, as JSON values."""
     base = found.base
     assert base is not None
     named, recall = _slots(found, found.outputs)
-    figures = {
+    return {
         "backbone": backbone.name,
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "inputs": found.inputs,
@@ -227,4 +254,3 @@ def _write_figures(
         "training_seconds": result.seconds,
         "total_seconds": total,
     }
-    path.write_text(json.dumps(figures, indent=1) + "\n")

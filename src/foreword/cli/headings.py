@@ -28,7 +28,7 @@ _BACKBONE = {
 _TRAIN: Headings = {
     "Data": "--eval --prompt --target --pair --max-length",
     "Recipe": "--config --task --length --parameterization --mlp-width --layers --sites --positions "
-    "--windows --pooling --class-weights",
+    "--windows --pooling --class-weights --attributes --attribute-length",
     "Start": "--init --init-text --frozen",
     "Loop": "--optimizer --lr --warmup --epochs --steps --batch-size --accumulate --group-by-length "
     "--dropout --early-stop --checkpoint-every --gradient-checkpointing --seed --resume",
@@ -41,8 +41,11 @@ _GENERATION = (
     "--repetition-penalty --no-repeat-ngram-size --seed --batch-size"
 )
 
+_COMPOSING = "--strength --mode"
+
 _GENERATE: Headings = {
     "Input and output": "--input --prefix --json --strict",
+    "Strength and composition": _COMPOSING,
     "Engine": "--engine",
     "Generation": _GENERATION,
     **_BACKBONE,
@@ -50,7 +53,14 @@ _GENERATE: Headings = {
 
 _EVALUATE: Headings = {
     "Scoring and output": "--prompt --target --limit --scored-references --base --json --strict",
+    "Strength and composition": _COMPOSING,
     "Generation": _GENERATION,
+    **_BACKBONE,
+}
+
+_COMPOSE: Headings = {
+    "Composition": "--name --mode --data --overwrite",
+    "Report": "--report --train --steps --epochs --lr --limit --max-new-tokens --json",
     **_BACKBONE,
 }
 
@@ -66,6 +76,7 @@ HEADINGS: Mapping[str, Headings] = {
     "train": _TRAIN,
     "generate": _GENERATE,
     "evaluate": _EVALUATE,
+    "compose": _COMPOSE,
     "serve": _SERVE,
 }
 """By verb its headings; other verbs have few options."""

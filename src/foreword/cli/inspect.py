@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from foreword.cli.console import note, say, show, table, visible, working
 from foreword.cli.options import BackboneOptions, StoreOptions
+from foreword.cli.reports import show_report
 from foreword.errors import DataError
 
 if TYPE_CHECKING:
@@ -124,6 +125,11 @@ def inspect(
         window = "" if site.window is None else str(site.window)
         made.add_row(site.label, f"{entry['key']:.3f}", f"{entry['value']:.3f}", window)
     show(made)
+    from foreword.evaluate.reported import report_of
+
+    report = report_of(prefix)
+    if report is not None:
+        show_report(report)
 
 
 def _draw(name: str, prefix: Prefix, picture: PictureArguments, *, as_json: bool) -> None:
@@ -153,7 +159,17 @@ def _summary(found: PrefixAttention) -> str:
 
 
 def _facts(prefix: Prefix) -> list[tuple[str, str]]:
-    from foreword.describe import BOS, POSITIONS, SOFTMAX, WINDOWS, formula, head_words, piece_words
+    from foreword.describe import (
+        BOS,
+        POSITIONS,
+        SOFTMAX,
+        WINDOWS,
+        attribute_words,
+        formula,
+        head_words,
+        piece_words,
+    )
+    from foreword.evaluate.reported import recipe_of
 
     meta = prefix.meta
     return [
@@ -164,12 +180,13 @@ def _facts(prefix: Prefix) -> list[tuple[str, str]]:
         ("parameters", formula(prefix)),
         ("head", head_words(prefix)),
         *([("pieces", piece_words(meta))] if meta.pieces else []),
+        *([("attributes", attribute_words(meta))] if meta.attributes else []),
         ("positions", POSITIONS[meta.positions]),
         ("windows", WINDOWS[meta.windows]),
         ("softmax", SOFTMAX[meta.softmax]),
         ("BOS", BOS[meta.bos]),
         ("parents", ", ".join(meta.parents) or "none"),
-        ("recipe", _settings(meta.recipe)),
+        ("recipe", _settings(recipe_of(prefix))),
         ("training", _settings(meta.training)),
     ]
 

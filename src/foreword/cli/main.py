@@ -33,10 +33,12 @@ from foreword.cli.headings import help_of
 from foreword.cli.import_ import import_
 from foreword.cli.inspect import inspect
 from foreword.cli.list import list_
+from foreword.cli.map import map_
 from foreword.cli.predict import predict
 from foreword.cli.pull import pull
 from foreword.cli.push import push
 from foreword.cli.remove import remove
+from foreword.cli.route import route
 from foreword.cli.serve import serve
 from foreword.cli.train import train
 from foreword.data.strict_json import refuse_repeats
@@ -61,6 +63,8 @@ VERBS = (
     push,
     pull,
     compose,
+    map_,
+    route,
     import_,
     export,
     serve,

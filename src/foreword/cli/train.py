@@ -17,7 +17,7 @@ from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.errors import FormatError, NameTaken, StoreError
 from foreword.interrupt import undisturbed
 from foreword.store import PrefixStore, taken
-from foreword.train.columns import check_default_columns, check_input_values
+from foreword.train.columns import check_attributes, check_default_columns, check_input_values
 from foreword.train.named import check_start
 from foreword.train.settings import TrainSettings
 from foreword.train.summary import summary
@@ -112,6 +112,7 @@ def _checked_rows(
         settings.templates.check_columns(evaluation or [])
         check_input_values(settings, rows)
         check_input_values(settings, evaluation or [])
+    check_attributes(settings, rows)
     return rows, evaluation
 
 

@@ -26,7 +26,8 @@ class Collator:
         """``input_ids``, ``attention_mask`` and ``labels``, each (B, T) int64.
 
         Labels have a T of their own where rows do (encoder-decoders); those of rows that are measured
-        are float32. Where rows have token types, there are ``token_type_ids`` too.
+        are float32. Where rows have token types, there are ``token_type_ids`` too; where they select
+        pieces of a prefix with control, ``pieces``, filled up with 0.
         """
         longest = max(len(row.input_ids) for row in rows)
         ids_BT = torch.full((len(rows), longest), self.pad, dtype=torch.long)
@@ -43,6 +44,8 @@ class Collator:
         made = {"input_ids": ids_BT, "attention_mask": mask_BT, "labels": labels_BT}
         if any(row.types is not None for row in rows):
             made["token_type_ids"] = _types(rows, longest)
+        if any(row.pieces for row in rows):
+            made["pieces"] = _pieces(rows)
         return made
 
 
@@ -53,6 +56,14 @@ def _types(rows: Sequence[Encoded], longest: int) -> Tensor:
         if row.types is not None:
             types_BT[index, : len(row.types)] = torch.tensor(row.types)
     return types_BT
+
+
+def _pieces(rows: Sequence[Encoded]) -> Tensor:
+    """Numbers of the pieces that each row selects, int64, 0 where there are no more."""
+    pieces = torch.zeros(len(rows), max(len(row.pieces) for row in rows), dtype=torch.long)
+    for index, row in enumerate(rows):
+        pieces[index, : len(row.pieces)] = torch.tensor(row.pieces, dtype=torch.long)
+    return pieces
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:

@@ -34,12 +34,14 @@ class Encoded:
             encoder-decoder; whole numbers or, where rows are measured, one fraction.
         truncated: Tokens that the prompt lost.
         types: Of a pair which text each token belongs to, 0 or 1, for models that are told.
+        pieces: Under a prefix with control, numbers of the pieces that it selects beside the shared one.
     """
 
     input_ids: list[int]
     labels: list[Any]
     truncated: int = 0
     types: list[int] | None = None
+    pieces: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:

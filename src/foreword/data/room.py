@@ -58,7 +58,7 @@ class Room:
         """The room behind a trained prefix, a captured one, or none."""
         if prefix is None:
             return cls(backbone.context)
-        return cls.of(backbone.context - prefix.length, prefix.meta)
+        return cls.of(backbone.context - prefix.meta.in_front(prefix.length), prefix.meta)
 
     @classmethod
     def of(cls, context: int, meta: PrefixMeta | None) -> Room:

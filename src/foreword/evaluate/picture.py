@@ -1,4 +1,4 @@
-"""Pictures, as PNG."""
+"""Pictures, as PNG or SVG."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from foreword.errors import StoreError
 from foreword.evaluate.attention import PrefixAttention
 from foreword.files import write_whole
+from foreword.similarity import Similarity
 
 SMOOTHING = 0.9
 """Weight of the past in the smoothed curve (exponential moving average, bias-corrected)."""
+
+MOST_NUMBERS = 16
+"""Prefixes up to which a heat map has numbers in it."""
 
 
 def loss_curve(history: Sequence[Mapping[str, float]], path: Path, *, title: str) -> None:
@@ -79,6 +84,80 @@ def attention_map(found: PrefixAttention, path: Path, *, title: str) -> None:
     content = io.BytesIO()
     figure.savefig(content, dpi=120, format="png")
     write_whole(path, content.getvalue())
+
+
+def similarity_map(found: Similarity, path: Path, *, title: str) -> None:
+    """Draw how alike prefixes are: a heat map of all pairs, and their places in a plane.
+
+    Args:
+        found: What was compared.
+        path: The file; its name ends in .png or .svg.
+        title: What the picture is of.
+
+    Raises:
+        StoreError: The file cannot be written, or its name says neither.
+    """
+    form = picture_format(path)
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    size = min(max(0.4 * len(found.names) + 2.5, 4.5), 14)
+    # Texts stay texts in an SVG; no date and no random names, so that equal pictures are equal files.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "foreword"}):
+        figure = Figure(figsize=(2 * size, size), layout="constrained")
+        FigureCanvasAgg(figure)
+        left, right = figure.subplots(1, 2)
+        _pairs(figure, left, found)
+        _plane(right, found)
+        figure.suptitle(title, fontsize=11, parse_math=False)
+        content = io.BytesIO()
+        metadata = {"Date": None} if form == "svg" else {}
+        figure.savefig(content, dpi=120, format=form, metadata=metadata, bbox_inches="tight")
+    write_whole(path, content.getvalue())
+
+
+def picture_format(path: Path) -> str:
+    """``png`` or ``svg``, by the file's name.
+
+    Raises:
+        StoreError: It is neither.
+    """
+    form = path.suffix.lower().removeprefix(".")
+    if form not in ("png", "svg"):
+        raise StoreError(f"a picture's file ends in .png or .svg; found {path.name!r}")
+    return form
+
+
+def _pairs(figure: Any, axes: Any, found: Similarity) -> None:
+    """Every pair of prefixes, with the number where there is room for it."""
+    count = len(found.names)
+    image = axes.imshow(found.matrix, vmin=-1, vmax=1, cmap="RdBu_r")
+    places, names = _ticks(found.names, 60)
+    axes.set_xticks(places, names, rotation=60, ha="right")
+    axes.set_yticks(places, names)
+    axes.tick_params(labelsize=8)
+    for row in range(count if count <= MOST_NUMBERS else 0):
+        for column in range(count):
+            number = found.matrix[row][column]
+            colour = "white" if abs(number) > 0.6 else "black"
+            text = f"{number:.2f}"
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
+    figure.colorbar(image, ax=axes, label="cosine similarity", shrink=0.8)
+
+
+def _plane(axes: Any, found: Similarity) -> None:
+    """Where the prefixes lie; one that is nearer in the plane is more alike, as far as it can show."""
+    places, share = found.places()
+    xs, ys = [x for x, _ in places], [y for _, y in places]
+    axes.scatter(xs, ys, color="#1f4e79")
+    for name, place in zip(found.names, places, strict=True):
+        axes.annotate(name, place, (4, 4), textcoords="offset points", fontsize=8, parse_math=False)
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.margins(0.2)
+    axes.grid(alpha=0.3)
+    axes.tick_params(labelsize=8)
+    axes.set_title(f"places in a plane, {100 * share:.0f}% of the differences", fontsize=9)
 
 
 def _map(figure: Any, axes: Any, found: PrefixAttention, columns: int) -> None:

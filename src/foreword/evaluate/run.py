@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from foreword.arguments import check_count, expect
+from foreword.attention.selected import Selection, bind_selected
 from foreword.backbone import Backbone
 from foreword.backbone.given import check_backbone
 from foreword.data import Collator, Encoded, Report, Task, rows_of
@@ -20,6 +21,7 @@ from foreword.data.chat import answers, asked
 from foreword.data.collate import padding_of
 from foreword.data.given import Data, name_of
 from foreword.data.references import one_each
+from foreword.data.selecting import chosen_by, selecting, selections_of, tell_of_none
 from foreword.data.template import MESSAGES
 from foreword.data.written import written_for
 from foreword.errors import DataError
@@ -218,7 +220,8 @@ def evaluate_text(
 
     Rows with the same prompt are taken as references of one input: each is scored, text is
     generated once. So are the entries of a list in a target column; the target template is filled for
-    each.
+    each. Under a prefix that was trained with attributes each row selects the values that it has, and
+    only rows with the same ones are of one input.
 
     Args:
         backbone: The backbone, left as it was found.
@@ -237,6 +240,10 @@ def evaluate_text(
     Raises:
         DataError: Rows or columns are wrong.
         MismatchError: The prefix does not fit the backbone.
+
+    Warns:
+        UnseenValue: A row has a value of an attribute that the prefix was not trained for, or no row has
+            any value.
     """
     check_backbone(backbone)
     digest = prefix.digest if isinstance(prefix, Prefix | Mixture) else ""
@@ -257,6 +264,8 @@ def evaluate_text(
     task = task_of(lead) if task is None else task
     expect("task", task, Task, "a Task of templates", DataError)
     rows = one_each(rows, task)
+    if isinstance(prefix, Prefix):
+        tell_of_none(prefix, rows)
     if task.chat:
         rows = [_to_last_answer(row) for row in rows]
     options = GenerateOptions() if options is None else options
@@ -317,9 +326,9 @@ def _grouped(
     limit: int | None = None,
     scored: int | None = None,
 ) -> _Set:
-    groups: dict[str, list[Mapping[str, Any]]] = {}
+    groups: dict[tuple[str, Selection], list[Mapping[str, Any]]] = {}
     for row in rows:
-        groups.setdefault(input_text(row, task), []).append(row)
+        groups.setdefault((input_text(row, task), chosen_by(prefix.meta, row)), []).append(row)
     kept = list(groups.values())[:limit]
     targets = [[_target(row, task) for row in group] for group in kept]
     written = written_for(backbone, prefix, task).keeping(chain.from_iterable(targets))
@@ -365,6 +374,9 @@ def _measure(
     began = time.perf_counter()
     encoder = encoder_under(backbone, prefix, task, like)
     encoded, report = encoder.rows(grouped.rows)
+    alone = prefix if isinstance(prefix, Prefix) else None
+    if alone is not None:
+        encoded, report = selecting(alone.meta, grouped.rows, encoded, report)
     kind = "mixture" if isinstance(prefix, Mixture) else "prefix"
     who = "frozen model" if prefix is None else f"with the {kind}"
     scoring, generating = (
@@ -377,7 +389,8 @@ def _measure(
     ]
     written = written_for(backbone, leading(prefix), task, leading(like))
     written = replace(written, kept=grouped.kept)
-    made = generate_ids(backbone, prompts, prefix, options, written, generating)
+    chosen = selections_of(alone, grouped.firsts)
+    made = generate_ids(backbone, prompts, prefix, options, written, generating, chosen)
     texts = [each[0] for each in made]
     figures = Metrics(
         nll=nll,
@@ -405,12 +418,16 @@ def scored(
     ordered = sorted(rows, key=lambda row: row.size)
     nll, hits, targets = 0.0, 0, 0
     watch(0, len(ordered))
-    with backbone.inferring(leading(prefix)) as attachment:
+    control = prefix if isinstance(prefix, Prefix) and prefix.meta.attributes else None
+    with backbone.inferring(None if control else leading(prefix)) as attachment:
         for first in range(0, len(ordered), size):
             part = ordered[first : first + size]
             if isinstance(prefix, Mixture):
                 scores = mixed_scores(backbone, attachment, prefix, part, collate)
             else:
+                if control is not None:
+                    own = [row.pieces for row in part]
+                    attachment.bound = bind_selected(control, backbone.sites, own)
                 scores = score(backbone.model, *on(backbone, collate(part)))
             nll += float(scores.nll_N.double().sum())
             hits += int(scores.hit_N.sum())

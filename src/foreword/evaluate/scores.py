@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -57,8 +58,8 @@ def scores_of(found: Any, prefix: Prefix) -> Scores:
     base = found.get("base")
     shown = _shown(found, prefix)
     return Scores(
-        prefix=_figures("prefix", found.get("prefix"), shown),
-        base=None if base is None else _figures("base", base, shown),
+        prefix=figures_named("prefix", found.get("prefix"), shown),
+        base=None if base is None else figures_named("base", base, shown),
         figures=shown,
         inputs=_count("inputs", found.get("inputs")),
         rows=_count("rows", found.get("rows")),
@@ -67,15 +68,22 @@ def scores_of(found: Any, prefix: Prefix) -> Scores:
     )
 
 
+def dataset_of(source: str) -> str:
+    """A set's name; of a file its name without its folders, which are nobody's business."""
+    if source.endswith((".jsonl", ".json", ".csv", ".tsv", ".parquet")):
+        return re.split(r"[/\\]", source)[-1]
+    return source or "rows"
+
+
 def _shown(found: Mapping[str, Any], prefix: Prefix) -> tuple[Figure, ...]:
     """Which figures there are, and how tables show them."""
     if prefix.head is not None:
         own = found.get("prefix")
         return figures_in(own if isinstance(own, Mapping) else {}, prefix.head.task)
-    return figures_under(_tokenisation(found.get("tokenisation", {})))
+    return figures_under(tokenisation_of(found.get("tokenisation", {})))
 
 
-def _tokenisation(found: Any) -> Tokenisation:
+def tokenisation_of(found: Any) -> Tokenisation:
     """What counts as a word; versions that did not say it knew the usual alone."""
     usual = Tokenisation()
     if not isinstance(found, Mapping):
@@ -87,7 +95,12 @@ def _tokenisation(found: Any) -> Tokenisation:
     return read
 
 
-def _figures(what: str, found: Any, shown: tuple[Figure, ...]) -> dict[str, float]:
+def figures_named(what: str, found: Any, shown: tuple[Figure, ...]) -> dict[str, float]:
+    """The figures that are shown, each a finite number.
+
+    Raises:
+        DataError: One is not.
+    """
     if not isinstance(found, Mapping):
         raise DataError(f"the metrics' {what!r} is not an object with figures")
     return {name: _number(f"{what}.{name}", found.get(name)) for _, name, _ in shown}

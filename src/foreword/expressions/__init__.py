@@ -25,7 +25,7 @@ from foreword.expressions.expression import (
     is_expression,
     looked_up,
 )
-from foreword.expressions.parser import parse
+from foreword.expressions.parser import meant, parse
 
 __all__ = [
     "Expression",
@@ -35,5 +35,6 @@ __all__ = [
     "Term",
     "is_expression",
     "looked_up",
+    "meant",
     "parse",
 ]

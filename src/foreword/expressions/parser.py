@@ -21,6 +21,7 @@ from foreword.expressions.expression import (
     Selection,
     Span,
     Term,
+    is_expression,
 )
 from foreword.store import NAME
 
@@ -29,6 +30,8 @@ _TOKEN = re.compile(
 )
 _NUMBER = re.compile(rf"[0-9]{{1,3}}(\.[0-9]{{1,{DECIMALS}}})?")
 _INDEX = re.compile(r"[0-9]{1,4}")
+_OPERATOR = re.compile(r"[*+()\[\]]|-\s|^-")
+"""What an expression has, and a name has not."""
 _EXCERPT = 24
 """Characters on either side of a mistake that its error shows."""
 
@@ -69,6 +72,22 @@ def parse(text: str) -> Expression:
             "of it first, and use that by its name"
         )
     return _Parser(text).parse()
+
+
+def meant(text: str) -> Expression | None:
+    """The expression that a text is meant as; None for a name, be it a right one or not.
+
+    Raises:
+        ExpressionError: It has an operator or a bracket, and is no expression.
+    """
+    if not is_expression(text):
+        return None
+    try:
+        return parse(text)
+    except ExpressionError:
+        if _OPERATOR.search(text):
+            raise
+        return None
 
 
 class _Token(NamedTuple):

@@ -29,6 +29,9 @@ from foreword.serve.schemas import ChatRequest, CompletionRequest, Sampled
 
 Body = CompletionRequest | ChatRequest
 
+_FIELDS = {"prompt_logprobs": "echo", "prefixes": "model", "weight": "model"}
+"""By what an engine does not serve the field that asks for it, where that has another name."""
+
 COMPOSED = "(composition)"
 """What metrics call every model that is an expression; no prefix can have this name."""
 
@@ -179,7 +182,7 @@ class Completions:
         try:
             self.engine.check(request)
         except NotServed as error:
-            field = "echo" if error.field == "prompt_logprobs" else error.field
+            field = _FIELDS.get(error.field, error.field)
             raise Failure(400, f"{field}: {error.why}", field) from error
 
     def _check_room_for(self, count: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -14,14 +13,11 @@ from foreword.compose import Mode, compose
 from foreword.described import Described
 from foreword.engine import Weighted
 from foreword.errors import ExpressionError, StoreError
-from foreword.expressions import Operand, is_expression, parse
+from foreword.expressions import Operand, meant
 from foreword.mixture import is_mixture
 from foreword.prefix import Prefix
 from foreword.serve.failures import Failure, no_model
 from foreword.serve.registry import Registry
-
-_OPERATORS = re.compile(r"[*+()\[\]]| - ")
-"""What an expression has, and a name has not."""
 
 MOST = 64
 """Prefixes that were made for requests are kept, the last used ones, so many at most."""
@@ -66,14 +62,12 @@ class Compositions:
                 such prefix.
             StoreError: A prefix cannot be read.
         """
-        if not is_expression(model):
-            return self._one(Operand(model), strength, model)
         try:
-            expression = parse(model)
+            expression = meant(model)
         except ExpressionError as error:
-            if not _OPERATORS.search(model):  # it was meant as a name
-                raise no_model(model) from None
             raise Failure(400, f"model: {error}", "model") from error
+        if expression is None:
+            return self._one(Operand(model), strength, model)
         if len(expression.terms) == 1 and expression.terms[0].weight == 1:
             return self._one(expression.terms[0].operand, strength, model)
         if mode in ("sum", "cascade"):

@@ -70,10 +70,11 @@ def with_start(
     if prefix.start is not None:
         return prefix
     record, settings = _record_of(prefix), _settings_of(prefix)
+    _refuse_part(prefix, settings)
     backbone.check(prefix, strict=True)
     given = _rows(settings, rows)
     try:
-        first = start(backbone, settings, given, store)
+        first = start(backbone, settings, given, store, prefix.meta.attributes)
     except (StoreError, FormatError, MismatchError, TrainingError) as error:
         raise PrefixError(f"the prefix's start cannot be recomputed: {error}") from error
     _check_parent(settings, first, record["parents"])
@@ -114,6 +115,15 @@ def _settings_of(prefix: Prefix) -> TrainSettings:
         raise PrefixError(
             f"the start of this prefix cannot be recomputed: its recipe is no set of settings: {error}"
         ) from error
+
+
+def _refuse_part(prefix: Prefix, settings: TrainSettings) -> None:
+    """Check that a prefix that was trained with attributes has a piece for each of their values."""
+    if settings.attributes is not None and not prefix.meta.attributes:
+        raise PrefixError(
+            "the start of this prefix cannot be recomputed: it is a part of one that was trained with "
+            "attributes. Recompute the start of that one, and take the part of it"
+        )
 
 
 def _rows(settings: TrainSettings, rows: Data | None) -> list[Mapping[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from foreword.data.attributes import values_in
 from foreword.data.each import of_each
 from foreword.data.template import MESSAGES, columns
 from foreword.data.values import in_column, is_missing, text_of
@@ -84,6 +85,15 @@ def check_input_values(settings: TrainSettings, rows: Sequence[Row]) -> None:
             in_column(row, name, text_of)
 
     of_each(rows, check, "row")
+
+
+def check_attributes(settings: TrainSettings, rows: Sequence[Row]) -> None:
+    """Check that rows have values of the attributes that the settings name.
+
+    Raises:
+        DataError: No row has a value of one, a value cannot be read, or there are too many.
+    """
+    values_in(settings.attribute_names, rows)
 
 
 def _lacking(row: Row, names: Columns) -> str | None:

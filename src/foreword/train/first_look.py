@@ -10,6 +10,7 @@ from typing import Any
 from foreword.backbone import Backbone
 from foreword.backbone.kinds.base import IGNORED
 from foreword.data import Encoded
+from foreword.data.attributes import values_in
 from foreword.data.chat import answers
 from foreword.data.template import MESSAGES, columns
 from foreword.errors import DataError, Notice
@@ -64,9 +65,18 @@ def first_look(
         named = ", ".join(head.labels[:LABELS])
         more = len(head.labels) - LABELS
         said.append(f"{len(head.labels)} labels: {named}{f', and {more} more' if more > 0 else ''}")
+    if settings.attributes is not None:
+        known = values_in(settings.attribute_names, rows)
+        listed = (f"{name} ({', '.join(_few(values))})" for name, values in known.items())
+        said.append(f"attributes {' and '.join(listed)}")
     prompt, target = _first(backbone, settings, rows[0], encoded[0])
     what = "target" if head is None else NAMED[head.task]
     return f"{', '.join(said)}; row 1 is read as {_short(prompt)} with the {what} {_short(target)}"
+
+
+def _few(values: Sequence[str]) -> list[str]:
+    """The first values of an attribute."""
+    return [*values[:LABELS], *(["..."] if values[LABELS:] else [])]
 
 
 def check_labels(asked: TaskName | None, settings: TrainSettings, rows: Rows) -> None:

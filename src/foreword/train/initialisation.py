@@ -5,8 +5,8 @@ Shapes: H key/value heads, P prefix length, D key dimension, E value dimension.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,8 +16,15 @@ from foreword.backbone import Backbone
 from foreword.errors import MismatchError, PrefixError
 from foreword.prefix import Positions, Prefix, rms
 from foreword.store import PrefixStore
+from foreword.train.control import Values, with_captured, with_made
 from foreword.train.demonstrations import demonstration_tokens
-from foreword.train.settings import LENGTH, NEUTRAL_TEXT, TrainSettings
+from foreword.train.settings import (
+    ATTRIBUTE_LENGTH,
+    LENGTH,
+    MOST_SEED,
+    NEUTRAL_TEXT,
+    TrainSettings,
+)
 from foreword.train.subset import chosen
 from foreword.train.transfer import transferred
 
@@ -33,6 +40,7 @@ def start(
     settings: TrainSettings,
     rows: Sequence[Mapping[str, Any]] = (),
     store: PrefixStore | None = None,
+    values: Values | None = None,
 ) -> Prefix:
     """The prefix that training starts from, in float32, with the backbone's meta.
 
@@ -41,16 +49,18 @@ def start(
         settings: What training does.
         rows: Training rows, which demonstrations are taken from.
         store: Where a prefix that ``init`` names is looked up; by default the user's store.
+        values: By attribute its values, each of which gets a piece; none without attributes.
     """
+    ids: list[int] | None = None
     if settings.starts_from_prefix:
         made = transferred(backbone, settings, store or PrefixStore())
-    elif settings.init == "demonstrations":
-        ids = demonstration_tokens(
-            backbone, rows, settings.templates, settings.length or LENGTH, settings.seed
-        )
-        made = backbone.capture(ids, _capture_policy(backbone, settings))
+    elif settings.init in _FILLED:
+        made = _filled(backbone, settings, settings.length or LENGTH)
     else:
-        made = _STARTS[settings.init](backbone, settings)
+        ids = _tokens(backbone, settings, rows)
+        made = backbone.capture(ids, _capture_policy(backbone, settings))
+    if values:
+        made = _with_values(backbone, settings, made, ids, values)
     made = _restricted(backbone, made.to(torch.float32), settings)
     if settings.parameterization == "gated":
         made = _under_own_softmax(backbone, made, settings)
@@ -90,37 +100,59 @@ def text_tokens(backbone: Backbone, text: str, length: int) -> list[int]:
     return (ids * -(-length // len(ids)))[:length]
 
 
-def _from_text(backbone: Backbone, settings: TrainSettings) -> Prefix:
-    ids = text_tokens(backbone, settings.init_text or NEUTRAL_TEXT, settings.length or LENGTH)
-    return backbone.capture(ids, _capture_policy(backbone, settings))
-
-
-Shape = tuple[int, int, int]
-
-
-def _from_vocabulary(backbone: Backbone, settings: TrainSettings) -> Prefix:
-    size = int(backbone.model.get_input_embeddings().weight.shape[0])
-    ids = torch.randint(size, (settings.length or LENGTH,), generator=_generator(settings))
-    return backbone.capture(ids.tolist(), _capture_policy(backbone, settings))
-
-
-def _from_noise(backbone: Backbone, settings: TrainSettings) -> Prefix:
-    generator = _generator(settings)
-
-    def noise(shape: Shape) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float32) * NOISE
-
-    return _filled(backbone, settings, noise)
-
-
-def _from_zeros(backbone: Backbone, settings: TrainSettings) -> Prefix:
-    return _filled(backbone, settings, partial(torch.zeros, dtype=torch.float32))
-
-
-def _filled(backbone: Backbone, settings: TrainSettings, make: Callable[[Shape], Tensor]) -> Prefix:
+def _tokens(
+    backbone: Backbone, settings: TrainSettings, rows: Sequence[Mapping[str, Any]]
+) -> list[int]:
+    """The tokens whose keys and values are the start."""
     length = settings.length or LENGTH
-    keys = tuple(make((site.kv_heads, length, site.key_dim)) for site in backbone.sites)
-    values = tuple(make((site.kv_heads, length, site.value_dim)) for site in backbone.sites)
+    if settings.init == "demonstrations":
+        return demonstration_tokens(backbone, rows, settings.templates, length, settings.seed)
+    if settings.init == "vocab":
+        size = int(backbone.model.get_input_embeddings().weight.shape[0])
+        drawn: list[int] = torch.randint(size, (length,), generator=_generator(settings)).tolist()
+        return drawn
+    return text_tokens(backbone, settings.init_text or NEUTRAL_TEXT, length)
+
+
+def _with_values(
+    backbone: Backbone,
+    settings: TrainSettings,
+    made: Prefix,
+    ids: Sequence[int] | None,
+    values: Values,
+) -> Prefix:
+    """The start with a piece for each value: its text, or for noise and zeros more of the same.
+
+    Args:
+        backbone: The backbone.
+        settings: What training does.
+        made: The start of the shared piece.
+        ids: The tokens that it was captured of, if it was.
+        values: By attribute its values.
+    """
+    length = settings.attribute_length or ATTRIBUTE_LENGTH
+    if settings.init in _FILLED:
+        other = replace(settings, seed=(settings.seed + 1) % MOST_SEED)  # other noise than in front
+        count = sum(map(len, values.values()))
+        return with_made(made, _filled(backbone, other, count * length), values)
+    behind = ids or text_tokens(backbone, NEUTRAL_TEXT, made.length)
+    return with_captured(backbone, made, behind, values, length, own=ids is not None)
+
+
+_FILLED = {"noise": NOISE, "zeros": 0.0}
+"""By start that no text is captured for, the standard deviation of its numbers."""
+
+
+def _filled(backbone: Backbone, settings: TrainSettings, length: int) -> Prefix:
+    generator, size = _generator(settings), _FILLED[settings.init]
+
+    def made(shape: tuple[int, int, int]) -> Tensor:
+        if not size:
+            return torch.zeros(shape, dtype=torch.float32)
+        return torch.randn(shape, generator=generator, dtype=torch.float32) * size
+
+    keys = tuple(made((site.kv_heads, length, site.key_dim)) for site in backbone.sites)
+    values = tuple(made((site.kv_heads, length, site.value_dim)) for site in backbone.sites)
     meta = backbone.meta(positions=settings.positions or backbone.positions)
     return Prefix(backbone.sites, keys, values, meta)
 
@@ -129,17 +161,9 @@ def _generator(settings: TrainSettings) -> torch.Generator:
     return torch.Generator().manual_seed(settings.seed)
 
 
-_STARTS: dict[str, Callable[[Backbone, TrainSettings], Prefix]] = {
-    "text": _from_text,
-    "vocab": _from_vocabulary,
-    "noise": _from_noise,
-    "zeros": _from_zeros,
-}
-
-
 def scales(backbone: Backbone, prefix: Prefix) -> tuple[list[float], list[float]]:
     """RMS of each site's keys, and of its values, on the neutral text: the size of a natural step."""
-    ids = text_tokens(backbone, NEUTRAL_TEXT, max(prefix.length, 8))
+    ids = text_tokens(backbone, NEUTRAL_TEXT, max(prefix.meta.in_front(prefix.length), 8))
     policy = prefix.meta.positions if backbone.positions == "free" else "offset"
     natural = backbone.capture(ids, policy).only([site.label for site in prefix.sites])
     keys = [max(rms(key), LEAST_SCALE) for key in natural.keys]

@@ -63,6 +63,11 @@ def refuse_other(settings: TrainSettings, found: Outline | Prefix) -> None:
                 f"the prefix to start from, {settings.init!r}, has {name} {has!r}, and the settings "
                 f"say {wanted!r}; leave {name} out, or give {has!r}"
             )
+    if found.meta.combination == "control":
+        raise TrainingError(
+            f"the prefix to start from, {settings.init!r}, has pieces for values of attributes; save "
+            "what it selects, prefix.select(...), and start from that"
+        )
     pieces = found.meta.pieces
     if found.meta.combination != "attention" or any(piece.strength != 1 for piece in pieces):
         raise TrainingError(

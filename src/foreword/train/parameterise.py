@@ -28,8 +28,13 @@ def parameterise(
         rows: Training rows, some of which a head's scale is measured on.
 
     Raises:
-        TrainingError: The settings freeze the whole prefix.
+        TrainingError: The settings freeze the whole prefix, or tokens of an attribute's value.
     """
+    if start.meta.combination == "control" and settings.frozen > start.meta.pieces[0].length:
+        raise TrainingError(
+            f"frozen={settings.frozen} is more than the {start.meta.pieces[0].length} tokens that all "
+            "rows share, and those of attributes are trained; freeze at most these"
+        )
     if settings.frozen >= start.length:
         raise TrainingError(
             f"frozen={settings.frozen} leaves nothing to train of a prefix of {start.length} tokens; "

@@ -22,10 +22,12 @@ from foreword.backbone import Backbone
 from foreword.backbone.given import check_backbone
 from foreword.backbone.kinds.base import IGNORED
 from foreword.data import Collator, Encoded, Report, rows_of
+from foreword.data.attributes import values_in
 from foreword.data.collate import padding_of
 from foreword.data.given import Data
 from foreword.data.references import one_each
 from foreword.data.room import LONGEST, Room
+from foreword.data.selecting import selecting
 from foreword.data.seq2seq import encoder_of
 from foreword.data.written import SPECIAL, specials_of
 from foreword.errors import DataError, ForewordError, StoreError, TrainingError, first_line
@@ -44,7 +46,7 @@ from foreword.train.lock import together_in
 from foreword.train.parameterise import parameterise
 from foreword.train.ranks import Ranks
 from foreword.train.report import LOGS, reporters
-from foreword.train.settings import LENGTH, TrainSettings
+from foreword.train.settings import ATTRIBUTE_LENGTH, LENGTH, TrainSettings
 from foreword.train.summary import last_and_best
 from foreword.train.task import for_task
 from foreword.train.trainer import REMEDY, NotFinite, PrefixModule, PrefixTrainer, detached
@@ -157,7 +159,9 @@ def train(
         check_labels(asked, settings, rows)
         rows = spread(rows, settings)
         _room(backbone, settings, settings.length or 1)
-        first = with_head(backbone, start(backbone, settings, rows, store), settings, rows)
+        values = values_in(settings.attribute_names, rows)
+        plain = start(backbone, settings, rows, store, values)
+        first = with_head(backbone, plain, settings, rows)
         settings = _resolved(settings, first)
         train_rows, report = encode(backbone, rows, settings, first)
         warn_of_doubts(settings, first.head, rows)
@@ -241,11 +245,12 @@ def encode(
         DataError: There are no rows, or one cannot be used.
     """
     rows = rows_of(data)
-    room = _room(backbone, settings, prefix.length)
+    room = _room(backbone, settings, prefix.meta.in_front(prefix.length))
     if prefix.head is not None:
         seen = _labelled(backbone, rows, settings, prefix, prefix.head.labels)
         return seen.encoded, seen.report
-    return encoder_of(backbone, settings.templates, prefix.meta.bos, room).rows(rows)
+    encoder = encoder_of(backbone, settings.templates, prefix.meta.bos, room)
+    return selecting(prefix.meta, rows, *encoder.rows(rows))
 
 
 def encode_evaluation(
@@ -313,18 +318,21 @@ def _targets(
 
 
 def rows_digest(rows: Sequence[Encoded]) -> str:
-    """SHA-256 of the rows' token ids and labels, and their token types if they have any, in order."""
+    """SHA-256 of the rows' token ids and labels, in order, and of token types and pieces if any."""
     total = hashlib.sha256()
     for row in rows:
-        own = () if row.types is None else (row.types,)
+        own: tuple[Any, ...] = () if row.types is None else (row.types,)
+        own += (row.pieces,) if row.pieces else ()
         total.update(repr((row.input_ids, row.labels, *own)).encode())
     return total.hexdigest()
 
 
 def _resolved(settings: TrainSettings, first: Prefix) -> TrainSettings:
-    """The settings with the length that the start decided, so that the recipe says it."""
-    length = first.length if settings.starts_from_prefix else LENGTH
-    return replace(settings, length=settings.length or length)
+    """The settings with the lengths that the start decided, so that the recipe says them."""
+    shared = first.meta.pieces[0].length if settings.attributes else first.length
+    length = shared if settings.starts_from_prefix else LENGTH
+    own = settings.attribute_length or (ATTRIBUTE_LENGTH if settings.attributes else None)
+    return replace(settings, length=settings.length or length, attribute_length=own)
 
 
 def _common_digest(rows: Sequence[Encoded], ranks: Ranks) -> str:

@@ -8,7 +8,15 @@ from typing import Any, Literal, get_args
 
 from foreword.arguments import check_count, check_fields
 from foreword.data.template import Task
-from foreword.description import POOLINGS, POSITIONS, WINDOWS, Pooling, Positions, WindowPolicy
+from foreword.description import (
+    POOLINGS,
+    POSITIONS,
+    WINDOWS,
+    Pooling,
+    Positions,
+    WindowPolicy,
+    is_label,
+)
 from foreword.errors import TrainingError
 from foreword.train.foreign import knowing_others, task_meant
 from foreword.train.subset import check_layers
@@ -36,7 +44,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 _COUNTS = (
     *("length", "mlp_width", "steps", "early_stop", "max_length"),
-    *("batch_size", "accumulate", "checkpoint_every"),
+    *("batch_size", "accumulate", "checkpoint_every", "attribute_length"),
 )
 """Settings that count something, from 1."""
 
@@ -45,6 +53,9 @@ MOST_SEED = 2**32 - 1
 
 LENGTH = 16
 """Prefix length where neither the settings nor the prefix to start from say one."""
+
+ATTRIBUTE_LENGTH = 4
+"""Virtual tokens of an attribute's value where the settings do not say."""
 
 MLP_WIDTH = 512
 """Width of the MLP where the settings do not say one."""
@@ -161,6 +172,14 @@ class TrainSettings:
     classes and the rows of its own, so that each class counts alike; default: every row alike. Only
     with task classify, not with several labels (multilabel). Evaluation never weighs."""
 
+    attributes: str | None = None
+    """Columns of attributes, with commas between, such as sentiment,length: beside what all rows share,
+    the prefix gets a few virtual tokens for each of their values, which only rows with that value see
+    (control prefixes). Only where text is written."""
+
+    attribute_length: int | None = None
+    """Virtual tokens for each value of an attribute, only with attributes; default: 4."""
+
     positions: Positions | None = None
     """Position policy, free or offset; default: the one under which text is exact on the backbone."""
 
@@ -195,6 +214,12 @@ class TrainSettings:
                 )
         if self.layers is not None:
             check_layers(self.layers)
+        _ = self.attribute_names
+        if self.attribute_length is not None and self.attributes is None:
+            raise TrainingError(
+                "attribute_length is only used with attributes, and none are named. Drop it, or name "
+                "columns"
+            )
         if self.init_text is not None and self.init != "text":
             raise TrainingError(
                 f"init_text is only used with init='text'; found init={self.init!r}. Drop one of both"
@@ -237,9 +262,31 @@ class TrainSettings:
         """The templates as a `Task`."""
         return Task(self.prompt, self.target, self.pair)
 
+    @property
+    def attribute_names(self) -> tuple[str, ...]:
+        """The columns of attributes, in order.
+
+        Raises:
+            TrainingError: One is blank, named twice, or cannot be written before a value.
+        """
+        if self.attributes is None:
+            return ()
+        names = tuple(name.strip() for name in self.attributes.split(","))
+        if not all(is_label(name) for name in names) or any("=" in name for name in names):
+            raise TrainingError(
+                f"attributes must be names of columns with commas between, without '='; found "
+                f"{self.attributes!r}"
+            )
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise TrainingError(f"attributes name the column {twice!r} twice; name each once")
+        return names
+
     def as_json(self) -> dict[str, Any]:
-        """The fields as JSON values; there is no word of pairs where there are none."""
+        """The fields as JSON values; there is no word of pairs or of attributes where there are none."""
         fields = dataclasses.asdict(self)
         if self.pair is None:
             del fields["pair"]
+        if self.attributes is None:
+            del fields["attributes"], fields["attribute_length"]
         return fields

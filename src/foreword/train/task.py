@@ -61,6 +61,10 @@ def for_task(backbone: Backbone, settings: TrainSettings, rows: Rows) -> TrainSe
     settings = replace(settings, task=task, pooling=pooling)
     if task not in HEAD_TASKS:
         return settings
+    if settings.attributes is not None:
+        raise TrainingError(
+            f"attributes need a task that writes text, and this one is {task!r}; leave attributes out"
+        )
     if settings.init == "demonstrations":
         raise TrainingError(f"init='demonstrations' needs a task that writes text; found {task!r}")
     default = _default_templates(task, rows)

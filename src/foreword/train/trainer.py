@@ -22,6 +22,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from foreword import format as prefix_file
 from foreword.attention.attachment import Attachment
 from foreword.attention.bound import bind
+from foreword.attention.selected import bind_selected, selections
 from foreword.backbone import Backbone
 from foreword.data import Collator, Encoded
 from foreword.data.grouping import GroupedByLength
@@ -91,11 +92,17 @@ class PrefixModule(nn.Module):
         attention_mask: Tensor,
         labels: Tensor,
         token_type_ids: Tensor | None = None,
+        pieces: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Summed NLL of the targets of a right-padded batch (B, T), and their number."""
         backbone, attachment = self._beside
         prefix = self.parameterization.materialise()
-        bound = bind(prefix, backbone.sites, live=True, kept=self.dropout(prefix.length))
+        kept = self.dropout(prefix.length)
+        if prefix.meta.combination == "control":
+            chosen_B = selections(pieces, len(input_ids))
+            bound = bind_selected(prefix, backbone.sites, chosen_B, live=True, kept=kept)
+        else:
+            bound = bind(prefix, backbone.sites, live=True, kept=kept)
         with attachment.using(bound):
             scores = score(
                 backbone.model, input_ids, attention_mask, labels, prefix.head, token_type_ids

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from foreword.attention.bound import Bound, bind_rows
 from foreword.prefix import Prefix, Site
@@ -35,13 +34,13 @@ class Bank:
             self._stack = bind_rows([*(wanted[d] for d in self._digests), None], self.sites)
 
     def bound(self, prefixes: Sequence[Prefix | None]) -> Bound:
-        """What rows with these prefixes, which are held, attend to, but for their strengths."""
+        """What rows with these prefixes, which are held, attend to, at the strengths that theirs say."""
         if self._stack is None or all(prefix is None for prefix in prefixes):
             return Bound((), None, (0,), IDENTITY)
         place = {digest: row for row, digest in enumerate(self._digests)}
         none = len(self._digests)
-        rows = tuple(none if p is None else place[p.digest] for p in prefixes)
-        return replace(self._stack, row_of_B=rows, identity=IDENTITY, dials=())
+        rows = [none if p is None else place[p.digest] for p in prefixes]
+        return self._stack.chosen(rows, IDENTITY)
 
     def _serves(self, wanted: set[str]) -> bool:
         return wanted <= set(self._digests) and len(self._digests) <= 2 * len(wanted)

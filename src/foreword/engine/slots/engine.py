@@ -16,7 +16,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from foreword.attention.attachment import Attachment
 from foreword.attention.bound import audible
 from foreword.backbone import Backbone
 from foreword.data.written import Written, written_for
@@ -41,7 +40,7 @@ from foreword.engine.request import (
 from foreword.engine.slots.branching import branch_requests
 from foreword.engine.slots.inbox import Inbox
 from foreword.engine.slots.job import Job, Mix
-from foreword.engine.slots.runner import PROBE, Row, Runner
+from foreword.engine.slots.runner import PROBE, Row, Runner, probed
 from foreword.engine.slots.sampler import Stack, chosen, likeliest, logprobs_of
 from foreword.engine.slots.scheduler import Limits, Scheduler
 from foreword.engine.streaming import Sink
@@ -51,14 +50,6 @@ from foreword.prompts import PLAIN, refuse_head, task_of
 from foreword.weights.packing import packed
 
 log = logging.getLogger("foreword.engine")
-
-
-def _logits(backbone: Backbone, attachment: Attachment) -> Tensor:
-    """What the model gives for a few tokens."""
-    with torch.inference_mode(), attachment.using(None):
-        ids = torch.tensor([PROBE], device=backbone.device)
-        logits: Tensor = backbone.model(input_ids=ids, use_cache=False).logits
-    return logits
 
 
 class Engine(OpenEngine):
@@ -92,7 +83,7 @@ class Engine(OpenEngine):
         with ExitStack() as stack:  # which undoes what was done, if one of these fails
             attachment = stack.enter_context(backbone.inferring(None))
             _ = backbone.fingerprint, backbone.context  # before the weights are packed
-            stack.enter_context(packed(backbone.model, partial(_logits, backbone, attachment)))
+            stack.enter_context(packed(backbone.model, partial(probed, backbone, attachment)))
             self.runner = Runner(
                 backbone, attachment, self.limits.cache_tokens, example, self.limits.copied
             )

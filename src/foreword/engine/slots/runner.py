@@ -339,7 +339,7 @@ class Runner:
         """What rows attend to beside what their slots hold, and at which strengths."""
         bound = self.bank.bound([row.front.shared for row in group])
         strengths = [row.front.strengths for row in group]
-        if not any(strengths):
+        if not (bound.dials or any(strengths)):
             return bound
         return replace(bound, dials=dials(strengths, [row.front.copied > 0 for row in group]))
 
@@ -439,6 +439,14 @@ class Runner:
         if not self.kinds or self.kinds == ("full_attention",):
             return windowed
         return {kind: full if kind == "full_attention" else windowed for kind in self.kinds}
+
+
+def probed(backbone: Backbone, attachment: Attachment) -> Tensor:
+    """What the model gives for a few tokens."""
+    with torch.inference_mode(), attachment.using(None):
+        ids = torch.tensor([PROBE], device=backbone.device)
+        logits: Tensor = backbone.model(input_ids=ids, use_cache=False).logits
+    return logits
 
 
 def _wanted(row: Row, queries: int) -> list[bool]:

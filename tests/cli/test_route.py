@@ -1,0 +1,94 @@
+"""`foreword route`, on a tiny backbone: the router that Python fits, and where it sends inputs."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+import foreword
+from foreword.cli.main import main
+from foreword.router import Router
+from foreword.store import PrefixStore
+from tests.conftest import MEMORY, byte_tokenizer, tiny_model
+
+SETTINGS = foreword.TrainSettings(prompt="{mr} ->", target=" {ref}", length=2, steps=1)
+NUMBERS = [f"{i} plus {i + 1}" for i in range(8)]
+F32 = ("--dtype", "float32")
+FIT = ("--fit", "e2e=rows.jsonl", "--fit", "sums=sums.txt")
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with tiny-model and rows, and a store below it with the prefixes e2e and sums."""
+    tiny_model().save_pretrained(tmp_path / "tiny-model")
+    byte_tokenizer().save_pretrained(tmp_path / "tiny-model")
+    monkeypatch.setenv("FOREWORD_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+    backbone = foreword.load("tiny-model", dtype="float32")
+    prefix = foreword.train(backbone, MEMORY[:2], SETTINGS).prefix
+    PrefixStore().save("e2e", prefix)
+    PrefixStore().save("sums", backbone.capture("Add.").to(prefix.dtype))
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, MEMORY[:8])))
+    (tmp_path / "dev.jsonl").write_text("\n".join(map(json.dumps, MEMORY[8:])))
+    (tmp_path / "sums.txt").write_text("\n".join(NUMBERS))
+    return tmp_path
+
+
+@pytest.fixture
+def call(capfd: pytest.CaptureFixture[str]) -> object:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = main(["route", *arguments])
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run
+
+
+def test_fitted_tested_and_asked(place: Path, call) -> None:
+    code, out, err = call("--with", "router.safetensors", *FIT, "--test", "e2e=dev.jsonl", *F32)
+    assert code == 0, err
+    backbone = foreword.load("tiny-model", dtype="float32")
+    router = Router.load("router.safetensors")
+    wanted = Router.fit(backbone, {"e2e": [row["mr"] for row in MEMORY[:8]], "sums": NUMBERS})
+    assert (router.names, router.texts) == (("e2e", "sums"), (8, 8))
+    assert bool((router.weight == wanted.weight).all())
+    share = wanted.accuracy(backbone, {"e2e": [row["mr"] for row in MEMORY[8:]]})["e2e"]
+    rows = [line.replace("│", " ").split() for line in out.splitlines() if line.startswith("│")]
+    assert rows == [["e2e", f"{share:.1f}"], ["mean", f"{share:.1f}"]]
+
+    routed = wanted.route(backbone, ["9 plus 9"])[0]
+    code, out, err = call("9 plus 9", "--with", "router.safetensors", *F32)
+    assert code == 0, err
+    assert out == f"{routed.name}  {math.exp(routed.scores[routed.name]):.3f}\n"
+    code, out, err = call("9 plus 9", "--with", "router.safetensors", "--json", *F32)
+    assert code == 0, err
+    assert json.loads(out) == {"name": routed.name, "scores": dict(routed.scores)}
+    code, out, err = call("--with", "router.safetensors", "--test", "e2e=dev.jsonl", "--json", *F32)
+    assert code == 0, err
+    assert json.loads(out) == {"e2e": share}
+
+
+def test_what_is_refused(place: Path, call) -> None:
+    (place / "there").write_bytes(b"1")
+    for arguments, message in (
+        (["--with", "r", "--fit", "e2e=rows.jsonl"], "at least two prefixes"),
+        (
+            ["--with", "r", *FIT, "--fit", "e2e=rows.jsonl"],
+            "each name once; found 'e2e=rows.jsonl'",
+        ),
+        (["--with", "r", "--fit", "rows.jsonl"], "expected NAME=ROWS"),
+        (["--with", "r", "--fit", "nope=rows.jsonl"], "no prefix is called 'nope'"),
+        (["--with", "r", "--fit", "sums=rows.jsonl"], "no column 'input'"),
+        (["hello", "--with", "r", *FIT], "without --fit and --test"),
+        (["--with", "there", *FIT], "there is there already"),
+        (["hello", "--with", "none"], "cannot read the router none"),
+        (["hello", "--with", "there"], "there is damaged"),
+    ):
+        code, _, err = call(*arguments, *F32)
+        assert (code, message in " ".join(err.split())) == (1, True), err
+    assert not (place / "r").exists()
