@@ -17,7 +17,7 @@ from foreword.data import Report
 from foreword.errors import HubError
 from foreword.evaluate.run import Evaluation, Metrics
 from foreword.evaluate.scores import Scores, scores_of
-from foreword.prefix import Prefix, PrefixMeta, Site
+from foreword.prefix import Piece, Prefix, PrefixMeta, Site
 
 HOSTILE = (
     "`` ` ```\n\n# Owned\n\n<script>alert(1)</script>\n[x](javascript:alert(1)) ![i](http://e/i.png)\n"
@@ -171,6 +171,13 @@ def test_hostile_values_stay_in_their_code_spans(tmp_path: Path) -> None:
     assert data.base_model is None
     block = text.split("---\n")[1]
     assert set(yaml.safe_load(block)) == {"library_name", "pipeline_tag", "tags", "model-index"}
+
+
+def test_pieces_are_named_in_a_code_span() -> None:
+    assert "pieces" not in card(made(), "me/food")
+    text = card(made(pieces=(Piece("a `b`", 1), Piece("", 2, 0.5))), "me/food")
+    words = "a `b` (1 x 1), no name (2 x 0.5): all in front of the text, each at its strength"
+    assert f"- pieces: {code(words)}\n" in text
 
 
 def test_a_span_that_could_be_ended_would_be_noticed() -> None:

@@ -29,8 +29,8 @@ from foreword.errors import (
     UnsupportedVersion,
 )
 from foreword.head import Head
-from foreword.prefix import Prefix, PrefixMeta, Site
-from tests.attacks import make
+from foreword.prefix import Piece, Prefix, PrefixMeta, Site
+from tests.attacks import make, pieces
 
 ATTACKS = Path(make.__file__).parent
 GOLDEN = Path(__file__).parent / "golden" / "v1.safetensors"
@@ -39,12 +39,14 @@ GOLDEN_3 = GOLDEN.with_name("v3.safetensors")
 GOLDEN_4 = GOLDEN.with_name("v4.safetensors")
 GOLDEN_5 = GOLDEN.with_name("v5.safetensors")
 GOLDEN_5_SEVERAL = GOLDEN.with_name("v5-multilabel.safetensors")
+GOLDEN_6 = GOLDEN.with_name("v6.safetensors")
 GOLDEN_DIGEST = "c2dbc7ee5f50efe2a5c988907c825859fb4db6479d3d1d7a4257788b07a0739c"
 GOLDEN_2_DIGEST = "b519956ecbef624ae7bb7e3a1939f35bfca58d8923bd88687c3877dd6c8c1b26"
 GOLDEN_3_DIGEST = "e28b89aa83d4ade32adf796a652925a171cb7435de5fda0dfdedfe4897876a3d"
 GOLDEN_4_DIGEST = "d8dd1bdc99d570303fae321e5da1515128cfaa188c203c628390ecaf1ed4fe77"
 GOLDEN_5_DIGEST = "93d979e391ee2a583743d932f3b29a3c601a5ca1e810ec8b0ee50f82363269ce"
 GOLDEN_5_SEVERAL_DIGEST = "31c21d0ce5c63e87c91a3450d5c55e378502e4e5e4cface53016f1f90b5cda5f"
+GOLDEN_6_DIGEST = "1f03321e3e2f1980714f536cb7641ac41332cccd309584b998c66dc08fd92495"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 REFUSED: dict[str, tuple[type[FormatError], str]] = {
@@ -77,19 +79,19 @@ REFUSED: dict[str, tuple[type[FormatError], str]] = {
     "foreign-metadata-list": (FormatError, "it is not a Foreword prefix"),
     "metadata-version-newer": (
         UnsupportedVersion,
-        "it has format version 999999; this Foreword reads versions 1, 2, 3, 4, 5. Update",
+        "it has format version 999999; this Foreword reads versions 1, 2, 3, 4, 5, 6. Update",
     ),
     "metadata-version-not-text": (
         CorruptFile,
-        "its format version is 1, expected one of ('1', '2', '3', '4', '5')",
+        "its format version is 1, expected one of ('1', '2', '3', '4', '5', '6')",
     ),
     "metadata-version-word": (
         CorruptFile,
-        "its format version is 'one', expected one of ('1', '2', '3', '4', '5')",
+        "its format version is 'one', expected one of ('1', '2', '3', '4', '5', '6')",
     ),
     "metadata-version-missing": (
         CorruptFile,
-        "its format version is None, expected one of ('1', '2', '3', '4', '5')",
+        "its format version is None, expected one of ('1', '2', '3', '4', '5', '6')",
     ),
     "metadata-digest-missing": (CorruptFile, "its metadata has no 'digest'"),
     "metadata-digest-not-hexadecimal": (CorruptFile, r"its digest is '\x1b[2Jg000"),
@@ -288,6 +290,7 @@ REFUSED: dict[str, tuple[type[FormatError], str]] = {
     "head-pair-false": (CorruptFile, "its head: pair is False, expected true"),
     "head-pair-number": (CorruptFile, "its head: pair is 1, expected true"),
     "head-pair-of-tags": (CorruptFile, "a head that reads pairs of texts classifies them"),
+    **{name: (CorruptFile, part) for name, part in pieces.REFUSED.items()},
 }
 """Per hostile file the exact class of the error, and a part of its message that names the thing."""
 
@@ -558,6 +561,23 @@ def test_the_golden_file_of_several_labels_loads_and_is_still_written() -> None:
     assert prefix_file.encode(expected) == GOLDEN_5_SEVERAL.read_bytes()
 
 
+def of_pieces() -> Prefix:
+    """The golden prefix in pieces with names and strengths, and a head, number by number."""
+    pieces = (Piece("förmlich", 1, 0.5), Piece("", 2, -1e-05))
+    return with_head().with_meta(softmax="joint", pieces=pieces)
+
+
+def test_the_golden_file_of_version_6_loads_and_is_still_written() -> None:
+    found, expected = prefix_file.load(GOLDEN_6), of_pieces()
+    assert found.digest == GOLDEN_6_DIGEST == expected.digest
+    assert found.meta.pieces == (Piece("förmlich", 1, 0.5), Piece("", 2, -1e-05))
+    assert (found.meta.combination, found.meta.softmax) == ("attention", "joint")
+    assert found.head is not None
+    assert (found.head.task, found.head.pair) == ("tag", False)
+    assert found.keys[0][1, 2, 3].item() == 123 / 8 - 1
+    assert prefix_file.encode(expected) == GOLDEN_6.read_bytes()
+
+
 def test_a_head_comes_back_bit_for_bit(tmp_path: Path) -> None:
     prefix = with_head().to(torch.bfloat16)
     prefix_file.save(prefix, tmp_path / "p.safetensors")
@@ -629,7 +649,7 @@ def test_a_prefix_is_written_in_the_first_version_that_can_say_it() -> None:
 # Headers alone
 
 
-@pytest.mark.parametrize("file", [GOLDEN, GOLDEN_2, GOLDEN_3, GOLDEN_4, GOLDEN_5])
+@pytest.mark.parametrize("file", [GOLDEN, GOLDEN_2, GOLDEN_3, GOLDEN_4, GOLDEN_5, GOLDEN_6])
 def test_an_outline_is_the_prefix_without_its_contents(file: Path) -> None:
     whole, outline = prefix_file.load(file), prefix_file.outline(file)
     assert outline.describe() == whole.describe()
@@ -694,7 +714,9 @@ def test_the_header_of_a_hostile_file_is_read_or_refused(name: str) -> None:
             assert part in str(refusal)
 
 
-@pytest.mark.parametrize("contents", [make.good, lambda: make.as_version_2(softmax="own")])
+@pytest.mark.parametrize(
+    "contents", [make.good, lambda: make.as_version_2(softmax="own"), pieces.as_version_6]
+)
 def test_every_flipped_bit_is_found(contents: Callable[[], bytes]) -> None:
     """One bit of an exponent's ``e`` turned 5e-05 into 5E-05, the same number: the file loaded."""
     content = contents()
@@ -855,9 +877,9 @@ def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
 def test_one_table_says_what_each_version_is_for() -> None:
     """Each kind of prefix has one version, and no version two meanings."""
     kinds = [
-        (version.has_head, version.says_inputs, version.later, softmax)
+        (version.says_pieces, version.has_head, version.says_inputs, version.later, softmax)
         for version in versions.TABLE
         for softmax in version.softmaxes
     ]
-    assert len(set(kinds)) == len(kinds) == 8
-    assert versions.VERSIONS == ("1", "2", "3", "4", "5")
+    assert len(set(kinds)) == len(kinds) == 10
+    assert versions.VERSIONS == ("1", "2", "3", "4", "5", "6")

@@ -146,6 +146,14 @@ def test_site(field: str, value: Any) -> None:
 
 
 @many
+@given(name=or_odd("", "a=b"), length=or_odd(1, 3), strength=or_odd(1.0, -2, 1e300))
+def test_piece(name: Any, length: Any, strength: Any) -> None:
+    found = answer(lambda: foreword.Piece(name, length, strength))
+    if isinstance(found, foreword.Piece):
+        json.dumps(foreword.PrefixMeta(pieces=(found,)).as_json())
+
+
+@many
 @given(field=st.sampled_from([f.name for f in dataclasses.fields(foreword.PrefixMeta)]), value=ODD)
 def test_prefix_meta(field: str, value: Any) -> None:
     found = answer(lambda: foreword.PrefixMeta(**{field: value}))
@@ -210,8 +218,10 @@ def test_train_settings(field: str, value: Any) -> None:
 @many
 @given(data=st.data())
 def test_what_a_prefix_offers(data: st.DataObject, prefix: Prefix) -> None:
-    name = data.draw(st.sampled_from(["only", "to", "with_head"]))
+    name = data.draw(st.sampled_from(["only", "to", "with_head", "strength", "__getitem__"]))
     answer(lambda: getattr(prefix, name)(data.draw(ODD)))
+    answer(lambda: prefix.interpolate(data.draw(or_odd(prefix)), data.draw(or_odd(0.5, -1))))
+    answer(lambda: foreword.concat(prefix, data.draw(or_odd(prefix)), names=data.draw(ODD)))
     field = data.draw(or_odd("backbone", "recipe", "nope").filter(lambda f: isinstance(f, str)))
     answer(lambda: prefix.with_meta(**{field: data.draw(ODD)}))
 

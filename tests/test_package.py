@@ -133,7 +133,7 @@ def test_the_public_map_is_sorted_and_true() -> None:
     assert set(foreword.__all__) <= set(given)
 
 
-@pytest.mark.parametrize("name", ["train", "generate", "predict", "evaluate"])
+@pytest.mark.parametrize("name", ["train", "generate", "predict", "evaluate", "compose"])
 def test_a_module_never_hides_what_has_its_name(name: str) -> None:
     """`foreword.train` is a function, whatever was imported first, and a package to import from."""
     code = (

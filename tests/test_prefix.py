@@ -14,6 +14,7 @@ from torch import Tensor
 from foreword.errors import PrefixError
 from foreword.prefix import (
     MAX_DEPTH,
+    Piece,
     Prefix,
     PrefixMeta,
     Site,
@@ -169,6 +170,102 @@ def test_policies_that_do_not_exist_are_refused(name: str) -> None:
         PrefixMeta(**{name: "sometimes"})
 
 
+# Pieces
+
+
+def test_a_piece_is_of_plain_values() -> None:
+    assert Piece("a", 2, 1) == Piece("a", 2, 1.0)
+    assert type(Piece("a", 2, 1).strength) is float
+    assert str(Piece("", 1, -0.0).strength) == "0.0"
+    assert Piece("", 1, -2.5).strength == -2.5
+
+
+@pytest.mark.parametrize(
+    ("piece", "part"),
+    [
+        ({"name": "a\nb"}, "the name of a piece is at most 256 printable characters; found 'a"),
+        ({"name": "a" * 257}, "at most 256 printable characters"),
+        ({"name": None}, "name must be text"),
+        ({"length": 0}, "the length of a piece must be at least 1; found 0"),
+        ({"length": 1.5}, "length must be a whole number"),
+        ({"strength": float("nan")}, "the strength of a piece must be finite; found nan"),
+        ({"strength": -float("inf")}, "the strength of a piece must be finite; found -inf"),
+        ({"strength": "1"}, "strength must be a number"),
+    ],
+)
+def test_pieces_that_cannot_be_are_refused(piece: dict[str, Any], part: str) -> None:
+    with pytest.raises(PrefixError, match=part):
+        Piece(**{"name": "", "length": 3, **piece})
+
+
+@pytest.mark.parametrize(
+    ("pieces", "combination", "part"),
+    [
+        ((Piece("", 2),), "attention", r"prefix of 3 virtual tokens must add up.*found 2 = 2"),
+        ((Piece("", 2), Piece("", 2)), "logits", r"found 2 \+ 2 = 4"),
+        ((), "logits", "combination 'logits' is of pieces, and there are none"),
+        ((Piece("", 3),), "sum", r"combination 'sum' is unknown; use one of \('attention'"),
+        ((Piece("", 3),), "control", "needs a shared piece and one for each value.*found 1"),
+        ((Piece("", 1), Piece("x", 2)), "control", "named attribute=value; found 'x'"),
+        ((Piece("", 1), Piece("=x", 2)), "control", "named attribute=value; found '=x'"),
+        (tuple(Piece(n, 1) for n in ("", "a=b", "a=b")), "control", "two pieces named 'a=b'"),
+        (tuple(Piece("", 1) for _ in range(65)), "attention", "at most 64 pieces; found 65"),
+        (({"name": "", "length": 3},), "attention", "a piece must be a Piece; found"),
+    ],
+)
+def test_pieces_that_do_not_go_together_are_refused(
+    pieces: tuple[Piece, ...], combination: str, part: str
+) -> None:
+    with pytest.raises(PrefixError, match=part):
+        made().with_meta(pieces=pieces, combination=combination)
+
+
+def test_pieces_that_go_together_are_kept() -> None:
+    three = (Piece("task", 1), Piece("sentiment=positive", 1, 0.5), Piece("sentiment=negative", 1))
+    for combination in ("attention", "logits", "control"):
+        meta = made().with_meta(pieces=list(three), combination=combination).meta
+        assert (meta.pieces, meta.combination) == (three, combination)
+        assert meta.as_json()["pieces"][1] == {
+            "name": "sentiment=positive",
+            "length": 1,
+            "strength": 0.5,
+        }
+        assert meta.as_json()["softmax"] == "joint"
+    assert not {"pieces", "combination", "softmax"} & set(made().meta.as_json())
+
+
+# Its start
+
+
+def test_a_start_is_part_of_neither_digest_nor_size() -> None:
+    plain = made()
+    prefix = dataclasses.replace(plain, start=made(family="llama"))
+    assert prefix.digest == plain.digest
+    assert prefix.nbytes == plain.nbytes
+    assert "start" not in repr(prefix)
+    assert prefix.describe() == plain.describe()
+
+
+def test_a_start_goes_along_with_its_prefix() -> None:
+    prefix = dataclasses.replace(made(), start=made())
+    assert prefix.with_meta(family="x").start is prefix.start
+    assert prefix.to(torch.bfloat16).start is prefix.start
+    only = prefix.only(["decoder.1"])
+    assert only.start is not None
+    assert only.start.sites == SITES[1:]
+
+
+def test_a_start_of_another_shape_is_refused() -> None:
+    with pytest.raises(
+        PrefixError, match="its sites and its length, 2 and 3; found one of 2 and 4"
+    ):
+        dataclasses.replace(made(), start=made(length=4))
+    with pytest.raises(PrefixError, match="found one of 1 and 3"):
+        dataclasses.replace(made(), start=made(SITES[:1]))
+    with pytest.raises(PrefixError, match="start must be a Prefix"):
+        dataclasses.replace(made(), start=3)
+
+
 # Recipes
 
 
@@ -271,6 +368,8 @@ def test_equal_prefixes_have_equal_digests() -> None:
         {"recipe": {"a": {"b": 1}}},
         {"training": {"steps": 1}},
         {"parents": ("x",)},
+        {"pieces": (Piece("", 3),)},
+        {"pieces": (Piece("a", 1), Piece("b=c", 2)), "combination": "control"},
     ],
 )
 def test_every_meta_field_is_in_the_digest(changes: dict[str, Any]) -> None:
@@ -281,6 +380,12 @@ def test_that_was_every_meta_field() -> None:
     mark = test_every_meta_field_is_in_the_digest.pytestmark[0]  # type: ignore[attr-defined]
     named = {name for changes in mark.args[1] for name in changes}
     assert named == {field.name for field in dataclasses.fields(PrefixMeta)}
+
+
+def test_every_field_of_a_piece_is_in_the_digest() -> None:
+    pieces = [Piece("", 3), Piece("a", 3), Piece("", 3, 0.5)]
+    digests = {made().with_meta(pieces=(piece,)).digest for piece in pieces}
+    assert len(digests | {made().digest}) == 4
 
 
 @pytest.mark.parametrize("index", range(4))

@@ -11,9 +11,11 @@ from foreword.lazy import offer
 from foreword.version import __version__
 
 if TYPE_CHECKING:
-    from foreword.backbone import Backbone, OtherWeights, attach, detach, load
+    from foreword.arithmetic import concat
+    from foreword.backbone import Backbone, OtherWeights, attach, cascade, detach, load
+    from foreword.compose import compose
     from foreword.data import Task, read_rows
-    from foreword.description import PrefixMeta, Site
+    from foreword.description import Piece, PrefixMeta, Site
     from foreword.errors import ForewordError
     from foreword.evaluate import Evaluation, LabelEvaluation, evaluate
     from foreword.format import load as load_prefix
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from foreword.generate import generate
     from foreword.head import Head
     from foreword.hub import pull, push
+    from foreword.mixture import Mixture
     from foreword.options import GenerateOptions
     from foreword.peft import NotInPeft, export_peft, import_peft
     from foreword.predict import features, predict
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
         TrainSettings,
         attach_trainable,
         train,
+        with_start,
     )
 
 __all__ = [
@@ -42,8 +46,10 @@ __all__ = [
     "GenerateOptions",
     "Head",
     "LabelEvaluation",
+    "Mixture",
     "NotInPeft",
     "OtherWeights",
+    "Piece",
     "Prefix",
     "PrefixMeta",
     "PrefixStore",
@@ -56,6 +62,9 @@ __all__ = [
     "__version__",
     "attach",
     "attach_trainable",
+    "cascade",
+    "compose",
+    "concat",
     "detach",
     "evaluate",
     "export_peft",
@@ -70,6 +79,7 @@ __all__ = [
     "read_rows",
     "save_prefix",
     "train",
+    "with_start",
 ]
 
 offer(
@@ -81,8 +91,10 @@ offer(
         "GenerateOptions": "foreword.options",
         "Head": "foreword.head",
         "LabelEvaluation": "foreword.evaluate",
+        "Mixture": "foreword.mixture",
         "NotInPeft": "foreword.peft",
         "OtherWeights": "foreword.backbone",
+        "Piece": "foreword.description",
         "Prefix": "foreword.prefix",
         "PrefixMeta": "foreword.description",
         "PrefixStore": "foreword.store",
@@ -94,6 +106,9 @@ offer(
         "TrainingStopped": "foreword.train",
         "attach": "foreword.backbone",
         "attach_trainable": "foreword.train",
+        "cascade": "foreword.backbone",
+        "compose": "foreword.compose",
+        "concat": "foreword.arithmetic",
         "detach": "foreword.backbone",
         "evaluate": "foreword.evaluate",
         "export_peft": "foreword.peft",
@@ -108,5 +123,6 @@ offer(
         "read_rows": "foreword.data",
         "save_prefix": "foreword.format:save",
         "train": "foreword.train",
+        "with_start": "foreword.train",
     },
 )

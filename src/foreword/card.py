@@ -14,7 +14,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from foreword.describe import BOS, POSITIONS, SOFTMAX, WINDOWS, formula
+from foreword.describe import BOS, POSITIONS, SOFTMAX, WINDOWS, formula, piece_words
 from foreword.errors import HubError
 from foreword.evaluate.scores import Scores
 from foreword.prefix import Prefix, check_prefix
@@ -196,6 +196,8 @@ def _facts(prefix: Prefix) -> Iterator[tuple[str, str]]:
     if prefix.head is not None:
         labels = json.dumps(list(prefix.head.labels), ensure_ascii=False)
         yield "head", f"{code(prefix.head.task)}, labels {code(labels)}"
+    if meta.pieces:
+        yield "pieces", code(piece_words(meta))
     yield "positions", POSITIONS[meta.positions]
     yield "windows", WINDOWS[meta.windows]
     yield "softmax", SOFTMAX[meta.softmax]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from foreword.prefix import Prefix, rms
+from foreword.prefix import Prefix, PrefixMeta, rms
 
 POSITIONS = {
     "free": "free: the prefix takes no positions, text starts at 0",
@@ -18,8 +18,13 @@ SOFTMAX = {
     "joint": "joint: one softmax over prefix and text",
     "own": "own: the prefix has a softmax of its own, and its result is added",
 }
+COMBINATION = {
+    "attention": "all in front of the text, each at its strength",
+    "logits": "a mixture of what each of them predicts, by their weights",
+    "control": "the first for all requests, of the others those that a request selects",
+}
 SHOWN = 12
-"""Labels of a head that are named."""
+"""Labels of a head, or pieces, that are named."""
 BOS = {
     "prefix": "prefix: it carries the BOS, inputs add none",
     "input": "input: inputs add their own BOS",
@@ -55,6 +60,18 @@ def head_words(prefix: Prefix) -> str:
         return f"{head.task}: a number for {read}, around {head.mean:g} ± {head.deviation:g}{how}"
     what = f"{head.task} pairs of texts" if head.pair else head.task
     return f"{what}: {len(head.labels)} labels ({shown}){how}"
+
+
+def piece_words(meta: PrefixMeta) -> str:
+    """The prefix's pieces and what they are together."""
+    if not meta.pieces:
+        return "none: a plain prefix at full strength"
+    named = [
+        f"{piece.name or 'no name'} ({piece.length} x {piece.strength:g})"
+        for piece in meta.pieces[:SHOWN]
+    ]
+    rest = ", ..." if len(meta.pieces) > SHOWN else ""
+    return f"{', '.join(named)}{rest}: {COMBINATION[meta.combination]}"
 
 
 def norms(prefix: Prefix) -> list[dict[str, float]]:

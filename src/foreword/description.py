@@ -15,13 +15,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from foreword.arguments import check_fields, check_text
+from foreword.arguments import check_count, check_fields, check_text, expect
 from foreword.errors import PrefixError
 
 Positions = Literal["free", "offset"]
 WindowPolicy = Literal["visible", "windowed"]
 Bos = Literal["prefix", "input", "none"]
 Softmax = Literal["joint", "own"]
+Combination = Literal["attention", "logits", "control"]
 HeadTask = Literal["classify", "tag", "answer", "regress", "multilabel"]
 Pooling = Literal["mean", "first", "last"]
 
@@ -29,6 +30,9 @@ POSITIONS: tuple[Positions, ...] = ("free", "offset")
 WINDOWS: tuple[WindowPolicy, ...] = ("visible", "windowed")
 BOS: tuple[Bos, ...] = ("prefix", "input", "none")
 SOFTMAX: tuple[Softmax, ...] = ("joint", "own")
+COMBINATIONS: tuple[Combination, ...] = get_args(Combination)
+MAX_PIECES = 64
+"""How many pieces a prefix may have."""
 _POLICIES: dict[str, tuple[str, ...]] = {
     "positions": POSITIONS,
     "windows": WINDOWS,
@@ -102,6 +106,37 @@ class Site:
 
 
 @dataclass(frozen=True)
+class Piece:
+    """A run of a prefix's virtual tokens that has a name, and a strength of its own.
+
+    Attributes:
+        name: What it is called, at most `MAX_LABEL` characters as a label has them; may be empty.
+        length: Number of its virtual tokens.
+        strength: How much it is attended to: at 0 not at all, at 1 as it was trained, finite; of a
+            mixture of logits its weight.
+
+    Raises:
+        PrefixError: A field is of another type or out of its range.
+    """
+
+    name: str
+    length: int
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_fields(self, PrefixError)
+        if self.name and not is_label(self.name):
+            raise PrefixError(
+                f"the name of a piece is at most {MAX_LABEL} printable characters; found "
+                f"{reprlib.repr(self.name)}"
+            )
+        check_count("the length of a piece", self.length, PrefixError)
+        if not math.isfinite(self.strength):
+            raise PrefixError(f"the strength of a piece must be finite; found {self.strength}")
+        object.__setattr__(self, "strength", self.strength + 0.0)  # -0.0 would be a second zero
+
+
+@dataclass(frozen=True)
 class PrefixMeta:
     """What a prefix needs to know about itself to be used as it was trained.
 
@@ -123,9 +158,16 @@ class PrefixMeta:
             settings): JSON values, kept as a copy in JSON's own types.
         training: What training measured, JSON values, with the digest of the data under ``data``.
         parents: Content digests of prefixes that this one was made from.
+        pieces: What its virtual tokens are, one run after the other; none for a plain prefix, all of
+            which is at full strength.
+        combination: What the pieces are together. ``attention``: all of them stand in front of the
+            text, each at its strength; ``logits``: each is a prefix of its own, and what they predict
+            is mixed by their weights; ``control``: the first is for every request, and each of the
+            others, named ``attribute=value``, for those that select it.
 
     Raises:
-        PrefixError: A field is of another type, or a policy is unknown.
+        PrefixError: A field is of another type, or a policy is unknown, or pieces and combination do
+            not go together.
     """
 
     backbone: str = ""
@@ -140,6 +182,8 @@ class PrefixMeta:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     parents: tuple[str, ...] = ()
+    pieces: tuple[Piece, ...] = ()
+    combination: Combination = "attention"
 
     def __post_init__(self) -> None:
         check_fields(self, PrefixError)
@@ -151,18 +195,66 @@ class PrefixMeta:
                 raise PrefixError(
                     f"{name} policy {reprlib.repr(found)} is unknown; use one of {allowed}"
                 )
+        check_pieces(self.pieces, self.combination)
         for name in ("recipe", "training"):
             object.__setattr__(self, name, plain_json(getattr(self, name)))
 
     def as_json(self) -> dict[str, Any]:
         """The fields as JSON values.
 
-        A joint softmax is left out: digests are older than any other, and stay what they were.
+        Of a prefix without pieces there is no word of any, nor of a joint softmax: digests are older
+        than both, and stay what they were.
         """
         fields = dataclasses.asdict(self)
+        if self.pieces:
+            fields["pieces"] = [dataclasses.asdict(piece) for piece in self.pieces]
+            return fields
+        del fields["pieces"], fields["combination"]
         if self.softmax == "joint":
             del fields["softmax"]
         return fields
+
+
+def check_pieces(pieces: tuple[Piece, ...], combination: str) -> None:
+    """Check that pieces are what their combination needs.
+
+    Raises:
+        PrefixError: They are not.
+    """
+    for piece in pieces:
+        expect("a piece", piece, Piece, "a Piece", PrefixError)
+    if combination not in COMBINATIONS:
+        raise PrefixError(
+            f"combination {reprlib.repr(combination)} is unknown; use one of {COMBINATIONS}"
+        )
+    if len(pieces) > MAX_PIECES:
+        raise PrefixError(f"a prefix has at most {MAX_PIECES} pieces; found {len(pieces)}")
+    if not pieces and combination != "attention":
+        raise PrefixError(
+            f"combination {combination!r} is of pieces, and there are none; name them with pieces=..."
+        )
+    if combination == "control":
+        _check_control(pieces)
+
+
+def _check_control(pieces: tuple[Piece, ...]) -> None:
+    """Check that pieces are a shared one and those of attributes' values."""
+    names = [piece.name for piece in pieces]
+    if len(names) < 2:
+        raise PrefixError(
+            "combination 'control' needs a shared piece and one for each value of an attribute; found "
+            f"{len(names)} in all"
+        )
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise PrefixError(f"combination 'control' has two pieces named {reprlib.repr(twice)}")
+    for name in names[1:]:
+        attribute, _, value = name.partition("=")
+        if not (attribute and value):
+            raise PrefixError(
+                "each piece of combination 'control' but the first is named attribute=value; found "
+                f"{reprlib.repr(name)}"
+            )
 
 
 def check_head(

@@ -16,6 +16,7 @@ The tree, which is also what a caller can catch::
     ├── CacheError             a key-value cache belongs to another prefix
     ├── BackboneError          a backbone cannot be found or loaded
     ├── DataError              rows, columns, templates or lengths are wrong
+    │   ├── ExpressionError    an expression of prefixes is not what the grammar says
     │   └── TooLong            a request comes to more tokens than there is room for
     ├── TrainingError          training cannot start, resume or go on
     ├── StoreError             a name is not allowed; the disk refused
@@ -82,6 +83,10 @@ class BackboneError(ForewordError):
 
 class DataError(ForewordError):
     """The data, a column, a template or a length is wrong."""
+
+
+class ExpressionError(DataError):
+    """An expression of prefixes is not what the grammar says."""
 
 
 class TooLong(DataError):

@@ -102,13 +102,16 @@ def encode(prefix: Prefix) -> bytes:
 
 def _version_of(prefix: Prefix) -> str:
     """The first version of the format that can say what the prefix is."""
+    if prefix.meta.pieces:
+        return next(version.name for version in TABLE if version.says_pieces)
     head = prefix.head
     later = head is not None and head.is_later
     kind = (head is not None, head is not None and not head.is_plain, later)
     able = (
         version.name
         for version in TABLE
-        if (version.has_head, version.says_inputs, version.later) == kind
+        if not version.says_pieces
+        and (version.has_head, version.says_inputs, version.later) == kind
         and prefix.meta.softmax in version.softmaxes
     )
     return next(able)

@@ -21,10 +21,12 @@ from foreword.data.inputs import Inputs, inputs_of
 from foreword.data.template import as_row
 from foreword.data.written import Written, written_for
 from foreword.errors import DataError
+from foreword.mixing import check_branches, encoder_under, leading, processors
+from foreword.mixture import Mixture, opened, plain_or_mixed
 from foreword.options import GenerateOptions
-from foreword.prefix import Prefix, check_prefix
+from foreword.prefix import Prefix
 from foreword.progress import Watch, unwatched
-from foreword.prompts import PLAIN, encoder_for, refuse_head, task_of
+from foreword.prompts import PLAIN, refuse_head, task_of
 
 Finish = Literal["stop", "length"]
 """Why a text ends: the model ended it, or it had all the tokens that it may have."""
@@ -46,7 +48,7 @@ class Generated:
 def generate(
     backbone: Backbone,
     inputs: Inputs,
-    prefix: Prefix | None = None,
+    prefix: Prefix | Mixture | None = None,
     options: GenerateOptions | None = None,
     *,
     task: Task | None = None,
@@ -59,9 +61,9 @@ def generate(
         backbone: The backbone, left as it was found.
         inputs: Texts or rows, one alone, or the `Path` of a file of them; see `as_row` for how a text
             meets the prompt template. Rows may come as in training.
-        prefix: The prefix, or None for the frozen model alone.
+        prefix: The prefix, a `Mixture` of several, or None for the frozen model alone.
         options: How to generate; greedy by default.
-        task: Templates; by default those that the prefix was trained with.
+        task: Templates; by default those that the prefix, or a mixture's leading one, was trained with.
         like: Without a prefix, one whose inputs the frozen model is given: its templates, and prompts
             cut where its are.
         strict: Refuse a backbone with other weights than the prefix was made on.
@@ -84,7 +86,7 @@ def generate(
 def generated(
     backbone: Backbone,
     inputs: Inputs,
-    prefix: Prefix | None = None,
+    prefix: Prefix | Mixture | None = None,
     options: GenerateOptions | None = None,
     *,
     task: Task | None = None,
@@ -93,21 +95,26 @@ def generated(
 ) -> list[list[Generated]]:
     """As `generate`, where each text says why it ends."""
     check_backbone(backbone)
-    if prefix is not None:
-        check_prefix(prefix)
-        refuse_head(prefix)
+    prefix = opened(prefix)
+    if isinstance(prefix, Mixture):
+        check_branches(backbone, prefix, strict=strict)
+        like = like or prefix.parts[0][1]
+    prefix = plain_or_mixed(prefix)
+    lead = leading(prefix)
+    if lead is not None:
+        refuse_head(lead)
     backbone.needs("decoder", "encoder-decoder", what="generating text")
     options = GenerateOptions() if options is None else options
     expect("options", options, GenerateOptions, "GenerateOptions", DataError)
     if task is None:
-        task = PLAIN if prefix is None and like is None else task_of(prefix or like)  # type: ignore[arg-type]
+        task = PLAIN if lead is None and like is None else task_of(lead or like)  # type: ignore[arg-type]
     expect("task", task, Task, "a Task of templates", DataError)
-    encoder = encoder_for(backbone, prefix, task, like)
+    encoder = encoder_under(backbone, prefix, task, like)
     rows = of_each(inputs_of(inputs), lambda one: as_row(one, task))
     prompts = of_each(rows, lambda row: encoder.prompt(row, options.max_new_tokens))
-    if prefix is not None:
+    if isinstance(prefix, Prefix):
         backbone.check(prefix, strict=strict)
-    written = written_for(backbone, prefix, task, like)
+    written = written_for(backbone, lead, task, like)
     return _generated_ids(backbone, prompts, prefix, options, written)
 
 
@@ -118,7 +125,7 @@ def _texts(made: Sequence[Sequence[Generated]]) -> list[list[str]]:
 def generate_ids(
     backbone: Backbone,
     prompts: Sequence[Sequence[int]],
-    prefix: Prefix | None,
+    prefix: Prefix | Mixture | None,
     options: GenerateOptions,
     written: Written | None = None,
     watch: Watch = unwatched,
@@ -128,7 +135,7 @@ def generate_ids(
     Args:
         backbone: The backbone.
         prompts: Token ids.
-        prefix: The prefix, or None.
+        prefix: The prefix, a mixture of several branches, or None.
         options: How to generate.
         written: How texts begin and end; by default as in the prefix's training.
         watch: Told how far it is after each batch.
@@ -139,7 +146,7 @@ def generate_ids(
 def _generated_ids(
     backbone: Backbone,
     prompts: Sequence[Sequence[int]],
-    prefix: Prefix | None,
+    prefix: Prefix | Mixture | None,
     options: GenerateOptions,
     written: Written | None = None,
     watch: Watch = unwatched,
@@ -148,22 +155,26 @@ def _generated_ids(
     tokenizer = backbone.tokenizer
     assert tokenizer is not None
     pad = padding_of(tokenizer, backbone.vocabulary)
-    written = written or written_for(backbone, prefix, PLAIN if prefix is None else task_of(prefix))
+    lead = leading(prefix)
+    written = written or written_for(backbone, lead, PLAIN if lead is None else task_of(lead))
     arguments = {**neutral(backbone.model, pad), **options.arguments(), **_tokens(written)}
     made: list[list[Generated]] = [[] for _ in prompts]
     continues = backbone.kind == "decoder"  # an encoder-decoder's output begins anew
     pad_batch = left_padded if continues else right_padded
     done = 0
     watch(done, len(prompts))
-    with _drawing(options, backbone.device), backbone.inferring(prefix):
+    with _drawing(options, backbone.device), backbone.inferring(lead) as attachment:
         for batch in _batches(prompts, options.batch_size):
-            inputs = pad_batch([prompts[index] for index in batch], pad)
+            own = [prompts[index] for index in batch]
+            inputs = pad_batch(own, pad)
             moved = {name: tensor.to(backbone.device) for name, tensor in inputs.items()}
             given = inputs["input_ids"].shape[1] if continues else len(written.begin)
             if not continues:
                 moved["decoder_input_ids"] = moved["input_ids"].new_tensor(
                     [written.begin] * len(batch)
                 )
+            if isinstance(prefix, Mixture):
+                arguments |= processors(backbone, attachment, prefix, own, pad, given, options)
             out = backbone.model.generate(**moved, pad_token_id=pad, **arguments)
             for place, ids in enumerate(out[:, given:].tolist()):
                 finish: Finish = "stop" if written.is_ended(ids) else "length"

@@ -127,16 +127,22 @@ class Head:
 
         Of a plain head there is no more than there was before there were others.
         """
-        plain = {
+        described = self.describe_all()
+        if self.is_plain:
+            del described["pair"]
+        return described
+
+    def describe_all(self) -> dict[str, Any]:
+        """As `describe`, with what a row is, of every head."""
+        scale = {"mean": self.mean, "deviation": self.deviation} if self.measures else {}
+        return {
             "task": self.task,
             "labels": list(self.labels),
             "pooling": self.pooling,
             "width": self.width,
+            "pair": self.pair,
+            **scale,
         }
-        if self.is_plain:
-            return plain
-        scale = {"mean": self.mean, "deviation": self.deviation} if self.measures else {}
-        return {**plain, "pair": self.pair, **scale}
 
     def to(self, dtype: torch.dtype) -> Head:
         """The same head with tensors of `dtype`."""

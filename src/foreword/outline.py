@@ -18,6 +18,7 @@ from foreword.arguments import path_of
 from foreword.description import (
     LATER,
     SOFTMAX,
+    Piece,
     PrefixMeta,
     Site,
     canonical_json,
@@ -192,14 +193,23 @@ def _described(version: Version, described: Mapping[str, Any], digest: str) -> O
     if not isinstance(dtype, str) or dtype not in CODES:
         raise FormatError(f"its dtype is {short(dtype)}; expected one of {sorted(CODES)}")
     head = _head(version, described["head"]) if version.has_head else None
-    return Outline(sites, length, dtype, _meta(version, described["meta"]), head, digest)
+    meta = _meta(version, described["meta"])
+    if meta.pieces and sum(piece.length for piece in meta.pieces) != length:
+        raise CorruptFile(
+            f"its pieces have {sum(piece.length for piece in meta.pieces)} virtual tokens, its length "
+            f"is {length}"
+        )
+    return Outline(sites, length, dtype, meta, head, digest)
 
 
-def _head(version: Version, entry: Any) -> dict[str, Any]:
-    """The description of a head, checked."""
+def _head(version: Version, entry: Any) -> dict[str, Any] | None:
+    """The description of a head, checked; None where it says that there is none."""
+    if version.says_pieces and entry is None:
+        return None
     own = {"pair"} if version.says_inputs else set()
-    several = isinstance(entry, dict) and entry.get("task") == "multilabel"
-    own |= {"mean", "deviation"} if version.later and not several else set()
+    task = entry.get("task") if isinstance(entry, dict) else None
+    measures = task == "regress" if version.says_pieces else task != "multilabel"
+    own |= {"mean", "deviation"} if version.later and measures else set()
     _check_fields("its head", entry, {"task", "labels", "pooling", "width"} | own)
     if not _is_count(entry["width"]):
         raise CorruptFile(f"its head: width is {short(entry['width'])}, expected {_COUNT}")
@@ -208,10 +218,10 @@ def _head(version: Version, entry: Any) -> dict[str, Any]:
     for name in ("task", "pooling"):
         if not isinstance(entry[name], str | None):
             raise CorruptFile(f"its head: {name} is {short(entry[name])}, expected text or null")
-    if (entry["task"] in LATER) != version.later:
+    if not version.says_pieces and (entry["task"] in LATER) != version.later:
         raise CorruptFile(
             f"its head: task is {short(entry['task'])}; version 5 is for "
-            f"{' and '.join(map(repr, LATER))}, and no other is"
+            f"{' and '.join(map(repr, LATER))}, and no earlier one is"
         )
     if version.later and type(entry["pair"]) is not bool:
         raise CorruptFile(f"its head: pair is {short(entry['pair'])}, expected true or false")
@@ -263,11 +273,14 @@ def _is_count(value: Any) -> bool:
 
 def _meta(version: Version, entry: Any) -> PrefixMeta:
     fields = {field.name for field in dataclasses.fields(PrefixMeta)}
+    fields -= set() if version.says_pieces else {"pieces", "combination"}
     texts = {"backbone", "family", "fingerprint", "tokenizer", "positions", "windows", "bos"}
     if version.says_softmax:
         texts |= {"softmax"}
     else:
         fields -= {"softmax"}
+    if version.says_pieces:
+        texts |= {"combination"}
     _check_fields("its meta", entry, fields)
     for name in sorted(texts):
         if not isinstance(entry[name], str):
@@ -287,10 +300,36 @@ def _meta(version: Version, entry: Any) -> PrefixMeta:
         raise CorruptFile(
             f"meta field 'softmax' is {softmax!r}; such a prefix is a file of version {other}"
         )
+    pieces = _pieces(entry["pieces"]) if version.says_pieces else ()
     try:
-        return PrefixMeta(**{**entry, "parents": tuple(parents)})
+        return PrefixMeta(**{**entry, "parents": tuple(parents), "pieces": pieces})
     except PrefixError as error:
         raise CorruptFile(str(error)) from error
+
+
+def _pieces(listed: Any) -> tuple[Piece, ...]:
+    """The pieces of a prefix, at least one; each of their strengths is spelled in one way."""
+    if not isinstance(listed, list) or not listed:
+        raise CorruptFile(f"its pieces are {short(listed)}, expected a list of at least one")
+    return tuple(_piece(number, entry) for number, entry in enumerate(listed))
+
+
+def _piece(number: int, entry: Any) -> Piece:
+    what = f"piece {number}"
+    _check_fields(what, entry, {field.name for field in dataclasses.fields(Piece)})
+    name, length, strength = entry["name"], entry["length"], entry["strength"]
+    if not isinstance(name, str):
+        raise CorruptFile(f"{what}: name is {short(name)}, expected text")
+    if not _is_count(length):
+        raise CorruptFile(f"{what}: length is {short(length)}, expected {_COUNT}")
+    if type(strength) is not float or str(strength) == "-0.0":
+        raise CorruptFile(
+            f"{what}: strength is {short(strength)}, expected a fraction, and of zeros 0.0"
+        )
+    try:
+        return Piece(name, length, strength)
+    except PrefixError as error:
+        raise CorruptFile(f"{what}: {error}") from error
 
 
 def _check_tensors(header: Mapping[str, Any], outline: Outline, available: int) -> None:

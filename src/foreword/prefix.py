@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from foreword.arguments import check_fields, expect, shown
+from foreword.arithmetic.mixin import Arithmetic
 from foreword.description import (
     BOS,
     MAX_DEPTH,
@@ -25,6 +26,7 @@ from foreword.description import (
     SOFTMAX,
     WINDOWS,
     Bos,
+    Piece,
     Positions,
     PrefixMeta,
     Site,
@@ -45,6 +47,7 @@ __all__ = [
     "SOFTMAX",
     "WINDOWS",
     "Bos",
+    "Piece",
     "Positions",
     "Prefix",
     "PrefixMeta",
@@ -64,7 +67,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, eq=False)
-class Prefix:
+class Prefix(Arithmetic):
     """Keys and values for the sites of a backbone, all or some. A value: nothing changes it in place.
 
     Attributes:
@@ -73,9 +76,12 @@ class Prefix:
         values: Per site a tensor (H, P, E) of the same dtype.
         meta: See `PrefixMeta`.
         head: What turns hidden states into labels, of the same dtype; None where text is written.
+        start: Where training started: a prefix of the same sites and length, which sums of prefixes need
+            (see `Arithmetic`). It is in no file, no digest and no size; None where it is not known.
 
     Raises:
-        PrefixError: A tensor's shape, dtype or contents do not fit its site.
+        PrefixError: A tensor's shape, dtype or contents do not fit its site, the pieces of its meta do
+            not add up to its length, or its start does not fit it.
 
     Examples:
         >>> site = Site("attn", "decoder", 0, kv_heads=1, key_dim=2, value_dim=2)
@@ -88,6 +94,7 @@ class Prefix:
     values: tuple[Tensor, ...] = field(repr=False)
     meta: PrefixMeta = field(default_factory=PrefixMeta)
     head: Head | None = None
+    start: Prefix | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self._check_parts()
@@ -104,6 +111,8 @@ class Prefix:
         for site, key, value in zip(self.sites, self.keys, self.values, strict=True):
             self._check(f"key of site {site.label}", key, (site.kv_heads, site.key_dim))
             self._check(f"value of site {site.label}", value, (site.kv_heads, site.value_dim))
+        self._check_pieces()
+        self._check_start()
         if self.head is None:
             return
         if self.head.weight.dtype != self.dtype:
@@ -138,6 +147,25 @@ class Prefix:
             raise PrefixError(
                 f"{what}: expected the same dtype everywhere, one of float32, bfloat16, float16; "
                 f"found {tensor.dtype} beside {self.dtype}"
+            )
+
+    def _check_pieces(self) -> None:
+        lengths = [piece.length for piece in self.meta.pieces]
+        if lengths and sum(lengths) != self.length:
+            raise PrefixError(
+                f"the pieces of a prefix of {self.length} virtual tokens must add up to that; found "
+                f"{' + '.join(map(str, lengths))} = {sum(lengths)}"
+            )
+
+    def _check_start(self) -> None:
+        if self.start is None:
+            return
+        wanted = (self.length, [site.geometry for site in self.sites])
+        if (self.start.length, [site.geometry for site in self.start.sites]) != wanted:
+            raise PrefixError(
+                f"the start of a prefix has its sites and its length, {len(self.sites)} and "
+                f"{self.length}; found one of {len(self.start.sites)} and {self.start.length}. Leave it "
+                "out: start=None"
             )
 
     @property
@@ -184,7 +212,7 @@ class Prefix:
         """Everything but the tensors' contents, as JSON values.
 
         Without a head there is no word of one, and of a joint softmax none either, so that digests stay
-        what they were before there were any.
+        what they were before there were any. With pieces all is said, that there is no head as well.
         """
         described: dict[str, Any] = {
             "sites": [dataclasses.asdict(site) for site in self.sites],
@@ -192,7 +220,9 @@ class Prefix:
             "dtype": str(self.dtype).removeprefix("torch."),
             "meta": self.meta.as_json(),
         }
-        if self.head is not None:
+        if self.meta.pieces:
+            described["head"] = None if self.head is None else self.head.describe_all()
+        elif self.head is not None:
             described["head"] = self.head.describe()
             described["meta"]["softmax"] = self.meta.softmax
         return described
@@ -257,6 +287,7 @@ class Prefix:
             sites=tuple(self.sites[index] for index in kept),
             keys=tuple(self.keys[index] for index in kept),
             values=tuple(self.values[index] for index in kept),
+            start=None if self.start is None else self.start.only(labels),
         )
 
     def to(self, dtype: torch.dtype) -> Prefix:

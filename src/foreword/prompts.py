@@ -76,6 +76,30 @@ def chat_ids(
     return encoder.within_recipe(encoder.without_doubled_bos(ids))
 
 
+def under_bos(
+    backbone: Served, ids: Sequence[int], made_for: Described | None, prefix: Described | None
+) -> list[int]:
+    """A prompt made for one prefix, as another (or the frozen model) is given it: they differ in BOS.
+
+    Args:
+        backbone: The backbone.
+        ids: The prompt.
+        made_for: The prefix whose prompt it is; None for the frozen model.
+        prefix: The one that it is to be for.
+    """
+    was, becomes = (backbone.bos if one is None else one.meta.bos for one in (made_for, prefix))
+    start = getattr(backbone.tokenizer, "bos_token_id", None)
+    given = list(ids)
+    if start is None or backbone.kind != "decoder" or "input" not in (was, becomes):
+        return given
+    if was == becomes:
+        return given
+    begins = given[:1] == [start]
+    if becomes == "input":
+        return given if begins else [start, *given]
+    return given[1:] if begins and len(given) > 1 else given
+
+
 def refuse_head(prefix: Described) -> None:
     """Check that a prefix is one that writes text.
 

@@ -19,7 +19,8 @@ from foreword.outline import SUFFIX, Outline, outline_of
 if TYPE_CHECKING:
     from foreword.prefix import Prefix
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+"""What a prefix can be called."""
 
 SHOWN = 10
 """Names that an error shows at most."""
@@ -56,7 +57,7 @@ class PrefixStore:
         Raises:
             StoreError: The name could lead out of the folder, or is not a plain word.
         """
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
+        if not isinstance(name, str) or not NAME.fullmatch(name):
             raise StoreError(
                 f"{name!r} is not a name for a prefix; expected 1 to 128 letters, digits, '.', '_' "
                 "and '-', starting with a letter or digit"
@@ -79,7 +80,7 @@ class PrefixStore:
         except (OSError, ValueError) as error:
             raise StoreError(f"cannot read the folder {self.folder}: {reason(error)}") from error
         stems = {f.stem for f in files if f.suffix == SUFFIX and os.path.isfile(f)}
-        yield from sorted(filter(_NAME.fullmatch, stems))
+        yield from sorted(filter(NAME.fullmatch, stems))
 
     def stamp(self, name: str) -> Stamp:
         """What tells the file of the prefix called `name` from one that replaces it.

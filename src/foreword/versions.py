@@ -21,6 +21,8 @@ class Version(NamedTuple):
         says_inputs: Whether it says what a head's inputs are, and is for those alone that need it said.
         later: Whether the heads are those of `LATER` tasks; of those that give numbers it says on which
             scale.
+        says_pieces: Whether it says which pieces they have, and is for those alone that have some. It
+            then is for those with any head and for those with none, and says that there is none.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Version(NamedTuple):
     has_head: bool
     says_inputs: bool = False
     later: bool = False
+    says_pieces: bool = False
 
 
 TABLE = (
@@ -37,11 +40,12 @@ TABLE = (
     Version("3", SOFTMAX, says_softmax=True, has_head=True),
     Version("4", SOFTMAX, says_softmax=True, has_head=True, says_inputs=True),
     Version("5", SOFTMAX, says_softmax=True, has_head=True, says_inputs=True, later=True),
+    Version("6", SOFTMAX, True, True, says_inputs=True, later=True, says_pieces=True),
 )
 """Versions that are read; a prefix is written as the first that can say it."""
 VERSIONS = tuple(version.name for version in TABLE)
 
-_NEWER = re.compile(r"[6-9]|[1-9][0-9]{1,5}")
+_NEWER = re.compile(r"[7-9]|[1-9][0-9]{1,5}")
 
 
 def known(name: Any) -> Version:

@@ -17,6 +17,7 @@ stack-*, site-*       paths, control characters and wrong types in the descripti
 length-*, sites-*     negative, fractional, huge; no sites, one site twice
 meta-*, policy-*      unknown, missing or ill-typed meta fields; policies that do not exist
 head-*                a head's task, labels, pooling, width and tensors; heads in older versions
+pieces-*              the pieces of a prefix and their combination (see tests/attacks/pieces.py)
 ====================  ==========================================================================
 """
 
@@ -476,7 +477,10 @@ def heads() -> dict[str, bytes]:
 
 def attacks() -> dict[str, bytes]:
     """Every hostile file's bytes by name, without the suffix."""
-    return {**whole_files(), **headers(), **metadata(), **tensor_files(), **fields(), **heads()}
+    own = {**whole_files(), **headers(), **metadata(), **tensor_files(), **fields(), **heads()}
+    from tests.attacks.pieces import pieces  # which builds on this module
+
+    return {**own, **pieces()}
 
 
 def main() -> None:

@@ -49,6 +49,19 @@ def test_the_picture_and_its_figures(
     assert printed["tokens"] == pytest.approx(found.tokens)
 
 
+def test_pieces_are_named_with_their_strengths(
+    prefix: foreword.Prefix, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", "food"]) == 0
+    assert "\npieces" not in capfd.readouterr().out
+    both = foreword.concat(prefix[:4], prefix[4:].strength(0.5), names=["role", ""])
+    PrefixStore().save("both", both)
+    assert main(["inspect", "both"]) == 0
+    said = " ".join(capfd.readouterr().out.split())
+    rest = prefix.length - 4
+    assert f"pieces role (4 x 1), no name ({rest} x 0.5): all in front of the text, each at" in said
+
+
 def test_options_of_the_picture_need_it(
     prefix: foreword.Prefix, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,19 +1,34 @@
 """Llama's attention under a prefix, written out from docs/format.md in plain matrix products.
 
+Under strengths it is the mean over every choice of the prefix's pieces, each there with its strength as
+the probability (which may be above 1, or below 0).
+
 Shapes: B batch, H key/value heads, T tokens, P prefix length, D head dimension. Query heads are
 grouped: each key/value head serves several.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 
 import torch
 from torch import Tensor, nn
 from transformers.models.llama import modeling_llama
 
 from foreword.prefix import Prefix
+
+
+def _choices(prefix: Prefix) -> Iterator[tuple[float, Tensor]]:
+    """Every choice of a prefix's pieces: its weight, and which virtual tokens are there."""
+    pieces = prefix.meta.pieces
+    for choice in itertools.product([True, False], repeat=len(pieces)):
+        pairs = list(zip(choice, pieces, strict=True))
+        weight = prod(piece.strength if there else 1 - piece.strength for there, piece in pairs)
+        columns = [there for there, piece in pairs for _ in range(piece.length)]
+        yield weight, torch.tensor(columns or [True] * prefix.length)
 
 
 @contextmanager
@@ -39,11 +54,16 @@ def by_hand(prefix: Prefix) -> Iterator[None]:
             return out.transpose(1, 2), None
         prefix_key, prefix_value = map(per_query_head, at[module.layer_idx])
         to_prefix = (query @ prefix_key.mT) * dim**-0.5
-        if own:
-            out = scores.softmax(-1) @ value + to_prefix.softmax(-1) @ prefix_value
-        else:
-            weights = torch.cat([to_prefix, scores], -1).softmax(-1)
-            out = weights @ torch.cat([prefix_value, value], 2)
+
+        def over(there_P: Tensor) -> Tensor:
+            seen, seen_value = to_prefix[..., there_P], prefix_value[..., there_P, :]
+            if own:
+                return scores.softmax(-1) @ value + seen.softmax(-1) @ seen_value
+            weights = torch.cat([seen, scores], -1).softmax(-1)
+            return weights @ torch.cat([seen_value, value], 2)
+
+        out = sum(weight * over(there_P) for weight, there_P in _choices(prefix))
+        assert isinstance(out, Tensor)
         return out.transpose(1, 2), None
 
     class Registry:

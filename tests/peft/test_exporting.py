@@ -209,6 +209,17 @@ def test_a_softmax_of_its_own() -> None:
         check_softmax(PrefixMeta(softmax="own"))
 
 
+def test_pieces_at_strengths_of_their_own(tmp_path: Path) -> None:
+    backbone = backbone_of("llama")
+    whole = noise(backbone)
+    for prefix in (whole.strength(0.5), foreword.concat(whole, whole, combination="logits")):
+        refused(prefix, backbone, tmp_path, r"has pieces at strengths of their own.*prefix\.split")
+    both = foreword.concat(whole, whole)
+    foreword.export_peft(both, backbone, tmp_path / "both")
+    again = foreword.import_peft(tmp_path / "both", backbone)
+    assert again.length == both.length
+
+
 def test_some_layers_only(tmp_path: Path) -> None:
     backbone = backbone_of("llama")
     whole = noise(backbone)

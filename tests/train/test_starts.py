@@ -175,6 +175,19 @@ def test_a_prefix_is_not_cut_or_read_in_another_way(
         start(tiny, changed(init="first", **fields), store=store)
 
 
+def test_a_prefix_at_a_strength_is_no_start(tiny: foreword.Backbone, store: PrefixStore) -> None:
+    whole = tiny.capture([5, 6, 7, 8, 9, 10])
+    store.save("half", whole.strength(0.5))
+    store.save("mixture", foreword.concat(whole[:3], whole[3:], combination="logits"))
+    for name in ("half", "mixture"):
+        with pytest.raises(TrainingError, match=f"'{name}', has pieces at strengths of their own"):
+            start(tiny, changed(init=name), store=store)
+    store.save("pieces", foreword.concat(whole[:3], whole[3:]))
+    begun = start(tiny, changed(init="pieces"), store=store)
+    assert equal(begun, whole)
+    assert begun.meta.pieces == ()
+
+
 def test_a_prefix_that_is_not_there_or_does_not_fit_is_refused(
     tiny: foreword.Backbone, store: PrefixStore, tmp_path: Path
 ) -> None:

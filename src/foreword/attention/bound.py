@@ -5,6 +5,7 @@ Shapes: R rows, H key/value heads, P length of the longest row, D key or value d
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from foreword.errors import MismatchError, RowsError
+from foreword.attention.strength import MOST
+from foreword.errors import MismatchError, RowsError, UnsupportedModel
 from foreword.prefix import SOFTMAX, Prefix, Site, Softmax
 
 _live = itertools.count()
@@ -31,6 +33,7 @@ class SiteTensors:
         window: The window in tokens that drops virtual tokens here, or None where none does.
         windowed_R: Whether it drops the row's prefix.
         kept_P: Which virtual tokens this pass sees (prefix dropout); None: all of them.
+        bias_RP: Added to the scores of virtual tokens, float32; minus infinity hides one. None: 0.
     """
 
     key_RHPD: Tensor
@@ -39,12 +42,13 @@ class SiteTensors:
     window: int | None = None
     windowed_R: tuple[bool, ...] = (False,)
     kept_P: tuple[bool, ...] | None = None
+    bias_RP: Tensor | None = None
     _cast: dict[object, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def is_seen_by_all(self) -> bool:
-        """Whether every query of a row sees the row's whole prefix."""
-        return self.window is None and self.kept_P is None
+        """Whether every query of a row sees the row's whole prefix, as it is."""
+        return self.window is None and self.kept_P is None and self.bias_RP is None
 
     def like(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys (R, H, P, D) and values (R, H, P, E) on the call's device, in its dtype, contiguous.
@@ -86,6 +90,23 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Dial:
+    """A strength of each row, of some of its virtual tokens (see `strength`).
+
+    Attributes:
+        value_R: The strengths, float32: one per row of prefixes, or where these are chosen, per row of
+            the batch; 1 for a row that has none.
+        columns_R: First and end of the virtual tokens, among those of the row's prefix.
+        copied_R: Whether these are the first of the call's own keys, a copy of the prefix that the row
+            has in its cache, and not in front of them.
+    """
+
+    value_R: Tensor
+    columns_R: tuple[tuple[int, int], ...]
+    copied_R: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
 class Bound:
     """What one forward pass attends to: one prefix for all rows, or one (or none) per row.
 
@@ -96,6 +117,7 @@ class Bound:
         identity: Digest of the prefixes, or a name for one still in training. Caches carry it.
         row_of_B: Which of the R rows of prefixes serves each row of the batch; None: as many rows of
             the batch as of prefixes, or a multiple, in order.
+        dials: Strengths of the rows' virtual tokens; what none is of is wholly there.
     """
 
     parts: tuple[Part, ...]
@@ -103,6 +125,7 @@ class Bound:
     offset_R: tuple[int, ...]
     identity: str
     row_of_B: tuple[int, ...] | None = None
+    dials: tuple[Dial, ...] = ()
 
     def joint(self, name: str) -> SiteTensors | None:
         """What shares the text's softmax at the named module."""
@@ -167,6 +190,11 @@ def bind(
     """
     if identity is None:
         identity = f"live-{next(_live)}" if live else prefix.digest
+    present, strengths = audible(prefix)
+    if present is None:
+        return Bound((), None, (0,), identity)
+    offset = _offset(prefix)
+    prefix = present
     windowed = _windowed(prefix)
     tensors = {
         site.name: SiteTensors(
@@ -182,8 +210,9 @@ def bind(
     return Bound(
         parts=(Part(prefix.meta.softmax, tensors),),
         rows=None,
-        offset_R=(_offset(prefix),),
+        offset_R=(offset,),
         identity=identity,
+        dials=dials([strengths]),
     )
 
 
@@ -197,18 +226,103 @@ def bind_rows(prefixes: Sequence[Prefix | None], sites: Sequence[Site]) -> Bound
     if all(prefix is None for prefix in prefixes):
         raise RowsError("expected a prefix for at least one row; every row has None")
     digests = ",".join("" if p is None else p.digest for p in prefixes)
-    parts = (Part(softmax, _rows_at(prefixes, sites, softmax)) for softmax in SOFTMAX)
+    found = [(None, ()) if p is None else audible(p) for p in prefixes]
+    present = [one for one, _ in found]
+    parts = (Part(softmax, _rows_at(present, sites, softmax)) for softmax in SOFTMAX)
+    whole = zip(prefixes, present, strict=True)
     return Bound(
         parts=tuple(part for part in parts if part.sites),
         rows=len(prefixes),
-        offset_R=tuple(0 if p is None else _offset(p) for p in prefixes),
+        offset_R=tuple(0 if p is None or one is None else _offset(p) for p, one in whole),
         identity=hashlib.sha256(digests.encode()).hexdigest(),
+        dials=dials([strengths for _, strengths in found]),
     )
 
 
 def bound_to(prefix: Prefix | Sequence[Prefix | None], sites: Sequence[Site]) -> Bound:
     """One prefix for all rows, or one (or None) per row."""
     return bind(prefix, sites) if isinstance(prefix, Prefix) else bind_rows(prefix, sites)
+
+
+Columns = tuple[int, int, float]
+"""First and end of some virtual tokens, and their strength."""
+
+_WHOLE: Columns = (0, 0, 1.0)
+"""Of a row that has no strength of its own."""
+
+
+def audible(prefix: Prefix) -> tuple[Prefix | None, tuple[Columns, ...]]:
+    """A prefix without its pieces of strength 0, if any is left; and the strengths that are not 1.
+
+    Raises:
+        UnsupportedModel: Its pieces do not stand in front of one text together, or too many of them
+            have strengths of their own.
+    """
+    if prefix.meta.combination != "attention":
+        raise UnsupportedModel(_APART[prefix.meta.combination])
+    pieces = [piece for piece in prefix.meta.pieces if piece.strength]
+    if not prefix.meta.pieces:
+        return prefix, ()
+    strengths, end = [], 0
+    for piece in pieces:
+        start, end = end, end + piece.length
+        if piece.strength != 1.0:
+            strengths.append((start, end, piece.strength))
+    if len(strengths) > MOST:
+        raise UnsupportedModel(
+            f"the prefix has {len(strengths)} pieces at strengths other than 0 and 1; attention is "
+            f"computed for at most {MOST}, because each doubles its work. Give more of them strength 1"
+        )
+    return _heard(prefix), tuple(strengths)
+
+
+def _heard(prefix: Prefix) -> Prefix | None:
+    """A prefix without the virtual tokens of its pieces of strength 0, or None if that is all."""
+    pieces = prefix.meta.pieces
+    if all(piece.strength for piece in pieces):
+        return prefix
+    heard = [bool(piece.strength) for piece in pieces for _ in range(piece.length)]
+    if not any(heard):
+        return None
+    kept_P = torch.tensor(heard)
+    return dataclasses.replace(
+        prefix,
+        keys=tuple(key[:, kept_P] for key in prefix.keys),
+        values=tuple(value[:, kept_P] for value in prefix.values),
+        meta=dataclasses.replace(
+            prefix.meta, pieces=tuple(piece for piece in pieces if piece.strength)
+        ),
+    )
+
+
+_APART = {
+    "logits": (
+        "the prefix is a mixture in logits: each of its pieces is a prefix for a row of its own, so it "
+        "cannot be attached. Generate, evaluate or serve with it, or attach one of prefix.split()"
+    ),
+    "control": (
+        "the prefix has pieces for values of attributes, of which a request has some: choose them "
+        "first, with prefix.select(...)"
+    ),
+}
+"""Why a combination of pieces cannot be in front of one text."""
+
+
+def dials(
+    strengths_R: Sequence[Sequence[Columns]], copied_R: Sequence[bool] | None = None
+) -> tuple[Dial, ...]:
+    """The strengths of rows, as many as the row with most has.
+
+    Args:
+        strengths_R: Per row the strengths that are not 1, and of which virtual tokens.
+        copied_R: Whether these are in the row's own keys; by default of none.
+    """
+    copied = tuple(copied_R or [False] * len(strengths_R))
+    found = []
+    for row in itertools.zip_longest(*strengths_R, fillvalue=_WHOLE):
+        value_R = torch.tensor([value for _, _, value in row], dtype=torch.float32)
+        found.append(Dial(value_R, tuple((first, end) for first, end, _ in row), copied))
+    return tuple(found)
 
 
 def _rows_at(

@@ -19,7 +19,7 @@ softmax of its own Zhang et al., "LLaMA-Adapter", 2023 (arXiv 2303.16199), secti
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,13 +30,14 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from foreword.attention import merge
+from foreword.attention import kernels, merge
 from foreword.attention.bound import SiteTensors
 from foreword.attention.frame import AttentionCall, Frame
 from foreword.attention.kernels import grouped_attention, pays
 from foreword.attention.masks import as_additive, note_window
 from foreword.attention.merge import cascade_attention, merge_pays, shared_attention
 from foreword.attention.running import frame_of, is_nowhere
+from foreword.attention.strength import Absent, Strength, absent_columns, blended_outputs
 from foreword.errors import UnsupportedModel
 
 IMPLEMENTATIONS = {"sdpa": "foreword_sdpa", "eager": "foreword_eager"}
@@ -88,6 +89,7 @@ class _Call:
         value: (B, H, K, E).
         mask: Boolean (True: seen) or additive, (B or 1, H * G or 1, Q, K), or None.
         kwargs: The other keyword arguments.
+        strengths: Of some of the keys.
     """
 
     frame: Frame
@@ -98,6 +100,7 @@ class _Call:
     value: Tensor
     mask: Tensor | None
     kwargs: Mapping[str, Any]
+    strengths: Sequence[Strength] = ()
 
     def with_keys(self, key: Tensor, value: Tensor, mask: Tensor | None) -> _Call:
         """The same queries over other keys and values."""
@@ -142,14 +145,26 @@ class _Call:
         """
         masked = self.mask is not None or self.query.shape[2] == 1
         ours = masked and self._is_sdpa and self.frame.observer is None
-        if ours and pays(self.query, self.key):
+        few = bool(self.strengths) and self.query.shape[2] <= kernels.FEW
+        if ours and (few or pays(self.query, self.key)):
+            tensors = self.query, self.key, self.value, self._biased_mask
             scaling = self.kwargs.get("scaling")
-            mask = self._biased_mask
-            return grouped_attention(self.query, self.key, self.value, mask, scaling), None
+            return grouped_attention(*tensors, scaling, self.strengths), None
+        if self.strengths:
+            return self._blended()
         result: tuple[Tensor, Tensor | None] = self.kernel(
             self.module, self.query, self.key, self.value, self.mask, **self.kwargs
         )
         return result
+
+    def _blended(self) -> tuple[Tensor, Tensor | None]:
+        """Output and weights under the strengths, of a kernel that knows of none."""
+
+        def run(absent: Absent) -> tuple[Tensor, Tensor | None]:
+            mask = self.frame.without(self.mask, self.query, self.strengths, absent)
+            return replace(self, mask=mask, strengths=()).run()
+
+        return blended_outputs(self.strengths, run)
 
 
 def _attend(
@@ -222,6 +237,8 @@ def _with_prefix(call: _Call, name: str, base: str) -> tuple[Tensor, Tensor | No
         _refuse_what_cannot_be_apart(module, kwargs)
     additive = base == "eager" if mask is None else mask.dtype != torch.bool
     apart = [_apart(call, each, additive) for each in own]
+    strengths = frame.strengths(site, call.key.shape[2], call.query.device)
+    call = replace(call, strengths=strengths) if strengths else call
     if site is not None:
         _refuse_what_cannot_be_widened(module, mask, call.query.shape[2], kwargs)
         result = _joint(_with_bias(call, name, site), site)
@@ -239,6 +256,7 @@ def _joint(call: _Call, site: SiteTensors) -> tuple[Tensor, Tensor | None]:
     if (
         call.is_plain_sdpa
         and site.is_seen_by_all
+        and (not call.strengths or query.shape[2] <= merge.FEW)
         and merge_pays(query, key, value, site.key_RHPD, site.value_RHPE, chosen=chosen)
     ):
         prefix = site.like(key, value)
@@ -248,10 +266,13 @@ def _joint(call: _Call, site: SiteTensors) -> tuple[Tensor, Tensor | None]:
             return cascade_attention(query, key, value, mask, *prefix, scaling, filled), None
         groups = frame.groups(site, query.device)
         both = frame.joint_mask(mask, site, query.shape[2], key)
-        return shared_attention(query, key, value, both, *prefix, groups, scaling), None
-    key, value = frame.with_prefix(site, key, value)
+        out = shared_attention(query, key, value, both, *prefix, groups, scaling, call.strengths)
+        return out, None
     if mask is not None:
-        mask = frame.widened(mask, site)
+        mask = frame.widened(mask, site, query.dtype)
+    elif not site.is_seen_by_all:
+        mask = frame.joint_mask(None, site, query.shape[2], key)
+    key, value = frame.with_prefix(site, key, value)
     return call.with_keys(key, value, mask).run()
 
 
@@ -267,12 +288,29 @@ def _with_bias(call: _Call, name: str, site: SiteTensors) -> _Call:
 def _apart(call: _Call, site: SiteTensors, additive: bool) -> tuple[Tensor, Tensor | None]:
     """What the prefix gives under a softmax of its own; exactly zero where a query sees none of it."""
     frame, query = call.frame, call.query
+    own = replace(call.with_keys(*frame.alone(site, call.key, call.value), None), strengths=())
+    strengths = frame.strengths(site, 0, query.device)
     seen_B1QP = frame.columns(site, query.shape[2], query.device)
+
+    def run(absent: Absent) -> tuple[Tensor, Tensor | None]:
+        hidden = absent_columns(strengths, absent)
+        return _over_seen(own, site, seen_B1QP if hidden is None else seen_B1QP & ~hidden, additive)
+
+    return blended_outputs(strengths, run) if strengths else run(())
+
+
+def _over_seen(
+    call: _Call, site: SiteTensors, seen_B1QP: Tensor, additive: bool
+) -> tuple[Tensor, Tensor | None]:
+    """A softmax over those of a prefix's virtual tokens that are seen; zero where none is."""
+    frame, query = call.frame, call.query
     some_B1Q1 = seen_B1QP.any(dim=-1, keepdim=True)
     # A softmax over nothing is not a number: where nothing is seen, all is, and then taken out.
     shown_B1QP = (seen_B1QP | ~some_B1Q1).expand(query.shape[0], 1, query.shape[2], -1)
     mask = as_additive(shown_B1QP, query.dtype) if additive else shown_B1QP
-    out, weights = call.with_keys(*frame.alone(site, call.key, call.value), mask).run()
+    if site.bias_RP is not None:
+        mask = frame.with_bias(shown_B1QP, site, query.dtype)
+    out, weights = replace(call, mask=mask).run()
     out = torch.where(some_B1Q1.transpose(1, 2), out, torch.zeros_like(out))
     return out, None if weights is None else weights * some_B1Q1
 

@@ -13,16 +13,19 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from foreword.attention.bound import Bound, SiteTensors
+from foreword.attention.bound import Bound, Dial, SiteTensors
 from foreword.attention.masks import (
     MaskWindows,
     as_additive,
+    biased,
     filled_columns,
     join_columns,
     virtual_places,
     within_window,
+    without_columns,
 )
 from foreword.attention.merge import Groups
+from foreword.attention.strength import Absent, Strength, absent_columns
 from foreword.errors import UnsupportedModel
 
 T = TypeVar("T")
@@ -90,13 +93,87 @@ class Frame:
         made: T = known[1]
         return made
 
-    def widened(self, mask: Tensor, site: SiteTensors) -> Tensor:
-        """The mask (B or 1, any, Q, K) with P columns for the prefix in front, made once a frame."""
+    def widened(
+        self, mask: Tensor, site: SiteTensors, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """The mask (B or 1, any, Q, K) with P columns for the prefix in front, made once a frame.
+
+        Where the site has a bias, a boolean mask becomes one of `dtype` that is added to the scores.
+        """
 
         def make() -> Tensor:
-            return join_columns(self.columns(site, mask.shape[2], mask.device), mask)
+            added = dtype if mask.dtype == torch.bool else mask.dtype
+            return join_columns(self.scored(site, mask.shape[2], mask.device, added), mask)
 
-        return self.once(mask, ("widened", site.window, site.length_R), make)
+        return self.once(mask, ("widened", site.window, site.length_R, site.bias_RP, dtype), make)
+
+    def scored(
+        self, site: SiteTensors, queries: int, device: torch.device, dtype: torch.dtype
+    ) -> Tensor:
+        """`columns`, or where the site has a bias, what is added to their scores, (B, 1, any, P)."""
+        seen = self.columns(site, queries, device)
+        return seen if site.bias_RP is None else self.with_bias(seen, site, dtype)
+
+    def with_bias(self, seen: Tensor, site: SiteTensors, dtype: torch.dtype) -> Tensor:
+        """What is added to the scores of columns (B or 1, 1, any, P) of which some are seen."""
+        assert site.bias_RP is not None
+        return biased(seen, self._per_row(site.bias_RP.to(seen.device))[:, None, None], dtype)
+
+    def strengths(
+        self, site: SiteTensors | None, keys: int, device: torch.device
+    ) -> list[Strength]:
+        """The strengths of what a call attends to.
+
+        Args:
+            site: What stands in front of the call's own keys.
+            keys: Number of those.
+            device: Where to make them.
+        """
+        dials = () if self.bound is None else self.bound.dials
+        width = 0 if site is None else site.key_RHPD.shape[2]
+        if not dials or not (width or any(any(dial.copied_R) for dial in dials)):
+            return []
+
+        def make() -> list[Strength]:
+            return [self._strength(dial, width, keys, device) for dial in dials]
+
+        return self.once(None, ("strengths", width, keys, device), make)
+
+    def _strength(self, dial: Dial, width: int, keys: int, device: torch.device) -> Strength:
+        """A dial's strengths and columns, of those of a prefix and the call's own."""
+        column_J = torch.arange(width + keys, device=device)
+        first_R, end_R = torch.tensor(dial.columns_R, device=device).T[..., None]
+        copied_R = torch.tensor(dial.copied_R, device=device)[:, None]
+        inside_RJ = (column_J >= first_R) & (column_J < end_R) & (column_J < width)
+        behind_RJ = (column_J >= first_R + width) & (column_J < end_R + width)
+        columns_RJ = torch.where(copied_R, behind_RJ, inside_RJ)
+        found = dial.value_R.to(device), columns_RJ
+        if not self.rows_are_chosen:
+            found = self._per_row(found[0]), self._per_row(found[1])
+        return Strength(found[0][:, None, None, None], found[1][:, None, None])
+
+    def without(
+        self, mask: Tensor | None, like: Tensor, strengths: Sequence[Strength], absent: Absent
+    ) -> Tensor | None:
+        """A mask (B or 1, any, Q, J) without the virtual tokens of some strengths, made once a frame.
+
+        Args:
+            mask: The mask, or None where all is seen.
+            like: Queries (B, any, Q, any), for their number.
+            strengths: What a call's strengths are.
+            absent: Whose virtual tokens are away.
+        """
+        hidden = absent_columns(strengths, absent)
+        if hidden is None:
+            return mask
+
+        def make() -> Tensor:
+            if mask is not None:
+                return without_columns(mask, hidden)
+            return (~hidden).expand(-1, -1, like.shape[2], -1)
+
+        tag = ("without", absent, hidden.shape[-1], like.shape[2])
+        return self.once(mask, tag, make)
 
     def widened_bias(self, name: str, bias: Tensor, site: SiteTensors, queries: int) -> Tensor:
         """A learned bias (B or 1, H, Q, K) with the prefix's columns in front, made once a frame.
@@ -143,11 +220,11 @@ class Frame:
 
         def make() -> Tensor:
             if mask is None:
-                seen = self.columns(site, queries, like.device)
-                own = seen.new_ones(seen.shape[0], 1, queries, like.shape[2])
+                seen = self.scored(site, queries, like.device, like.dtype)
+                own = seen.new_ones((seen.shape[0], 1, queries, like.shape[2]), dtype=torch.bool)
                 both = join_columns(seen, own)
             else:
-                both = self.widened(mask, site)
+                both = self.widened(mask, site, like.dtype)
             if both.dtype == torch.bool:
                 return as_additive(both, like.dtype)
             return both.to(like.dtype).clamp(min=torch.finfo(like.dtype).min)

@@ -10,8 +10,12 @@ E value dimension.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from foreword.attention.strength import Strength, blended_softmax
 
 LONGEST = 512
 """Keys up to which the plain kernel trains faster; beyond, its scores cost too much memory."""
@@ -43,7 +47,12 @@ def softmax(scores: Tensor) -> Tensor:
 
 
 def grouped_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    strengths: Sequence[Strength] = (),
 ) -> Tensor:
     """Scaled dot-product attention (Vaswani et al., 2017, equation 1), heads grouped.
 
@@ -53,6 +62,7 @@ def grouped_attention(
         value: (B, H, K, E).
         mask: Boolean (True: seen) or additive, (B or 1, H * G or 1, Q, K), or None.
         scaling: Factor of the scores; D**-0.5 by default.
+        strengths: Of some of the keys.
 
     Returns:
         (B, Q, H * G, E), as attention functions of transformers return it. The softmax is computed in
@@ -68,7 +78,8 @@ def grouped_attention(
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     elif mask is not None:
         scores = scores + mask
-    weights = softmax(scores).to(value.dtype)
+    made = blended_softmax(scores, strengths) if strengths else softmax(scores)
+    weights = made.to(value.dtype)
     weights_BHgK = weights.view(batch, kv_heads, groups * queries, keys)
     out = (weights_BHgK @ value).view(batch, heads, queries, value.shape[-1])
     return out.transpose(1, 2).contiguous()

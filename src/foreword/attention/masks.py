@@ -67,16 +67,31 @@ def within_window(position_BQ: Tensor, place_BP: Tensor, window: int) -> Tensor:
 
 
 def join_columns(columns: Tensor, mask: Tensor) -> Tensor:
-    """Put boolean columns (R, 1, Q or 1, P) in front of a mask (B or 1, heads or 1, Q, K).
+    """Put columns (R, 1, Q or 1, P) in front of a mask (B or 1, heads or 1, Q, K).
 
-    The mask is boolean (True: seen) or additive (0: seen); its dtype is kept.
+    Both are boolean (True: seen) or additive (0: seen); so is what they make, additive if one is.
     """
-    if mask.dtype != torch.bool:
+    if mask.dtype != torch.bool and columns.dtype == torch.bool:
         columns = as_additive(columns, mask.dtype)
+    if columns.dtype != torch.bool and mask.dtype == torch.bool:
+        mask = as_additive(mask, columns.dtype)
     batch = max(columns.shape[0], mask.shape[0])
     heads, queries = mask.shape[1], mask.shape[2]
     columns = columns.expand(batch, heads, queries, -1)
     return torch.cat([columns, mask.expand(batch, -1, -1, -1)], dim=-1)
+
+
+def without_columns(mask: Tensor, hidden: Tensor) -> Tensor:
+    """A mask, boolean or additive, (B or 1, heads or 1, Q, J), without columns (B, 1, 1, J)."""
+    if mask.dtype == torch.bool:
+        return mask & ~hidden
+    return mask.masked_fill(hidden, torch.finfo(mask.dtype).min)
+
+
+def biased(seen: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """Columns (B, 1, Q or 1, P) of which some are seen, with a bias (B, 1, 1, P); additive, finite."""
+    least = torch.finfo(dtype).min
+    return (as_additive(seen, dtype) + bias.to(dtype).clamp(min=least)).clamp(min=least)
 
 
 def as_additive(seen: Tensor, dtype: torch.dtype) -> Tensor:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from foreword.attention.kernels import softmax
+from foreword.attention.strength import Strength, blended_softmax
 from foreword.fallbacks import note_fallback
 
 COPIED = 640
@@ -146,6 +147,7 @@ def shared_attention(
     prefix_value: Tensor,
     groups: Groups,
     scaling: float | None = None,
+    strengths: Sequence[Strength] = (),
 ) -> Tensor:
     """What `cascade_attention` computes, for few queries: one softmax over the scores of both parts.
 
@@ -162,6 +164,7 @@ def shared_attention(
         prefix_value: (R, H, P, E).
         groups: Which rows each prefix serves.
         scaling: Factor of the scores; D**-0.5 by default.
+        strengths: Of some of both parts' columns.
 
     Returns:
         (B, Q, H * G, E), as attention functions of transformers return it. The sums of the softmax
@@ -175,10 +178,11 @@ def shared_attention(
     far = torch.bmm(groups.gathered(query_NgD), prefix_key.flatten(0, 1).transpose(1, 2))
     near = query_NgD.view(batch, kv_heads, each, dim) @ key.transpose(-1, -2)
     scores = torch.cat([groups.scattered(far, each), near.flatten(0, 1)], dim=-1)
-    if mask is not None:
+    if mask is not None or strengths:
         split = scores.view(batch, heads, queries, -1)
-        scores = (split + mask).view(scores.shape)
-    weights = softmax(scores).to(value.dtype)
+        split = split if mask is None else split + mask
+        scores = (blended_softmax(split, strengths) if strengths else split).view(scores.shape)
+    weights = (scores if strengths else softmax(scores)).to(value.dtype)
     own = weights[..., length:].view(batch, kv_heads, each, -1)
     shared = torch.bmm(groups.gathered(weights[..., :length]), prefix_value.flatten(0, 1))
     out = groups.scattered(shared, each).view(batch, kv_heads, each, -1).add_(own @ value)

@@ -2,6 +2,7 @@
 
 from foreword.backbone.attach import attach, detach
 from foreword.backbone.backbone import Backbone
+from foreword.backbone.cascade import cascade
 from foreword.backbone.fit import OtherWeights
 from foreword.backbone.load import UnverifiedFamily, describe_dtype, load, verified_families
 
@@ -10,6 +11,7 @@ __all__ = [
     "OtherWeights",
     "UnverifiedFamily",
     "attach",
+    "cascade",
     "describe_dtype",
     "detach",
     "load",

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from foreword.attention.bound import bound_to
 from foreword.backbone.backbone import Backbone
-from foreword.backbone.fit import check_geometry, check_range, check_weights
+from foreword.backbone.fit import check_geometry, check_range, check_weights, refuse_mixture
 from foreword.backbone.measured import attaching, detaching, measure
 from foreword.backbone.probe import family_of
 from foreword.prefix import Prefix, prefixes_of
@@ -51,6 +51,7 @@ def attach(
     with attaching(given) as attachment:
         for one in every:
             if one is not None:
+                refuse_mixture(one)
                 check_fit(model, one, strict=strict)
         bound = bound_to(prefix, measure(attachment.model).sites)
         attachment.hold(bound)

@@ -16,7 +16,7 @@ from foreword.attention.attachment import Attachment
 from foreword.attention.bound import bound_to
 from foreword.attention.signature import parameters_of
 from foreword.backbone.context import context_of, looked_up
-from foreword.backbone.fit import check_geometry, check_range, check_weights
+from foreword.backbone.fit import check_geometry, check_range, check_weights, refuse_mixture
 from foreword.backbone.kinds import KindName, with_article
 from foreword.backbone.measured import attached, measure
 from foreword.backbone.probe import evaluating, family_of
@@ -330,16 +330,37 @@ class Backbone:
             )
         if prefix.meta.positions == positions:
             return prefix
-        check_geometry(prefix, self.sites, self.name or self.family)
-        every = zip(self.sites, self._rotations(prefix.length), strict=True)
-        rotations = {site.label: rotation for site, rotation in every}
-        times = 1 if positions == "offset" else -1
-        pairs = zip(prefix.sites, prefix.keys, strict=True)
-        keys = tuple(rotations[site.label].turned(key, times) for site, key in pairs)
+        shifted = self.shifted(prefix, prefix.length if positions == "offset" else -prefix.length)
         meta = dataclasses.replace(
             prefix.meta, positions=positions, parents=(*prefix.meta.parents, prefix.digest)
         )
-        return dataclasses.replace(prefix, keys=keys, meta=meta)
+        return dataclasses.replace(shifted, meta=meta)
+
+    def shifted(self, prefix: Prefix, by: int) -> Prefix:
+        """The same prefix with the keys that it would have `by` positions later; see `moved`.
+
+        Its start moves along. Where tokens have the same keys at every place, as under ALiBi, nothing
+        changes.
+
+        Raises:
+            MismatchError: The prefix does not fit this backbone.
+            UnsupportedModel: No rotation does it.
+        """
+        check_geometry(prefix, self.sites, self.name or self.family)
+        if not by:
+            return prefix
+        every = zip(self.sites, self._rotations(abs(by)), strict=True)
+        rotations = {site.label: rotation for site, rotation in every}
+        times = 1 if by > 0 else -1
+
+        def turned(one: Prefix) -> tuple[Tensor, ...]:
+            pairs = zip(one.sites, one.keys, strict=True)
+            return tuple(rotations[site.label].turned(key, times) for site, key in pairs)
+
+        start = prefix.start
+        if start is not None:
+            start = dataclasses.replace(start, keys=turned(start))
+        return dataclasses.replace(prefix, keys=turned(prefix), start=start)
 
     def _rotations(self, shift: int) -> tuple[Rotation, ...]:
         """What a shift of positions does to the keys of each site, measured once per shift."""
@@ -379,6 +400,7 @@ class Backbone:
             if prefix is not None:
                 for one in prefixes_of(prefix):
                     if one is not None:
+                        refuse_mixture(one)
                         check_geometry(one, self.sites, self.name or self.family)
                         check_range(one, self.dtype, self.name or self.family)
                 bound = bound_to(prefix, self.sites)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from foreword.errors import MismatchError, Notice
+from foreword.mixture import is_mixture
 from foreword.prefix import Prefix, Site
 
 
@@ -37,6 +38,20 @@ def check_geometry(prefix: Prefix, sites: Sequence[Site], backbone: str) -> None
                 f"value dimension, window) = {own.geometry}; {backbone!r} has {site.geometry}. "
                 f"The prefix was made on {prefix.meta.backbone!r} ({prefix.meta.family})"
             )
+
+
+def refuse_mixture(prefix: Prefix) -> None:
+    """Check that a prefix is one that a forward pass can attend to as a whole.
+
+    Raises:
+        MismatchError: It stands for a mixture of its pieces.
+    """
+    if is_mixture(prefix):
+        raise MismatchError(
+            f"this prefix stands for a mixture: what its {len(prefix.meta.pieces)} pieces predict is "
+            "mixed, each in a forward pass of its own, and a single pass cannot do that. Give it to "
+            "foreword.generate, foreword.evaluate or an engine, or attach one of prefix.split()"
+        )
 
 
 def check_range(prefix: Prefix, dtype: torch.dtype, backbone: str) -> None:

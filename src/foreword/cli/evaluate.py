@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from rich.table import Table
 
-from foreword.cli.console import note, say, show, table, visible, working
+from foreword.cli.composing import Composing, loaded, outlines_of
+from foreword.cli.console import note, say, show, table, visible
 from foreword.cli.inputs import rows_from, templates_in
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.cli.progress import parts
@@ -70,6 +71,7 @@ def evaluate(
     /,
     *,
     arguments: EvaluateArguments = EvaluateArguments(),
+    composing: Composing = Composing(),  # noqa: B008
     options: Annotated[GenerateOptions, Parameter(name="*")] = GenerateOptions(),  # noqa: B008
     backbone: BackboneOptions = BackboneOptions(),  # noqa: B008
     store: StoreOptions = StoreOptions(),  # noqa: B008
@@ -84,13 +86,13 @@ def evaluate(
     Parameters
     ----------
     name
-        Name of the prefix in the store.
+        Name of the prefix in the store, or an expression of several, such as `"0.7*formal - toxic"`.
     data
         Rows, as in training.
     """
     task = arguments.task
     place = store.open()
-    meta = place.outline(name).meta
+    meta = outlines_of(place, name)[0].meta
     rows = rows_from(data)
     templates = templates_in(meta) if task is None else task
     if templates is not None:
@@ -98,12 +100,10 @@ def evaluate(
     from foreword.evaluate import LabelEvaluation
     from foreword.evaluate import evaluate as run_evaluation
 
-    prefix = place.load(name)
-    with working("loading the backbone"):
-        loaded = backbone.load(prefix)
+    prefix, model = loaded(place, name, composing, backbone)
     with parts() as progress:
         found = run_evaluation(
-            loaded,
+            model,
             prefix,
             rows,
             options=options,

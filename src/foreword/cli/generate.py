@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from foreword.cli.console import err, note, printed_aside, quiet_libraries, say, working
+from foreword.cli.composing import Composing, loaded, outlines_of, refuse_composing
+from foreword.cli.console import err, note, printed_aside, quiet_libraries, say
 from foreword.cli.engines import EngineName, refuse_embedded, refuse_flags
 from foreword.cli.inputs import InputOptions, check_inputs
 from foreword.cli.options import BackboneOptions, StoreOptions, check_reach, folder_of
@@ -58,6 +59,7 @@ def generate(
     *flags: str,
     inputs: InputOptions = InputOptions(),  # noqa: B008
     arguments: GenerateArguments = GenerateArguments(),
+    composing: Composing = Composing(),  # noqa: B008
     options: Annotated[GenerateOptions, Parameter(name="*")] = GenerateOptions(),  # noqa: B008
     backbone: BackboneOptions = BackboneOptions(),  # noqa: B008
     store: StoreOptions = StoreOptions(),  # noqa: B008
@@ -67,7 +69,7 @@ def generate(
     Parameters
     ----------
     name
-        Name of the prefix in the store.
+        Name of the prefix in the store, or an expression of several, such as `"0.7*formal - toxic"`.
     text
         The input: the value of the one column that the prompt template names, or a JSON object with
         several. In a chat task, the user's message.
@@ -79,13 +81,14 @@ def generate(
         text, flags = _apart(text, flags)
         _check_one(flags)
         refuse_embedded(arguments, backbone)
+        refuse_composing(name, composing)
         check_options(options, frozen=not arguments.prefix)
         check_installed()
     else:
         _check_one(flags)
         refuse_flags(flags)
     place = store.open()
-    outline = place.outline(name)
+    outline = outlines_of(place, name)[0]
     if outline.head is not None and arguments.prefix:
         raise MismatchError(WRITES_NONE.format(outline.head["task"]))
     if on_vllm and arguments.prefix:
@@ -95,7 +98,12 @@ def generate(
     if on_vllm:
         made = _on_vllm(name, outline.meta, given, arguments, options, backbone, place, flags)
     else:
-        made = _embedded(name, given, arguments, options, backbone, place)
+        prefix, model = loaded(place, name, composing, backbone)
+        _tell_frozen(arguments)
+        used = prefix if arguments.prefix else None
+        from foreword.generate import generated
+
+        made = generated(model, given, used, options, like=prefix, strict=arguments.strict)
     for one, texts in zip(given, made, strict=True):
         if arguments.as_json:
             say(_as_json(one, texts))
@@ -120,25 +128,6 @@ def _check_one(flags: Sequence[str]) -> None:
             f"{flags[0]!r} stands where one text was expected at most; put a text of several words in "
             "quotes, and several texts in a file (--input)"
         )
-
-
-def _embedded(
-    name: str,
-    given: Sequence[Input],
-    arguments: GenerateArguments,
-    options: GenerateOptions,
-    backbone: BackboneOptions,
-    store: PrefixStore,
-) -> list[list[Generated]]:
-    """The texts of each input, from Foreword's own backbone."""
-    from foreword.generate import generated
-
-    prefix = store.load(name)
-    with working("loading the backbone"):
-        loaded = backbone.load(prefix)
-    _tell_frozen(arguments)
-    used = prefix if arguments.prefix else None
-    return generated(loaded, given, used, options, like=prefix, strict=arguments.strict)
 
 
 def _on_vllm(

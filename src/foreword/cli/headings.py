@@ -41,8 +41,11 @@ _GENERATION = (
     "--repetition-penalty --no-repeat-ngram-size --seed --batch-size"
 )
 
+_COMPOSING = "--strength --mode"
+
 _GENERATE: Headings = {
     "Input and output": "--input --prefix --json --strict",
+    "Strength and composition": _COMPOSING,
     "Engine": "--engine",
     "Generation": _GENERATION,
     **_BACKBONE,
@@ -50,6 +53,7 @@ _GENERATE: Headings = {
 
 _EVALUATE: Headings = {
     "Scoring and output": "--prompt --target --limit --scored-references --base --json --strict",
+    "Strength and composition": _COMPOSING,
     "Generation": _GENERATION,
     **_BACKBONE,
 }

@@ -153,7 +153,7 @@ def _summary(found: PrefixAttention) -> str:
 
 
 def _facts(prefix: Prefix) -> list[tuple[str, str]]:
-    from foreword.describe import BOS, POSITIONS, SOFTMAX, WINDOWS, formula, head_words
+    from foreword.describe import BOS, POSITIONS, SOFTMAX, WINDOWS, formula, head_words, piece_words
 
     meta = prefix.meta
     return [
@@ -163,6 +163,7 @@ def _facts(prefix: Prefix) -> list[tuple[str, str]]:
         ("length", f"{prefix.length} virtual tokens, {str(prefix.dtype).removeprefix('torch.')}"),
         ("parameters", formula(prefix)),
         ("head", head_words(prefix)),
+        *([("pieces", piece_words(meta))] if meta.pieces else []),
         ("positions", POSITIONS[meta.positions]),
         ("windows", WINDOWS[meta.windows]),
         ("softmax", SOFTMAX[meta.softmax]),

@@ -23,6 +23,7 @@ from rich.panel import Panel
 
 from foreword.arguments import shown
 from foreword.cli.backbones import backbones
+from foreword.cli.compose import compose
 from foreword.cli.console import FIRST, complain, err
 from foreword.cli.demo import demo
 from foreword.cli.evaluate import evaluate
@@ -59,6 +60,7 @@ VERBS = (
     remove,
     push,
     pull,
+    compose,
     import_,
     export,
     serve,

@@ -6,8 +6,10 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
+from foreword.branches import Branch, branches_of, check_finite
 from foreword.described import Described
 from foreword.errors import DataError, ServeError
 
@@ -27,7 +29,7 @@ class NotServed(DataError):
     """An engine cannot do what a field of a request asks for.
 
     Args:
-        field: The field, by its name in `Sampling`.
+        field: The field, by its name in `Sampling`, `Weighted` or `Request`.
         why: What is in the way, and what to do.
     """
 
@@ -113,14 +115,37 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Weighted:
-    """A prefix and how much of it; for now all of it."""
+    """A prefix and how much of it.
+
+    Raises:
+        DataError: The weight or the strength is not a finite number.
+    """
 
     prefix: Described
     """A `Prefix`; what its file says of it (`PrefixStore.outline`) is enough for engines whose workers
     read it themselves."""
     weight: float = 1.0
+    """What its log-probabilities count in a mixture, any number; 1 alone is the prefix itself."""
     name: str = ""
     """What its store calls it, for engines whose workers read it there; empty for those of none."""
+    strength: float = 1.0
+    """How far it moves every attention output: 0 is the frozen model, 1 the prefix."""
+
+    def __post_init__(self) -> None:
+        check_finite("weight", self.weight)
+        check_finite("strength", self.strength)
+
+
+def branches_for(prefixes: Sequence[Weighted]) -> tuple[Branch[Weighted], ...]:
+    """The forward passes that prefixes with weights take: each prefix once, and the backbone alone.
+
+    Raises:
+        DataError: There are too many prefixes, or their weights add up to no number.
+    """
+    if len(prefixes) == 1 and prefixes[0].weight == 1:
+        return (Branch(1.0, prefixes[0]),)
+    pairs = ((one.weight, one) for one in prefixes)
+    return branches_of(pairs, lambda one: (one.prefix.digest, one.strength))
 
 
 @dataclass(frozen=True)
@@ -128,7 +153,7 @@ class Request:
     """A prompt, its prefixes, and how to go on from it.
 
     Raises:
-        DataError: The prompt is empty, or the prefixes are not one at full weight, or none.
+        DataError: The prompt is empty, or there are too many prefixes.
     """
 
     prompt: tuple[int, ...]
@@ -136,7 +161,9 @@ class Request:
 
     sampling: Sampling = field(default_factory=Sampling)
     prefixes: tuple[Weighted, ...] = ()
-    """Prefixes in front of the prompt; none for the backbone alone."""
+    """Prefixes in front of the prompt; none for the backbone alone. Several, or one of another weight
+    than 1, are a mixture, at most 8: log p = (1 - sum w) log p(backbone) + sum w_i log p(prefix i),
+    renormalised."""
 
     name: str = ""
     """What the request is called in errors and events; made up by default."""
@@ -147,15 +174,24 @@ class Request:
     def __post_init__(self) -> None:
         if not self.prompt:
             raise DataError("a prompt needs at least one token; found none")
-        if len(self.prefixes) > 1 or any(one.weight != 1.0 for one in self.prefixes):
-            raise DataError("one prefix at weight 1 or none is what the engine serves for now")
+        _ = self.branches
         if not self.name:
             object.__setattr__(self, "name", f"request-{next(_numbers)}")
 
+    @cached_property
+    def branches(self) -> tuple[Branch[Weighted], ...]:
+        """The forward passes that its tokens are chosen by, at least one."""
+        return branches_for(self.prefixes)
+
+    @property
+    def leading(self) -> Weighted | None:
+        """The first prefix that takes part; None where the backbone alone does."""
+        return self.branches[0].under
+
     @property
     def prefix(self) -> Described | None:
-        """The prefix, or None."""
-        return self.prefixes[0].prefix if self.prefixes else None
+        """The first prefix that takes part, or None: its training says how the text begins and ends."""
+        return None if self.leading is None else self.leading.prefix
 
 
 @dataclass(frozen=True)

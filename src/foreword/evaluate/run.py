@@ -26,11 +26,14 @@ from foreword.errors import DataError
 from foreword.evaluate import metrics
 from foreword.evaluate.labels import Figure, LabelEvaluation, evaluate_labels
 from foreword.evaluate.metrics import Tokenisation
+from foreword.evaluate.mixed import mixed_scores, on
 from foreword.generate import generate_ids
+from foreword.mixing import check_branches, encoder_under, leading
+from foreword.mixture import Mixture, opened, plain_or_mixed
 from foreword.options import BATCH, GenerateOptions
 from foreword.prefix import Prefix, check_prefix
 from foreword.progress import Progress, Watch, unseen, unwatched
-from foreword.prompts import encoder_for, task_of
+from foreword.prompts import task_of
 from foreword.train.objective import score
 
 FIGURES: tuple[Figure, ...] = (
@@ -129,9 +132,6 @@ class Evaluation:
         return asdict(self)
 
 
-_BATCH = ("input_ids", "attention_mask", "labels")
-
-
 @dataclass(frozen=True)
 class _Set:
     """Rows grouped by input.
@@ -151,7 +151,7 @@ class _Set:
 
 def evaluate(
     backbone: Backbone,
-    prefix: Prefix,
+    prefix: Prefix | Mixture,
     data: Data,
     *,
     options: GenerateOptions | None = None,
@@ -164,11 +164,14 @@ def evaluate(
 ) -> Evaluation | LabelEvaluation:
     """Score a prefix on a task's rows: one with a head by its labels, any other by its text.
 
+    A `Mixture` is scored by its text.
+
     See `evaluate_text` and `evaluate_labels`, which this calls, for what the arguments mean. Of the
     options a head uses `batch_size` alone, its templates are its own, and its rows have one label each.
     """
-    check_prefix(prefix)
-    if prefix.head is None:
+    if not isinstance(prefix, Mixture):
+        check_prefix(prefix)
+    if isinstance(prefix, Mixture) or prefix.head is None:
         return evaluate_text(
             backbone,
             prefix,
@@ -200,7 +203,7 @@ def evaluate(
 
 def evaluate_text(
     backbone: Backbone,
-    prefix: Prefix,
+    prefix: Prefix | Mixture,
     data: Data,
     *,
     options: GenerateOptions | None = None,
@@ -219,7 +222,8 @@ def evaluate_text(
 
     Args:
         backbone: The backbone, left as it was found.
-        prefix: The prefix; its recipe has the templates.
+        prefix: The prefix, whose recipe has the templates; or a mixture, whose log-probabilities of
+            each token are those of its branches, mixed and normalised.
         data: Rows, or where to read them.
         options: How to generate; greedy with up to 128 new tokens by default.
         base: Whether the frozen model is evaluated too.
@@ -235,23 +239,32 @@ def evaluate_text(
         MismatchError: The prefix does not fit the backbone.
     """
     check_backbone(backbone)
-    check_prefix(prefix)
+    digest = prefix.digest if isinstance(prefix, Prefix | Mixture) else ""
+    prefix = opened(prefix)
+    if not isinstance(prefix, Mixture):
+        check_prefix(prefix)
+    mixture = prefix if isinstance(prefix, Mixture) else Mixture(((1.0, prefix),))
     rows = rows_of(data)
     if limit is not None:
         check_count("limit", limit, DataError)
     if scored_references is not None:
         check_count("scored_references", scored_references, DataError)
-    backbone.check(prefix, strict=strict)
-    task = task_of(prefix) if task is None else task
+    if isinstance(prefix, Mixture):
+        check_branches(backbone, prefix, strict=strict)
+    else:
+        backbone.check(prefix, strict=strict)
+    lead = mixture.prefix or mixture.parts[0][1]
+    task = task_of(lead) if task is None else task
     expect("task", task, Task, "a Task of templates", DataError)
     rows = one_each(rows, task)
     if task.chat:
         rows = [_to_last_answer(row) for row in rows]
     options = GenerateOptions() if options is None else options
     expect("options", options, GenerateOptions, "GenerateOptions", DataError)
-    grouped = _grouped(backbone, prefix, rows, task, limit, scored_references)
-    inputs = backbone, prefix, task, grouped, options
-    outputs, ours, report, targets = _measure(prefix, *inputs, progress)
+    grouped = _grouped(backbone, lead, rows, task, limit, scored_references)
+    carried = plain_or_mixed(mixture)
+    inputs = backbone, carried or lead, task, grouped, options
+    outputs, ours, report, targets = _measure(carried, *inputs, progress)
     base_outputs: list[str] = []
     theirs = None
     if base:
@@ -268,9 +281,11 @@ def evaluate_text(
         base_outputs=base_outputs,
         references=grouped.references,
         backbone=backbone.name,
-        same_weights=prefix.meta.fingerprint in ("", backbone.fingerprint),
+        same_weights=all(
+            one.meta.fingerprint in ("", backbone.fingerprint) for _, one in mixture.parts
+        ),
         data=name_of(data),
-        digest=prefix.digest,
+        digest=digest,
         tokenisation=metrics.tokenisation(grouped.references),
     )
 
@@ -339,18 +354,19 @@ def measured(
 
 
 def _measure(
-    prefix: Prefix | None,
+    prefix: Prefix | Mixture | None,
     backbone: Backbone,
-    like: Prefix,
+    like: Prefix | Mixture,
     task: Task,
     grouped: _Set,
     options: GenerateOptions,
     progress: Progress = unseen,
 ) -> tuple[list[str], Metrics, Report, int]:
     began = time.perf_counter()
-    encoder = encoder_for(backbone, prefix, task, like)
+    encoder = encoder_under(backbone, prefix, task, like)
     encoded, report = encoder.rows(grouped.rows)
-    who = "frozen model" if prefix is None else "with the prefix"
+    kind = "mixture" if isinstance(prefix, Mixture) else "prefix"
+    who = "frozen model" if prefix is None else f"with the {kind}"
     scoring, generating = (
         partial(progress, f"{who}, {what}") for what in ("scoring", "generating")
     )
@@ -359,7 +375,8 @@ def _measure(
     prompts = [
         encoder.prompt(row, options.max_new_tokens, sizes[id(row)]) for row in grouped.firsts
     ]
-    written = replace(written_for(backbone, prefix, task, like), kept=grouped.kept)
+    written = written_for(backbone, leading(prefix), task, leading(like))
+    written = replace(written, kept=grouped.kept)
     made = generate_ids(backbone, prompts, prefix, options, written, generating)
     texts = [each[0] for each in made]
     figures = Metrics(
@@ -378,7 +395,7 @@ def _measure(
 @torch.no_grad()
 def scored(
     backbone: Backbone,
-    prefix: Prefix | None,
+    prefix: Prefix | Mixture | None,
     rows: Sequence[Encoded],
     size: int,
     watch: Watch = unwatched,
@@ -388,11 +405,13 @@ def scored(
     ordered = sorted(rows, key=lambda row: row.size)
     nll, hits, targets = 0.0, 0, 0
     watch(0, len(ordered))
-    with backbone.inferring(prefix):
+    with backbone.inferring(leading(prefix)) as attachment:
         for first in range(0, len(ordered), size):
-            batch = collate(ordered[first : first + size])
-            ids, mask, labels = (batch[name].to(backbone.device) for name in _BATCH)
-            scores = score(backbone.model, ids, mask, labels)
+            part = ordered[first : first + size]
+            if isinstance(prefix, Mixture):
+                scores = mixed_scores(backbone, attachment, prefix, part, collate)
+            else:
+                scores = score(backbone.model, *on(backbone, collate(part)))
             nll += float(scores.nll_N.double().sum())
             hits += int(scores.hit_N.sum())
             targets += len(scores.nll_N)

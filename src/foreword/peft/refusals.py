@@ -21,6 +21,7 @@ def check_expressible(prefix: Prefix, backbone: Backbone) -> None:
             "values alone go as prefix.with_head(None)"
         )
     check_softmax(prefix.meta)
+    _check_strengths(prefix)
     _check_every_layer(prefix, backbone)
     _check_one_geometry(prefix)
     _check_positions(prefix, backbone)
@@ -33,6 +34,15 @@ def check_softmax(meta: PrefixMeta) -> None:
         raise PrefixError(
             f"this prefix has a softmax of its own ({meta.softmax!r}); in PEFT prefix and text share "
             "one, so it cannot be exported"
+        )
+
+
+def _check_strengths(prefix: Prefix) -> None:
+    whole = all(piece.strength == 1 for piece in prefix.meta.pieces)
+    if not whole or prefix.meta.combination != "attention":
+        raise PrefixError(
+            "this prefix has pieces at strengths of their own, which PEFT has no word for, so it cannot "
+            "be exported. Export each at full strength: prefix.split()"
         )
 
 

@@ -14,17 +14,26 @@ from foreword.backbone.served import Served
 from foreword.data.written import end_of_turn, stop_of_turn
 from foreword.described import Described
 from foreword.engine import EngineClient, Event, Request, Sampling, Weighted
-from foreword.engine.request import Completion, NotServed, completion
-from foreword.errors import ForewordError, StoreError, TooLong
+from foreword.engine.checks import left_of, opened_prefixes, room_of
+from foreword.engine.request import Completion, NotServed, branches_for, completion
+from foreword.errors import ExpressionError, ForewordError, PrefixError, TooLong
+from foreword.expressions import is_expression
 from foreword.prompts import chat_ids, has_templates, text_ids
+from foreword.serve.composed import Compositions, Model
 from foreword.serve.crews import Crews
-from foreword.serve.failures import TOO_LONG, Failure, no_model
+from foreword.serve.failures import TOO_LONG, Failure
 from foreword.serve.journal import Line
 from foreword.serve.metrics import Metrics
 from foreword.serve.registry import Registry
 from foreword.serve.schemas import ChatRequest, CompletionRequest, Sampled
 
 Body = CompletionRequest | ChatRequest
+
+_FIELDS = {"prompt_logprobs": "echo", "prefixes": "model", "weight": "model"}
+"""By what an engine does not serve the field that asks for it, where that has another name."""
+
+COMPOSED = "(composition)"
+"""What metrics call every model that is an expression; no prefix can have this name."""
 
 OPEN = 2**31 - 1
 """Most tokens of a choice whose request says none."""
@@ -41,6 +50,7 @@ class Asked:
         identity: Its id, in the answer and in the log.
         created: When it came, in seconds since 1970.
         line: What its line in the log tells.
+        notices: What the client should know.
     """
 
     body: Sampled
@@ -49,6 +59,12 @@ class Asked:
     identity: str
     created: int
     line: Line
+    notices: tuple[str, ...] = ()
+
+    @property
+    def counted(self) -> str:
+        """The model as metrics name it: clients can spell more expressions than can be counted."""
+        return COMPOSED if is_expression(self.body.model) else self.body.model
 
     @property
     def prompt_tokens(self) -> int:
@@ -85,6 +101,7 @@ class Completions:
         self.backbone = backbone
         self.engine = engine
         self.registry = registry
+        self.compositions = Compositions(registry)
         self.metrics = metrics
         self.crews = crews
         self.queue = queue
@@ -94,23 +111,23 @@ class Completions:
 
     # -- what is asked ---------------------------------------------------------------------------
 
-    async def prefix(self, model: str) -> Described | None:
-        """The prefix that a request's model names; None for the backbone.
+    async def model(self, body: Sampled) -> Model:
+        """What a request's model and strength stand for.
 
         Raises:
-            Failure: There is no such model.
+            Failure: There is no such model, or it is wrong.
         """
-        if model == self.backbone.name:
-            return None
-        return await self.crews.disk.do(partial(self._stored, model))
+        if body.model == self.backbone.name:
+            if body.strength != 1:
+                raise Failure(400, "strength: the backbone has none; name a prefix", "strength")
+            return Model()
+        return await self.crews.disk.do(partial(self._composed, body))
 
-    def _stored(self, model: str) -> Described:
+    def _composed(self, body: Sampled) -> Model:
         try:
-            return self.registry.get(model)
-        except StoreError:
-            if model in self.registry:
-                raise
-            raise no_model(model) from None
+            return self.compositions.of(body.model, body.mode, body.strength)
+        except (ExpressionError, PrefixError) as error:
+            raise Failure(400, f"model: {error}", "model") from error
 
     async def asked(self, body: Body, line: Line) -> Asked:
         """The engine's requests, each of which it would take.
@@ -126,7 +143,7 @@ class Completions:
             EngineClosed: The engine takes no more requests.
         """
         line["model"] = body.model
-        prefix = await self.prefix(body.model)
+        model = await self.model(body)
         _check_that_fields_agree(body)
         if isinstance(body, ChatRequest):
             kind, count, sampling = "chatcmpl", 1, self._chat_sampling(body)
@@ -134,19 +151,21 @@ class Completions:
             kind, count, sampling = "cmpl", len(body.prompts), self._plain_sampling(body)
         self._check_room_for(count * body.n)
         line["request"] = f"{kind}-{line['request']}"
-        return await self.crews.text.do(partial(self._made, body, prefix, sampling, line))
+        return await self.crews.text.do(partial(self._made, body, model, sampling, line))
 
-    def _made(self, body: Body, prefix: Described | None, sampling: Sampling, line: Line) -> Asked:
+    def _made(self, body: Body, model: Model, sampling: Sampling, line: Line) -> Asked:
         """The engine's requests, in tokens."""
         identity = str(line["request"])
         field = "messages" if isinstance(body, ChatRequest) else "prompt"
-        chosen = () if prefix is None else (Weighted(prefix, name=body.model),)
+        chosen = model.prefixes
+        leading = branches_for(opened_prefixes(chosen))[0].under
+        prefix = None if leading is None else leading.prefix
         ends = self._ends(body)
         requests = []
         for place, ids in enumerate(self._prompts(body, prefix)):
-            room = self._room(ids, prefix, field)
+            room = self._room(ids, chosen, field)
             if sampling.max_tokens == OPEN:  # then it ends where the engine's memory does, too
-                room = min(room, self.engine.left(len(ids), prefix))
+                room = min(room, left_of(self.engine, len(ids), chosen))
             most = max(1, min(sampling.max_tokens, room))
             for copy in range(body.n):
                 seed = None if body.seed is None else body.seed + copy
@@ -155,14 +174,15 @@ class Completions:
                 requests.append(Request(tuple(ids), limited, chosen, name, ends))
             self._check(requests[-1])
         echoed = self._echoed(body, requests)
-        return Asked(body, tuple(requests), echoed, identity, int(time.time()), line)
+        now = int(time.time())
+        return Asked(body, tuple(requests), echoed, identity, now, line, model.notices)
 
     def _check(self, request: Request) -> None:
         """Check that the engine would take a request: a stream's status is sent before it is asked."""
         try:
             self.engine.check(request)
         except NotServed as error:
-            field = "echo" if error.field == "prompt_logprobs" else error.field
+            field = _FIELDS.get(error.field, error.field)
             raise Failure(400, f"{field}: {error.why}", field) from error
 
     def _check_room_for(self, count: int) -> None:
@@ -200,9 +220,9 @@ class Completions:
         tokenizer: Any = self.backbone.tokenizer
         return tuple(tokenizer.decode(one.prompt, skip_special_tokens=True) for one in requests)
 
-    def _room(self, ids: Sequence[int], prefix: Described | None, field: str) -> int:
+    def _room(self, ids: Sequence[int], prefixes: Sequence[Weighted], field: str) -> int:
         try:
-            room = self.engine.room(len(ids), prefix)
+            room = room_of(self.engine, len(ids), prefixes)
         except TooLong as error:  # clients know the code, LiteLLM the sentence
             most = f"This model's maximum context length is {self.backbone.context} tokens"
             raise Failure(400, f"{error}. {most}", field, code=TOO_LONG) from error
@@ -296,13 +316,13 @@ class Completions:
                     begun.add(index)
                     met = self.metrics
                     (met.first_token if first else met.between_tokens).observe(now - last[index])
-                    met.generated_tokens.labels(asked.body.model).inc(len(event.tokens))
+                    met.generated_tokens.labels(asked.counted).inc(len(event.tokens))
                     last[index] = now
                 if event.finish == "cancelled" and loop.time() >= until:
                     raise TimeoutError
                 if event.finish is not None:
                     unfinished.discard(index)
-                    self.metrics.requests.labels(asked.body.model, event.finish).inc()
+                    self.metrics.requests.labels(asked.counted, event.finish).inc()
                 if event.finish == "error":
                     ended = "error"
                     raise Failure(500, event.error)
@@ -317,9 +337,9 @@ class Completions:
         finally:
             alarm.cancel()
             await stream.aclose()
-            self.metrics.prompt_tokens.labels(asked.body.model).inc(asked.prompt_tokens)
+            self.metrics.prompt_tokens.labels(asked.counted).inc(asked.prompt_tokens)
             for _ in unfinished:
-                self.metrics.requests.labels(asked.body.model, ended).inc()
+                self.metrics.requests.labels(asked.counted, ended).inc()
             asked.line["prompt_tokens"] = asked.prompt_tokens
             asked.line["completion_tokens"] = generated
             asked.line["ended"] = ended

@@ -19,6 +19,8 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError
 
+from foreword.expressions.expression import MAX_CHARACTERS
+
 
 def _spelled(text: str) -> str:
     """The text, once UTF-8 can spell it: JSON may hold half of a surrogate pair."""
@@ -115,7 +117,9 @@ class Unused(Strict):
 class Sampled(Unused):
     """What both kinds of completion share."""
 
-    model: Text = Field(min_length=1, max_length=256)
+    model: Text = Field(min_length=1, max_length=MAX_CHARACTERS)
+    strength: float = Field(1.0, ge=-100, le=100, allow_inf_nan=False)
+    mode: Literal["logits", "concat", "cascade", "sum"] | None = None
     n: Whole = Field(1, ge=1, le=64)
     stop: Stop | Mark | None = None
     seed: Whole | None = Field(None, ge=-(2**63), lt=2**63)

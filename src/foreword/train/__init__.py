@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from foreword.lazy import offer
 
 if TYPE_CHECKING:
+    from foreword.train.begun import with_start
     from foreword.train.run import TrainingStopped, TrainResult, train
     from foreword.train.settings import TrainSettings
     from foreword.train.trainable import Trainable, attach_trainable
@@ -16,6 +17,7 @@ __all__ = [
     "TrainingStopped",
     "attach_trainable",
     "train",
+    "with_start",
 ]
 
 offer(
@@ -27,5 +29,6 @@ offer(
         "TrainingStopped": "foreword.train.run",
         "attach_trainable": "foreword.train.trainable",
         "train": "foreword.train.run",
+        "with_start": "foreword.train.begun",
     },
 )

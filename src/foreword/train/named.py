@@ -63,6 +63,13 @@ def refuse_other(settings: TrainSettings, found: Outline | Prefix) -> None:
                 f"the prefix to start from, {settings.init!r}, has {name} {has!r}, and the settings "
                 f"say {wanted!r}; leave {name} out, or give {has!r}"
             )
+    pieces = found.meta.pieces
+    if found.meta.combination != "attention" or any(piece.strength != 1 for piece in pieces):
+        raise TrainingError(
+            f"the prefix to start from, {settings.init!r}, has pieces at strengths of their own, and "
+            "training starts from one at full strength; save it at that, or save one of its pieces "
+            "(prefix.split())"
+        )
     if settings.parameterization == "gated" and found.meta.softmax == "own":
         raise TrainingError(
             f"the prefix to start from, {settings.init!r}, was gated already, and new gates of zero "

@@ -47,20 +47,31 @@ def score(
     have a T of their own. With one they are its labels, as its task arranges them, and tokens of pairs
     have types.
     """
-    kind = kind_measured(model)
     if head is not None:
+        kind = kind_measured(model)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if token_type_ids is not None:
             inputs["token_type_ids"] = token_type_ids
         logits = head.logits(kind.hidden(model, inputs), attention_mask)
         return head_scores(head, logits, labels, attention_mask)
+    logits_NV, targets_N, row_N = target_logits(model, input_ids, attention_mask, labels)
+    return Scores(*token_nll(logits_NV, targets_N), row_N)
+
+
+def target_logits(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (N, V) that tell the target tokens of a right-padded batch, those, and each one's row.
+
+    The arguments are those of `score`, for a model that writes text.
+    """
+    kind = kind_measured(model)
     inputs, following_BT = kind.supervised(model, input_ids, attention_mask, labels)
     wanted_BT = following_BT != IGNORED
     with head_sees(model, wanted_BT) as narrowed:
         logits = model(**inputs, use_cache=False).logits
     logits_NV = logits[0] if narrowed else logits[wanted_BT]
-    nll_N, hit_N = token_nll(logits_NV, following_BT[wanted_BT])
-    return Scores(nll_N, hit_N, wanted_BT.nonzero()[:, 0])
+    return logits_NV, following_BT[wanted_BT], wanted_BT.nonzero()[:, 0]
 
 
 def head_scores(head: Head, logits: Tensor, labels: Tensor, mask_BT: Tensor) -> Scores:

@@ -59,7 +59,8 @@ class TrainResult:
     """What training gave.
 
     Attributes:
-        prefix: The trained prefix, the best one where there was evaluation data; float32, on the CPU.
+        prefix: The trained prefix, the best one where there was evaluation data; float32, on the CPU;
+            with its start.
         history: One entry per step: ``step``, ``loss`` (NLL per target token, nats), or ``eval_loss``.
         seconds: Wall time of the training loop.
         report: What encoding the rows cut.
@@ -154,7 +155,7 @@ def train(
         asked = settings.task
         settings = for_task(backbone, settings, rows)
         check_labels(asked, settings, rows)
-        rows = _spread(rows, settings)
+        rows = spread(rows, settings)
         _room(backbone, settings, settings.length or 1)
         first = with_head(backbone, start(backbone, settings, rows, store), settings, rows)
         settings = _resolved(settings, first)
@@ -209,10 +210,24 @@ def train(
         stack.enter_context(ranks.stopping_together())
         if ranks.first:
             log.info(look)
-        return _run(trainer, settings, report, training, begun, look)
+        origin = started_from(first, settings)
+        return _run(trainer, settings, origin, report, training, begun, look)
 
 
-def _spread(rows: list[Mapping[str, Any]], settings: TrainSettings) -> list[Mapping[str, Any]]:
+def started_from(first: Prefix, settings: TrainSettings) -> Prefix:
+    """What the first step of training finds, as plain tensors: closed gates leave values of zero.
+
+    Args:
+        first: What training starts from.
+        settings: What training does.
+    """
+    plain = replace(detached(first), start=None)
+    if settings.parameterization != "gated":
+        return plain
+    return replace(plain, values=tuple(map(torch.zeros_like, plain.values)))
+
+
+def spread(rows: list[Mapping[str, Any]], settings: TrainSettings) -> list[Mapping[str, Any]]:
     """Rows of text with one reference each, other rows as they are."""
     return rows if settings.task in HEAD_TASKS else one_each(rows, settings.templates)
 
@@ -246,7 +261,7 @@ def encode_evaluation(
     """
     head, rows = prefix.head, rows_of(data)
     if head is None:
-        return encode(backbone, _spread(rows, settings), settings, prefix)[0]
+        return encode(backbone, spread(rows, settings), settings, prefix)[0]
     unseen = unseen_in(head, settings.templates, rows)
     tell_of_unseen(unseen, head, len(rows))
     labels = (*head.labels, *unseen.counts)
@@ -327,6 +342,7 @@ def _common_digest(rows: Sequence[Encoded], ranks: Ranks) -> str:
 def _run(
     trainer: PrefixTrainer,
     settings: TrainSettings,
+    origin: Prefix,
     report: Report,
     about: Mapping[str, Any],
     begun: Path | None,
@@ -356,7 +372,7 @@ def _run(
         for entry in trainer.state.log_history
         if "loss" in entry or "eval_loss" in entry
     ]
-    prefix = _best(trainer)
+    prefix = replace(_best(trainer), start=origin)
     training = {
         **about,
         "steps": trainer.state.global_step,

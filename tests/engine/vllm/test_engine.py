@@ -270,7 +270,13 @@ def test_sampling_is_said_in_vllms_words(engine: VllmEngine, runtime: Scripted) 
 def test_what_cannot_be_served_is_refused_before_it_is_asked(
     engine: VllmEngine, prefix: foreword.Prefix
 ) -> None:
-    under = replace(asked(prompt_logprobs=0), prefixes=(Weighted(prefix, name="p"),))
+    named = Weighted(prefix, name="p")
+    stands = foreword.concat(prefix, prefix, combination="logits")
+    under = replace(asked(prompt_logprobs=0), prefixes=(named,))
+
+    def of(*weighted: Weighted) -> Request:
+        return replace(asked(), prefixes=weighted)
+
     refused: list[tuple[Request, type[Exception], str]] = [
         (under, NotServed, "prompt_logprobs: .* never computes"),
         (replace(asked(), prefixes=(Weighted(prefix),)), MismatchError, "from its store by name"),
@@ -278,6 +284,18 @@ def test_what_cannot_be_served_is_refused_before_it_is_asked(
         (replace(asked(), prompt=(264,)), DataError, "token 264 is not in the vocabulary"),
         (asked(temperature=2.5), NotServed, "temperature: vLLM takes at most 2"),
         (asked(top_k=13), NotServed, "unlucky"),
+        (of(Weighted(stands, name="p")), NotServed, "prefixes: a prefix that stands for a mixture"),
+        (of(Weighted(prefix, 0.5, "p")), NotServed, "weight: a prefix at weight 0.5 is not served"),
+        (
+            of(Weighted(prefix, 1, "p", 2)),
+            NotServed,
+            "strength: a prefix at strength 2 is not served",
+        ),
+        (
+            of(named, Weighted(prefix, 0)),
+            NotServed,
+            "prefixes: a mixture of 2 prefixes is not served",
+        ),
     ]
     for request, kind, message in refused:
         with pytest.raises(kind, match=message):

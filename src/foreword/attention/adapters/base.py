@@ -90,6 +90,8 @@ class Adapter:
         site = frame.site(name)
         if frame.own(name):
             raise no_softmax_of_its_own(module)
+        if site is not None and frame.strengths(site, 0, site.key_RHPD.device):
+            raise _no_strengths(module)
         if self.changes_module:
             self._turn.take(module)
         call[self.cache] = _Joining(
@@ -111,6 +113,15 @@ def no_softmax_of_its_own(module: nn.Module) -> UnsupportedModel:
     return UnsupportedModel(
         f"{type(module).__name__} computes its attention itself, so a prefix cannot have a softmax of "
         "its own there; train one with parameterization='direct' or 'mlp'"
+    )
+
+
+def _no_strengths(module: nn.Module) -> UnsupportedModel:
+    """The error for a prefix at another strength than 0 and 1."""
+    return UnsupportedModel(
+        f"{type(module).__name__} computes its attention itself, so a prefix has strength 0 or 1 there; "
+        "mix what it predicts with what the backbone does (foreword.Mixture), or move its keys and "
+        "values towards where they started (prefix.interpolate)"
     )
 
 

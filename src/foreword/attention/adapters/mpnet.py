@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from foreword.attention.adapters.base import no_softmax_of_its_own
 from foreword.attention.frame import AttentionCall
 from foreword.attention.running import frame_of
+from foreword.attention.strength import blended_softmax
 
 
 class MPNet:
@@ -52,6 +53,7 @@ class MPNet:
         site = frame.site(name)
         if frame.own(name):
             raise no_softmax_of_its_own(module)
+        strengths = frame.strengths(site, key.shape[2], query.device)
         if site is not None:
             assert attention_mask is not None
             assert position_bias is not None
@@ -62,6 +64,11 @@ class MPNet:
         for added in (position_bias, attention_mask):
             if added is not None:
                 scores_BHTJ = scores_BHTJ + added
-        weights_BHTJ = module.dropout(torch.softmax(scores_BHTJ, dim=-1))
+        made_BHTJ = (
+            blended_softmax(scores_BHTJ, strengths).to(scores_BHTJ)
+            if strengths
+            else torch.softmax(scores_BHTJ, dim=-1)
+        )
+        weights_BHTJ = module.dropout(made_BHTJ)
         out = module.o((weights_BHTJ @ value).transpose(1, 2).flatten(2))
         return (out, weights_BHTJ) if output_attentions else (out,)

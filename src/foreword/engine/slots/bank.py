@@ -35,13 +35,13 @@ class Bank:
             self._stack = bind_rows([*(wanted[d] for d in self._digests), None], self.sites)
 
     def bound(self, prefixes: Sequence[Prefix | None]) -> Bound:
-        """What rows with these prefixes, which are held, attend to."""
+        """What rows with these prefixes, which are held, attend to, but for their strengths."""
         if self._stack is None or all(prefix is None for prefix in prefixes):
             return Bound((), None, (0,), IDENTITY)
         place = {digest: row for row, digest in enumerate(self._digests)}
         none = len(self._digests)
         rows = tuple(none if p is None else place[p.digest] for p in prefixes)
-        return replace(self._stack, row_of_B=rows, identity=IDENTITY)
+        return replace(self._stack, row_of_B=rows, identity=IDENTITY, dials=())
 
     def _serves(self, wanted: set[str]) -> bool:
         return wanted <= set(self._digests) and len(self._digests) <= 2 * len(wanted)

@@ -16,23 +16,31 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from foreword.attention.attachment import Attachment
+from foreword.attention.bound import audible
 from foreword.backbone import Backbone
 from foreword.data.written import Written, written_for
 from foreword.described import Described
 from foreword.engine.base import OpenEngine
-from foreword.engine.checks import check_tokens, room_after, whole_prefix
+from foreword.engine.checks import (
+    check_tokens,
+    opened,
+    room_after,
+    strength_of,
+    whole_prefix,
+)
 from foreword.engine.protocol import Stats
 from foreword.engine.request import (
     Completion,
     Event,
     FinishReason,
+    NotServed,
     Request,
     completion,
 )
+from foreword.engine.slots.branching import branch_requests
 from foreword.engine.slots.inbox import Inbox
-from foreword.engine.slots.job import Job
-from foreword.engine.slots.runner import PROBE, Row, Runner
+from foreword.engine.slots.job import Job, Mix
+from foreword.engine.slots.runner import PROBE, Row, Runner, probed
 from foreword.engine.slots.sampler import Stack, chosen, likeliest, logprobs_of
 from foreword.engine.slots.scheduler import Limits, Scheduler
 from foreword.engine.streaming import Sink
@@ -42,14 +50,6 @@ from foreword.prompts import PLAIN, refuse_head, task_of
 from foreword.weights.packing import packed
 
 log = logging.getLogger("foreword.engine")
-
-
-def _logits(backbone: Backbone, attachment: Attachment) -> Tensor:
-    """What the model gives for a few tokens."""
-    with torch.inference_mode(), attachment.using(None):
-        ids = torch.tensor([PROBE], device=backbone.device)
-        logits: Tensor = backbone.model(input_ids=ids, use_cache=False).logits
-    return logits
 
 
 class Engine(OpenEngine):
@@ -83,7 +83,7 @@ class Engine(OpenEngine):
         with ExitStack() as stack:  # which undoes what was done, if one of these fails
             attachment = stack.enter_context(backbone.inferring(None))
             _ = backbone.fingerprint, backbone.context  # before the weights are packed
-            stack.enter_context(packed(backbone.model, partial(_logits, backbone, attachment)))
+            stack.enter_context(packed(backbone.model, partial(probed, backbone, attachment)))
             self.runner = Runner(
                 backbone, attachment, self.limits.cache_tokens, example, self.limits.copied
             )
@@ -107,7 +107,7 @@ class Engine(OpenEngine):
     def stats(self) -> Stats:
         """How it is doing."""
         scheduler = self.scheduler
-        waiting, running = len(scheduler.waiting), len(scheduler.running)
+        waiting, running = len(scheduler.waiting), scheduler.begun
         return Stats(waiting, running, self.steps, self.runner.cache.bytes)
 
     def submit(self, request: Request, sink: Sink) -> None:
@@ -116,13 +116,26 @@ class Engine(OpenEngine):
         Raises:
             ForewordError: The request cannot be taken, see `check`.
         """
+        request = opened(request)
         self.check(request)
-        size = len(request.prompt)
-        context = size + self.room(size, request.prefix)
+        branches = branch_requests(request, self.backbone)
+        room, written = self._room_of(branches), self._written(request)
+        rows = [self._job(one, room, sink, written) for one in branches]
+        if len(rows) > 1:
+            mix = Mix(tuple(branch.coefficient for branch in request.branches))
+            for row in rows:
+                row.together, row.mix = tuple(rows), mix
+        self._hand_on(lambda: self._inbox.put(lambda: self.scheduler.waiting.append(rows[0])))
+
+    def _job(self, request: Request, room: int, sink: Sink, written: Written) -> Job:
+        """A row that can be given `room` tokens after its prompt."""
+        context = len(request.prompt) + room
         ahead = self.runner.columns_of(request.prefix)
-        written = self._written(request)
-        job = Job(request, list(request.prompt), context, ahead, sink=sink, written=written)
-        self._hand_on(lambda: self._inbox.put(lambda: self.scheduler.waiting.append(job)))
+        return Job(request, list(request.prompt), context, ahead, sink=sink, written=written)
+
+    def _room_of(self, branches: Sequence[Request]) -> int:
+        """Tokens that the context leaves after every branch's prompt."""
+        return min(self.room(len(one.prompt), one.prefix) for one in branches)
 
     def _written(self, request: Request) -> Written:
         """How a request's text ends, and which of its tokens are text."""
@@ -135,23 +148,46 @@ class Engine(OpenEngine):
 
         Raises:
             EngineClosed: The engine takes no more requests.
-            MismatchError: Its prefix does not fit the backbone.
+            MismatchError: One of its prefixes does not fit the backbone.
             TooLong: There is no room for it.
+            NotServed: Something is asked for that a mixture does not have.
+            UnsupportedModel: A prefix has pieces of which a request must choose, or too many strengths.
             DataError: A token is not in the vocabulary.
         """
         self._check_open()
-        prefix, size = whole_prefix(request), len(request.prompt)
-        if prefix is not None:
-            refuse_head(prefix)
-            self.backbone.check(prefix)
-        most = size + min(self.room(size, prefix), request.sampling.max_tokens)
-        most += self.runner.columns_of(prefix)
-        if most > self.limits.cache_tokens:
-            raise TooLong(
-                f"prefix, prompt and output may come to {most} tokens; the engine has room for "
-                f"{self.limits.cache_tokens}"
-            )
+        request = opened(request)
+        branches = branch_requests(request, self.backbone)
+        for one in branches:
+            prefix = whole_prefix(one)
+            if prefix is not None:
+                refuse_head(prefix)
+                self.backbone.check(prefix)
+                _ = audible(prefix.strength(strength_of(one)))
+        self._check_place(request, branches)
         check_tokens(request, self.backbone.vocabulary)
+
+    def _check_place(self, request: Request, branches: Sequence[Request]) -> None:
+        """Check that the engine could hold all rows of a request at once.
+
+        Raises:
+            TooLong: There is no room for their tokens.
+            NotServed: They are too many.
+        """
+        count, limits = len(branches), self.limits
+        added = min(self._room_of(branches), request.sampling.max_tokens)
+        most = sum(len(one.prompt) + added + self.runner.columns_of(one.prefix) for one in branches)
+        if most > limits.cache_tokens:
+            each = "" if count == 1 else f" of {count} branches"
+            raise TooLong(
+                f"prefix, prompt and output{each} may come to {most} tokens; the engine has room for "
+                f"{limits.cache_tokens}"
+            )
+        if count > limits.rows:
+            raise NotServed(
+                "prefixes",
+                f"this mixture is computed in {count} rows, and the engine runs {limits.rows}; name "
+                "fewer prefixes, or give it more rows",
+            )
 
     def cancel(self, name: str) -> None:
         """End a request; its last event says ``cancelled``. One that has ended is left alone."""
@@ -276,7 +312,8 @@ class Engine(OpenEngine):
     def _row(self, job: Job, size: int) -> Row:
         assert job.slot is not None
         if job.front is None:
-            job.front = self.runner.place(job.slot, whole_prefix(job.request))
+            request = job.request
+            job.front = self.runner.place(job.slot, whole_prefix(request), strength_of(request))
         part = tuple(job.tokens[job.computed : job.computed + size])
         whole = job.request.sampling.prompt_logprobs is not None and not job.is_decoding
         return Row(job.slot, job.computed, part, job.front, size if whole else 1)
@@ -310,7 +347,8 @@ class Engine(OpenEngine):
             return []
         alike = self._begun(lambda one: one.beginning == job.beginning)
         for one in alike:
-            self._guarded([one], partial(self._begin_as, one, job))
+            if not one.has_ended:
+                self._guarded([one], partial(self._begin_as, one, job))
         return alike
 
     def _begun(self, matches: Callable[[Job], bool]) -> list[Job]:
@@ -336,6 +374,8 @@ class Engine(OpenEngine):
         }
         ready = []
         for job in self._begun(lambda one: one.beginning in opened):
+            if job.has_ended:  # with another branch of its mixture
+                continue
             other, opening_V = opened[job.beginning]
             self._guarded([job], partial(self._begin_as, job, other))
             if not job.has_ended:
@@ -344,7 +384,7 @@ class Engine(OpenEngine):
 
     def _discard(self, failed: Sequence[tuple[Job, str]]) -> None:
         """End jobs that failed; no slot keeps what is not a number, for its next request."""
-        for job, _ in failed:
+        for job in (row for one, _ in failed for row in one.rows):
             if job.slot is not None:
                 job.slot.shelf.clear(job.slot)
         for job, error in failed:
@@ -359,9 +399,25 @@ class Engine(OpenEngine):
                 self._finish(job, "error", first_line(error))
 
     def _advance(self, ready: Sequence[tuple[Job, Tensor]]) -> None:
-        """Choose the next token of each row, and tell."""
-        if not ready:
-            return
+        """Choose the next token of each request whose rows have their logits, and tell."""
+        if any(job.mix is not None for job, _ in ready):
+            ready = [each for job, logits_V in ready for each in self._spoken(job, logits_V)]
+        if ready:
+            self._draw(ready)
+
+    def _spoken(self, job: Job, logits_V: Tensor) -> list[tuple[Job, Tensor]]:
+        """A row with its logits; of a mixture's the first one with those of all, after the last one."""
+        if job.mix is None:
+            return [(job, logits_V)]
+        try:
+            mixed_V = None if job.has_ended else job.hear(logits_V)
+        except Exception as error:  # the engine goes on
+            self._finish(job, "error", first_line(error))
+            return []
+        return [] if mixed_V is None else [(job.lead, mixed_V)]
+
+    def _draw(self, ready: Sequence[tuple[Job, Tensor]]) -> None:
+        """Choose the next token of each request by its logits, and tell."""
         try:
             logits_BV = self._logits.of([logits_V for _, logits_V in ready])
             draws = [job.drawing(logits_BV.device) for job, _ in ready]
@@ -374,7 +430,7 @@ class Engine(OpenEngine):
             return
         if len(ready) > 1:
             for each in ready:
-                self._advance([each])
+                self._draw([each])
         else:
             self._finish(ready[0][0], "error", found)
 
@@ -400,7 +456,8 @@ class Engine(OpenEngine):
     def _tell(self, job: Job, token: int, logits_V: Tensor) -> None:
         sampling = job.request.sampling
         first = len(job.tokens) == len(job.request.prompt)
-        job.tokens.append(token)
+        for row in job.rows:
+            row.tokens.append(token)
         generated = len(job.tokens) - len(job.request.prompt)
         ends = token in job.written.ends and not sampling.ignore_eos
         text = "" if ends else job.spelled(token, self.backbone.tokenizer)
@@ -423,10 +480,12 @@ class Engine(OpenEngine):
             self._finish(job, "length")
 
     def _finish(self, job: Job, reason: FinishReason, error: str = "") -> None:
-        """Free the job's place and tell its end, once."""
+        """Free the place of a row's request and tell its end, once."""
+        job = job.lead
         if job.has_ended:
             return
-        job.has_ended = True
+        for row in job.rows:
+            row.has_ended = True
         if not self.failure:  # else nothing is moved any more
             self.scheduler.release(job)
         try:

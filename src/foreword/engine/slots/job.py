@@ -1,4 +1,4 @@
-"""A request under way, with what its output needs: its draws, its text, its prompt's probabilities.
+"""`Job`: a row under way, with what its output needs: its draws, its text, its prompt's probabilities.
 
 Shapes: N tokens of a chunk of the prompt, V vocabulary.
 """
@@ -17,11 +17,37 @@ from foreword.engine.slots.detokeniser import Detokeniser
 from foreword.engine.slots.sampler import Draw, logprobs_of
 from foreword.engine.slots.scheduler import Active
 from foreword.engine.streaming import Sink
+from foreword.mixture import combined
+
+
+@dataclass(eq=False)
+class Mix:
+    """What the branches of a request say of its next token, until all have spoken.
+
+    Attributes:
+        coefficients: What each one's log-probabilities are multiplied by.
+        said: By branch its log-probabilities (V,), float32.
+    """
+
+    coefficients: tuple[float, ...]
+    said: dict[int, Tensor] = field(default_factory=dict)
+
+    def hear(self, branch: int, logits_V: Tensor) -> Tensor | None:
+        """Take what a branch says; what they say together (V,), float32, once it is the last one."""
+        self.said[branch] = torch.log_softmax(logits_V.float(), dim=-1)
+        if len(self.said) < len(self.coefficients):
+            return None
+        # In the order of the branches and not of their coming, so that sums round alike.
+        logprobs = [self.said[place] for place in range(len(self.coefficients))]
+        self.said.clear()
+        return combined(logprobs, self.coefficients)
 
 
 @dataclass(eq=False)
 class Job(Active):
-    """A request under way, with what its output needs.
+    """A row under way, with what its output needs.
+
+    Of a mixture's branches the first one is told and has the text.
 
     Attributes:
         sink: Who is told.
@@ -30,6 +56,7 @@ class Job(Active):
         prompt_logprobs: Of the prompt's tokens that are computed, where they were asked for.
         has_ended: Whether its end was told.
         written: How its text ends, and which of its tokens are text.
+        mix: What the branches of its mixture say; None for a plain request.
     """
 
     sink: Sink = field(default=lambda _: None)
@@ -38,6 +65,12 @@ class Job(Active):
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     has_ended: bool = False
     written: Written = field(default_factory=lambda: Written(None))
+    mix: Mix | None = None
+
+    def hear(self, logits_V: Tensor) -> Tensor | None:
+        """A branch's logits for the next token; the mixture's, once all branches' are there."""
+        assert self.mix is not None
+        return self.mix.hear(self.together.index(self), logits_V)
 
     def drawing(self, device: torch.device) -> Draw:
         """What its tokens are drawn with."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from foreword.attention.attachment import Attachment
-from foreword.attention.bound import Bound
+from foreword.attention.bound import Bound, Columns, audible, dials
 from foreword.attention.frame import Frame
 from foreword.attention.masks import as_additive
 from foreword.attention.segments import Segment
@@ -72,11 +72,13 @@ class Front:
         copied: Columns of the copy in the slot.
         offset: Positions that a copied prefix moves the tokens up by.
         shared: The prefix that is not copied.
+        strengths: Those that are not 1, and of which of its virtual tokens.
     """
 
     copied: int = 0
     offset: int = 0
     shared: Prefix | None = None
+    strengths: tuple[Columns, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -239,11 +241,17 @@ class Runner:
             f"family {self.backbone.family!r} ({kind}) cannot be served in mixed batches: {why}"
         )
 
-    def place(self, slot: Slot, prefix: Prefix | None) -> Front:
-        """Put a prefix in front of what a slot will hold."""
+    def place(self, slot: Slot, prefix: Prefix | None, strength: float = 1.0) -> Front:
+        """Put a prefix in front of what a slot will hold, at a strength of all of its pieces."""
         if prefix is None:
             return Front()
-        return self._copy(slot, prefix) if self.columns_of(prefix) else Front(shared=prefix)
+        present, strengths = audible(prefix.strength(strength))
+        if present is None:
+            return Front()
+        if not self.columns_of(prefix):
+            return Front(shared=prefix, strengths=strengths)
+        offset = prefix.length if prefix.meta.positions == "offset" else 0
+        return replace(self._copy(slot, present), offset=offset, strengths=strengths)
 
     def columns_of(self, prefix: Described | None) -> int:
         """Columns that a copy of a prefix takes in a slot; 0 if all rows share one."""
@@ -302,7 +310,7 @@ class Runner:
         first = 0
         for number, rows in enumerate(every):
             group = list(itertools.islice(parts, len(rows.sizes)))
-            bound = self.bank.bound([row.front.shared for row in group])
+            bound = self._bound(group)
             shelf = partial(step.part, number)
             segments.append(self._segment(group, rows, bound, first, shelf))
             first += sum(rows.sizes)
@@ -326,6 +334,14 @@ class Runner:
             self._by_kind(ids_1T.new_zeros(1, 1, 1, 1), None),
             segments,
         )
+
+    def _bound(self, group: Sequence[Row]) -> Bound:
+        """What rows attend to beside what their slots hold, and at which strengths."""
+        bound = self.bank.bound([row.front.shared for row in group])
+        strengths = [row.front.strengths for row in group]
+        if not any(strengths):
+            return bound
+        return replace(bound, dials=dials(strengths, [row.front.copied > 0 for row in group]))
 
     def _segment(
         self,
@@ -400,7 +416,7 @@ class Runner:
         segments: Sequence[Segment],
     ) -> list[Tensor]:
         """Logits (wanted, V) of each row, after one pass over token ids (B, Q) or (1, T)."""
-        bound = NONE if segments else self.bank.bound([row.front.shared for row in rows])
+        bound = NONE if segments else self._bound(rows)
         with (
             self.attachment.using(bound, segments),
             head_sees(self.model, wanted) as narrowed,
@@ -423,6 +439,14 @@ class Runner:
         if not self.kinds or self.kinds == ("full_attention",):
             return windowed
         return {kind: full if kind == "full_attention" else windowed for kind in self.kinds}
+
+
+def probed(backbone: Backbone, attachment: Attachment) -> Tensor:
+    """What the model gives for a few tokens."""
+    with torch.inference_mode(), attachment.using(None):
+        ids = torch.tensor([PROBE], device=backbone.device)
+        logits: Tensor = backbone.model(input_ids=ids, use_cache=False).logits
+    return logits
 
 
 def _wanted(row: Row, queries: int) -> list[bool]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 from torch import Tensor
 
@@ -20,10 +20,10 @@ from foreword.engine.slots.shelf import Slot
 
 @dataclass(eq=False)
 class Active:
-    """A request under way.
+    """A row under way: a request, or a branch of one that is a mixture.
 
     Attributes:
-        request: What was asked.
+        request: What was asked; a branch's is that of its own prefix alone.
         tokens: Prompt, and what was generated so far.
         context: Tokens that the backbone and the prefix leave for it.
         ahead: Columns that a copy of its prefix takes in its slot.
@@ -31,6 +31,7 @@ class Active:
         computed: Tokens whose keys and values are there.
         front: What stands in front of them there, once that is known.
         opening: The logits (V,) behind its prompt, for those that come later and begin alike.
+        together: All branches of its mixture, the first of which is told; empty for a plain request.
     """
 
     request: Request
@@ -41,6 +42,17 @@ class Active:
     computed: int = 0
     front: Front | None = None
     opening: Tensor | None = None
+    together: tuple[Self, ...] = ()
+
+    @property
+    def rows(self) -> tuple[Self, ...]:
+        """All rows of its request."""
+        return self.together or (self,)
+
+    @property
+    def lead(self) -> Self:
+        """The row that its request is known by."""
+        return self.together[0] if self.together else self
 
     @property
     def is_decoding(self) -> bool:
@@ -61,8 +73,8 @@ class Active:
     @cached_property
     def beginning(self) -> bytes:
         """The same for requests whose prompts are computed alike, so that one is for all of them."""
-        prefix, told = self.request.prefix, self.request.sampling.prompt_logprobs
-        named = f"{'' if prefix is None else prefix.digest} {told} "
+        one, told = self.request.leading, self.request.sampling.prompt_logprobs
+        named = f"{'' if one is None else f'{one.prefix.digest} {one.strength}'} {told} "
         prompt = array("q", self.request.prompt).tobytes()
         return hashlib.sha256(named.encode() + prompt).digest()
 
@@ -72,7 +84,7 @@ class Limits:
     """What the engine holds at once.
 
     Attributes:
-        rows: Requests that run at once.
+        rows: Requests that run at once; a mixture counts as many as it has branches.
         prompt_tokens: Prompt tokens computed beside a decoding step; a longer prompt takes several
             steps, and the others do not wait for it.
         cache_tokens: Tokens that there is memory for, of all requests and the prefixes copied for them.
@@ -98,12 +110,15 @@ class Scheduler(Generic[A]):
     it leave (Dijkstra, "Cooperating sequential processes", 1965, section 6: the banker's algorithm).
     Who would break that waits, and while one waits that has begun, nobody begins.
 
+    The branches of a mixture are one request: they begin together or not at all, and end together, so
+    what they hold and what they miss is added up.
+
     Attributes:
         cache: Where keys and values are.
         limits: What may run at once.
         fail: Told of a request that the system has no memory for.
-        waiting: Requests without a place, in the order of their arrival.
-        running: Requests with one, in the order in which they began.
+        waiting: Requests without a place, in the order of their arrival; of mixtures the first branch.
+        running: Rows with one, in the order in which they began.
         held_up: How many of them wait for room.
     """
 
@@ -116,21 +131,28 @@ class Scheduler(Generic[A]):
 
     def admit(self) -> None:
         """Give waiting requests a place, first come, first served, while there is room."""
-        while self.waiting and not self.held_up and len(self.running) < self.limits.rows:
+        while self.waiting and not self.held_up:
             one = self.waiting[0]
-            room = self._room(one)
-            if room is None:
+            if len(self.running) + len(one.rows) > self.limits.rows:
                 return
-            self.running.append(self.waiting.popleft())
-            self._give(one, room)
+            rooms = self._rooms(one)
+            if rooms is None:
+                return
+            self.running += self.waiting.popleft().rows
+            for row, room in rooms.items():
+                if not self._give(row, room):
+                    break
 
     def decoding(self) -> list[A]:
-        """Requests that decode, and have room for a token."""
+        """Rows that decode, and have room for a token."""
         self.held_up = 0
-        return [one for one in tuple(self.running) if one.is_decoding and self._has_room(one)]
+        found = [one for one in tuple(self.running) if one.is_decoding and self._goes_on(one)]
+        return [one for one in found if one.slot is not None]
 
-    def _has_room(self, one: A) -> bool:
-        assert one.slot is not None
+    def _goes_on(self, one: A) -> bool:
+        """Whether a row has room for a token, and one to compute: a branch may wait for the others."""
+        if one.slot is None or one.computed == len(one.tokens):
+            return False
         if one.needed <= one.slot.room:
             return True
         room = self._room(one)
@@ -140,7 +162,7 @@ class Scheduler(Generic[A]):
         return self._give(one, room)
 
     def _give(self, one: A, room: int) -> bool:
-        """Give a request a slot, or a larger one; whether the system had the memory."""
+        """Give a row a slot, or a larger one; whether the system had the memory."""
         try:
             slot = one.slot
             one.slot = self.cache.take(room) if slot is None else self.cache.move(slot, room)
@@ -149,23 +171,48 @@ class Scheduler(Generic[A]):
             return False
         return True
 
-    def _room(self, one: A) -> int | None:
-        """The best room for a request under which all can still end; None if there is none."""
-        rooms = self.cache.rooms(one.needed, one.most)
-        return next((room for room in rooms if self._is_safe(one, room)), None)
+    def _rooms(self, one: A) -> dict[A, int] | None:
+        """Rooms for all rows of a request under which all can still end; None if there are none."""
+        given: dict[A, int] = {}
+        for row in one.rows:
+            room = self._room(row, given)
+            if room is None:
+                break
+            given[row] = room
+        else:
+            return given
+        if not one.together:
+            return None
+        for row in one.rows:  # each as little as it can do with
+            *_, given[row] = self.cache.rooms(row.needed, row.most)
+        return given if self._is_safe(one, given) else None
 
-    def _is_safe(self, one: A, room: int) -> bool:
-        """Whether all that run can end, one after the other, once this one has a room."""
-        held = {id(other): other.slot.room for other in self.running if other.slot is not None}
-        most = {id(other): other.most for other in (*self.running, one)}
-        held[id(one)] = room
-        free = self.limits.cache_tokens - sum(held.values())
+    def _room(self, one: A, given: Mapping[A, int] | None = None) -> int | None:
+        """The best room for a row under which all can still end; None if there is none.
+
+        Args:
+            one: The row.
+            given: Rooms that rows beside it are about to have.
+        """
+        rooms = self.cache.rooms(one.needed, one.most)
+        given = given or {}
+        return next((room for room in rooms if self._is_safe(one, {**given, one: room})), None)
+
+    def _is_safe(self, one: A, given: Mapping[A, int]) -> bool:
+        """Whether all that run, and this one, can end one after the other, once some have rooms."""
+        held: Counter[A] = Counter()
+        missing: Counter[A] = Counter()
+        for row in dict.fromkeys((*self.running, *one.rows)):
+            room = given.get(row, 0 if row.slot is None else row.slot.room)
+            held[row.lead] += room
+            missing[row.lead] += max(0, row.most - room)
+        free = self.limits.cache_tokens - held.total()
         if free < 0:
             return False
-        for missing, room_of_it in sorted((most[key] - room, room) for key, room in held.items()):
-            if missing > free:
+        for needed, room in sorted((missing[lead], room) for lead, room in held.items()):
+            if needed > free:
                 return False
-            free += room_of_it
+            free += room
         return True
 
     def chunks(self) -> list[tuple[A, int]]:
@@ -195,18 +242,25 @@ class Scheduler(Generic[A]):
         one.slot.shelf.promote(one.slot)
 
     def release(self, one: A) -> None:
-        """A request has ended, or will: its place is free."""
-        if one in self.waiting:
-            self.waiting.remove(one)
+        """A request has ended, or will: the place of each of its rows is free."""
+        if one.lead in self.waiting:
+            self.waiting.remove(one.lead)
         else:
-            self.running.remove(one)
-        if one.slot is not None:
-            self.cache.give_back(one.slot)
-            one.slot = None
+            for row in one.rows:
+                self.running.remove(row)
+        for row in one.rows:
+            if row.slot is not None:
+                self.cache.give_back(row.slot)
+                row.slot = None
 
     def find(self, matches: Callable[[A], bool]) -> list[A]:
-        """Requests that match, waiting or running."""
+        """Rows that match, waiting or running."""
         return [one for one in (*self.waiting, *self.running) if matches(one)]
+
+    @property
+    def begun(self) -> int:
+        """Requests with a place, each once."""
+        return sum(one.lead is one for one in tuple(self.running))
 
     @property
     def is_idle(self) -> bool:

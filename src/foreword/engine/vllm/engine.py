@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from foreword.data.written import Written, written_for
 from foreword.described import Described
 from foreword.engine.base import OpenEngine
-from foreword.engine.checks import check_tokens, room_after
+from foreword.engine.checks import check_tokens, refuse_mixture, room_after
 from foreword.engine.protocol import Stats
 from foreword.engine.request import Event, FinishReason, NotServed, Request
 from foreword.engine.streaming import Sink
@@ -161,6 +161,7 @@ class VllmEngine(OpenEngine):
             DataError: A token is not in the vocabulary, or the prompt begins with a placeholder.
         """
         self._check_open()
+        refuse_mixture(request)
         prefix = request.prefix
         if prefix is None:
             check_text_alone(request.prompt, self.placeholder)

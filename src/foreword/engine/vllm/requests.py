@@ -154,6 +154,16 @@ def check_served(prefix: Described) -> None:
             f"this prefix carries a head for {prefix.head_task!r}, so it labels text and writes "
             "none; use predict, or save prefix.with_head(None)"
         )
+    if prefix.meta.combination != "attention":
+        raise MismatchError(
+            f"this prefix is a combination of pieces ({prefix.meta.combination!r}), of which vLLM would "
+            f"attend to all; {remedy}, or save one of its pieces"
+        )
+    if strengths := [piece.strength for piece in prefix.meta.pieces if piece.strength != 1]:
+        raise MismatchError(
+            f"this prefix has a piece at strength {strengths[0]:g}, and vLLM's attention knows of none "
+            f"but 1; {remedy}"
+        )
     if prefix.meta.softmax == "own":
         raise MismatchError(
             "this prefix is gated: it has a softmax of its own (softmax policy 'own'), which vLLM's "

@@ -28,6 +28,9 @@ from foreword.serve.spelling import Spelling
 
 log = logging.getLogger("foreword.serve")
 
+NOTICE = "foreword-notice"
+"""Header of what a client should know, such as that an attribute's value was not trained."""
+
 GRACE = 10.0
 """Seconds in which a client that reads late can still read how its stream ended."""
 
@@ -51,10 +54,11 @@ def add_completion_routes(app: FastAPI, service: Completions) -> None:
         answers = Answers(asked, spelling)
         if body.stream:
             chunks = _streamed(service, asked, answers)
-            return _Stream(chunks, service.place(asked), service.seconds + GRACE)
+            return _Stream(chunks, service.place(asked), service.seconds + GRACE, _headers(asked))
         with service.place(asked):
             found = await _unless_gone(request, service.whole(asked))
-        return JSONResponse(await service.crews.text.do(partial(answers.whole, found)))
+        whole = await service.crews.text.do(partial(answers.whole, found))
+        return JSONResponse(whole, headers=_headers(asked))
 
     @app.post("/v1/completions", responses=_answered(CompletionAnswer))
     async def completions(request: Request, body: CompletionRequest) -> Response:
@@ -67,6 +71,13 @@ def add_completion_routes(app: FastAPI, service: Completions) -> None:
         return await answered(request, body)
 
 
+def _headers(asked: Asked) -> dict[str, str]:
+    """What the client should know, besides the answer."""
+    if not asked.notices:
+        return {}
+    return {NOTICE: "; ".join(asked.notices).encode("ascii", "backslashreplace").decode()}
+
+
 class _Stream(StreamingResponse):
     """A stream that gives its place back when it ends, however it ends, even before it began.
 
@@ -74,12 +85,17 @@ class _Stream(StreamingResponse):
         chunks: What is sent.
         place: Held meanwhile.
         seconds: Time until a client that does not read is given up.
+        headers: More headers.
     """
 
     def __init__(
-        self, chunks: AsyncGenerator[bytes], place: AbstractContextManager[None], seconds: float
+        self,
+        chunks: AsyncGenerator[bytes],
+        place: AbstractContextManager[None],
+        seconds: float,
+        headers: dict[str, str],
     ) -> None:
-        super().__init__(chunks, media_type="text/event-stream")
+        super().__init__(chunks, media_type="text/event-stream", headers=headers)
         self.chunks = chunks
         self.place = place
         self.seconds = seconds

@@ -1,0 +1,343 @@
+"""Prefixes composed by an expression: loaded by name, cut or selected, and put together in a mode."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+
+from foreword.arguments import check_text, did_you_mean, expect, shown
+from foreword.arithmetic import concat
+from foreword.arithmetic.record import COMPOSITION
+from foreword.arithmetic.side_by_side import joined
+from foreword.backbone import Backbone
+from foreword.backbone.cascade import cascade
+from foreword.data.given import Data
+from foreword.description import MAX_LABEL, Piece
+from foreword.errors import ExpressionError, ForewordError, Notice, PrefixError
+from foreword.expressions import Expression, Operand, Term, looked_up, parse
+from foreword.prefix import Prefix, check_prefix
+from foreword.store import PrefixStore
+from foreword.train.begun import with_start
+
+Mode = Literal["sum", "concat", "cascade", "logits"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+
+class UnseenValue(Notice):
+    """No piece was trained for the value of an attribute, so the shared piece stands alone for it."""
+
+
+def needs_backbone(expression: Expression, mode: Mode) -> bool:
+    """Whether prefixes that come from files need their backbone to be composed.
+
+    A file does not hold where training started, which weights of a sum are about; and positions are
+    moved by the rotation that is measured on the backbone.
+    """
+    return mode in ("sum", "cascade") and not _is_operand(expression)
+
+
+def compose(
+    expression: str | Expression,
+    load: Callable[[str], Prefix],
+    *,
+    mode: Mode = "sum",
+    backbone: Backbone | None = None,
+    rows: Data | None = None,
+    store: PrefixStore | None = None,
+) -> Prefix:
+    """The prefix that an expression means.
+
+    An expression that is one operand of weight 1 is that operand in every mode: a name means the prefix
+    as it is stored.
+
+    Args:
+        expression: As in ``0.7*formal + e2e - toxic``; see `foreword.expressions`.
+        load: Gives the prefix of a name, such as `PrefixStore.load`; called once for each name.
+        mode: ``sum``: of what the operands learned, times their weights. ``concat``: the operands side
+            by side in front of the text, in the order of the expression, with their weights as
+            strengths. ``cascade``: the same with their positions moved, so that each comes before the
+            next. ``logits``: a mixture of what they predict, with their weights.
+        backbone: The backbone of the operands, for `needs_backbone`; a sum needs none where each operand
+            knows its start.
+        rows: Training rows, for operands that started from demonstrations.
+        store: Where prefixes are looked up that operands started from; by default the user's store.
+
+    Returns:
+        A prefix whose parents are those that were loaded, by digest, and which has the expression in its
+        ``recipe["composition"]``.
+
+    Raises:
+        ExpressionError: The expression is wrong, or an operand has no such tokens or attributes.
+        NameUnknown: There is no prefix of a name.
+        PrefixError: Operands do not go together, or the mode is unknown; the message names them.
+        MismatchError: One is of another backbone.
+
+    Examples:
+        >>> made = compose("pos + 0.5*(pos - neg)", PrefixStore().load, backbone=b)  # doctest: +SKIP
+        >>> made.meta.recipe["composition"]["expression"]  # doctest: +SKIP
+        '1.5*pos - 0.5*neg'
+    """
+    if mode not in MODES:
+        raise PrefixError(f"mode must be one of {', '.join(MODES)}; found {shown(mode)}")
+    if not isinstance(expression, Expression):
+        expression = parse(expression)
+    expected = "what gives the prefix of a name, as PrefixStore().load does"
+    expect("load", load, Callable, expected, PrefixError)
+    stored = {name: _loaded(name, load) for name in expression.names}
+    parents = tuple(dict.fromkeys(one.digest for one in stored.values()))
+    if backbone is not None and mode == "sum" and needs_backbone(expression, mode):
+        stored = {name: _started(name, one, backbone, rows, store) for name, one in stored.items()}
+    parts = [(term, _part(stored[term.operand.name], term.operand)) for term in expression.terms]
+    if _is_operand(expression):
+        made, record = parts[0][1], {}
+        if made is stored[expression.names[0]]:
+            return made
+    else:
+        _check_selected(parts)
+        made = _COMPOSED[mode](_of_one_dtype(parts), backbone)
+        record = _record(mode, expression, stored)
+    return _recorded(made, {**record, "expression": str(expression)}, parents)
+
+
+def select(prefix: Prefix, values: Mapping[str, str], name: str = "the prefix") -> Prefix:
+    """What a prefix with control is for some values of its attributes: its shared piece and theirs.
+
+    A value without a piece was not seen in training: the shared piece stands alone for it, and a warning
+    says so.
+
+    Args:
+        prefix: A prefix of combination ``control``.
+        values: By attribute the value that is wanted; attributes that are left out have no say.
+        name: What errors and warnings call the prefix.
+
+    Returns:
+        A plain prefix, with the pieces in their order.
+
+    Raises:
+        ExpressionError: It is no prefix with control, or has no such attribute.
+
+    Examples:
+        >>> select(task, {"sentiment": "positive"})  # doctest: +SKIP
+    """
+    check_prefix(prefix)
+    expect("values", values, Mapping, "values by attribute", ExpressionError)
+    trained = _trained_values(prefix, name)
+    wanted = set()
+    for attribute, value in values.items():
+        check_text("an attribute", attribute, ExpressionError)
+        check_text(f"the value of {attribute!a}", value, ExpressionError)
+        if attribute not in trained:
+            raise ExpressionError(
+                f"{name} has no attribute {attribute!a}; it has {', '.join(map(ascii, trained))}"
+                f"{did_you_mean(attribute, trained)}"
+            )
+        if value not in trained[attribute]:
+            known = ", ".join(map(ascii, trained[attribute]))
+            said = f"{name} was trained for {attribute} = {known}, and not for {value!a}"
+            warnings.warn(
+                f"{said}: its shared piece stands alone for it", UnseenValue, stacklevel=2
+            )
+        wanted.add(f"{attribute}={value}")
+    pieces, parts = prefix.meta.pieces, prefix.split()
+    chosen = [i for i, piece in enumerate(pieces) if i == 0 or piece.name in wanted]
+    made = joined("select", [parts[i] for i in chosen], [prefix.digest])
+    return made.with_meta(pieces=_unless_plain(tuple(pieces[i] for i in chosen)))
+
+
+def _trained_values(prefix: Prefix, name: str) -> dict[str, list[str]]:
+    """By attribute of a prefix with control its values."""
+    if prefix.meta.combination != "control":
+        raise ExpressionError(
+            f"{name} has no attributes to select by; only a prefix that was trained with some has"
+        )
+    found: dict[str, list[str]] = {}
+    for piece in prefix.meta.pieces[1:]:
+        attribute, _, value = piece.name.partition("=")
+        found.setdefault(attribute, []).append(value)
+    return found
+
+
+def _unless_plain(pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
+    """The pieces; none if all are at full strength, as a plain prefix is."""
+    return () if all(piece.strength == 1 for piece in pieces) else pieces
+
+
+def _is_operand(expression: Expression) -> bool:
+    return len(expression.terms) == 1 and expression.terms[0].weight == 1
+
+
+@contextmanager
+def _named(what: object) -> Iterator[None]:
+    """In a block, errors say what they are about."""
+    try:
+        yield
+    except ForewordError as error:
+        raise type(error)(f"{what}: {error}") from error
+
+
+def _loaded(name: str, load: Callable[[str], Prefix]) -> Prefix:
+    with looked_up(name):
+        found = load(name)
+    check_prefix(found, f"what was loaded for {name!r}")
+    return found
+
+
+def _started(
+    name: str,
+    prefix: Prefix,
+    backbone: Backbone,
+    rows: Data | None,
+    store: PrefixStore | None,
+) -> Prefix:
+    """A prefix that knows its start."""
+    if prefix.start is not None:
+        return prefix
+    with _named(name):
+        return with_start(backbone, prefix, rows, store)
+
+
+def _part(prefix: Prefix, operand: Operand) -> Prefix:
+    """What an operand takes of the prefix of its name."""
+    if operand.selection:
+        return select(prefix, dict(operand.selection), operand.name)
+    if operand.span is None:
+        return prefix
+    first, end = operand.span
+    if max(first + 1, end or 0) > prefix.length:
+        raise ExpressionError(
+            f"{operand}: {operand.name} has {prefix.length} virtual tokens, counted from 0; take those "
+            "that it has"
+        )
+    with _named(operand):
+        return prefix[first:end]
+
+
+Parts = Sequence[tuple[Term, Prefix]]
+"""Terms of an expression, and what their operands are."""
+
+
+def _check_selected(parts: Parts) -> None:
+    """Check that no part is a prefix with control as a whole."""
+    for term, prefix in parts:
+        if prefix.meta.combination == "control":
+            pairs = [piece.name for piece in prefix.meta.pieces[1:]]
+            raise ExpressionError(
+                f"{term.operand} has a piece for each of {', '.join(map(ascii, pairs))}, and is "
+                f"composed with some of them: write {term.operand}[{pairs[0]}]"
+            )
+
+
+def _of_one_dtype(parts: Parts) -> Parts:
+    """The parts in the narrowest dtype that holds what each of them has."""
+    dtype = functools.reduce(torch.promote_types, (prefix.dtype for _, prefix in parts))
+    return [(term, prefix.to(dtype)) for term, prefix in parts]
+
+
+def _summed(parts: Parts, backbone: Backbone | None) -> Prefix:
+    first, *others = [(term.operand, _scaled(term, prefix)) for term, prefix in parts]
+    made = first[1]
+    for operand, prefix in others:
+        with _named(f"{first[0]} and {operand}"):
+            made = operator.add(made, prefix)
+    return made
+
+
+def _scaled(term: Term, prefix: Prefix) -> Prefix:
+    with _named(term.operand):
+        return term.weight * prefix
+
+
+def _side_by_side(parts: Parts, backbone: Backbone | None) -> Prefix:
+    prefixes, names = _at_strengths(parts)
+    with _named(_all_of(parts)):
+        return concat(*prefixes, names=names)
+
+
+def _behind_one_another(parts: Parts, backbone: Backbone | None) -> Prefix:
+    if backbone is None:
+        raise PrefixError(
+            "mode cascade moves positions by what is measured on the backbone, and there is none; give "
+            "backbone=..., or use mode concat"
+        )
+    prefixes, names = _at_strengths(parts)
+    with _named(_all_of(parts)):
+        return cascade(backbone, *prefixes, names=names)
+
+
+def _mixed(parts: Parts, backbone: Backbone | None) -> Prefix:
+    prefixes, names = [], []
+    for term, prefix in parts:
+        for name, weight, piece in _mixable(term, prefix):
+            prefixes.append(piece.strength(weight))
+            names.append(name)
+    with _named(_all_of(parts)):
+        return concat(*prefixes, names=names, combination="logits")
+
+
+_COMPOSED: dict[Mode, Callable[[Parts, Backbone | None], Prefix]] = {
+    "sum": _summed,
+    "concat": _side_by_side,
+    "cascade": _behind_one_another,
+    "logits": _mixed,
+}
+
+
+def _at_strengths(parts: Parts) -> tuple[list[Prefix], list[str] | None]:
+    """The parts with their weights as strengths, and names for them if each is one piece."""
+    prefixes = [prefix.strength(term.weight) for term, prefix in parts]
+    if any(len(prefix.meta.pieces) > 1 for prefix in prefixes):
+        return prefixes, None
+    return prefixes, [_piece_name(term.operand) for term, _ in parts]
+
+
+def _mixable(term: Term, prefix: Prefix) -> list[tuple[str, float, Prefix]]:
+    """What a term adds to a mixture of logits: by piece its name, its weight, and a plain prefix.
+
+    A mixture in a mixture is its pieces: logarithms of what they predict are added up in both.
+    """
+    pieces = prefix.meta.pieces
+    if prefix.meta.combination == "logits":
+        named = zip(pieces, prefix.split(), strict=True)
+        return [(piece.name, term.weight * piece.strength, part) for piece, part in named]
+    if _unless_plain(pieces):
+        raise PrefixError(
+            f"{term.operand}: pieces of strengths {[piece.strength for piece in pieces]} cannot be "
+            "mixed by logits, where each prefix is at full strength; mix what they are made of"
+        )
+    whole = prefix.with_meta(pieces=()) if prefix.meta.combination == "attention" else prefix
+    return [(_piece_name(term.operand), term.weight, whole)]
+
+
+def _piece_name(operand: Operand) -> str:
+    """What a piece is called: the operand, without its bracket if there is no room for it."""
+    written = str(operand)
+    return written if len(written) <= MAX_LABEL else operand.name
+
+
+def _all_of(parts: Parts) -> str:
+    return ", ".join(str(term.operand) for term, _ in parts)
+
+
+def _record(mode: Mode, expression: Expression, stored: Mapping[str, Prefix]) -> dict[str, Any]:
+    """How an expression was composed: a sum's own record has the weights that come out."""
+    if mode == "sum":
+        return {"mode": mode}
+    return {"mode": mode, "of": [_origin(term, stored) for term in expression.terms]}
+
+
+def _origin(term: Term, stored: Mapping[str, Prefix]) -> dict[str, Any]:
+    """What the record of a composition says of a term."""
+    digest = stored[term.operand.name].digest
+    return {"prefix": digest, "operand": str(term.operand), "weight": term.weight}
+
+
+def _recorded(made: Prefix, changes: Mapping[str, Any], parents: tuple[str, ...]) -> Prefix:
+    """The prefix with its parents, and with more in its record."""
+    record = {**made.meta.recipe[COMPOSITION], **changes}
+    return made.with_meta(recipe={**made.meta.recipe, COMPOSITION: record}, parents=parents)
