@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from attributes import (
     DOMAINS,
     SEEDS,
@@ -48,6 +51,10 @@ MOST = 24
 """Most tokens of a text."""
 UNASKED, ALONE = "unasked", "alone"
 """Names of the points of the frozen model and of the prefix, which dials share."""
+LEAST = 0.01
+"""Share of attention that the dial of a bias goes to."""
+MEASURED = 4
+"""Real texts whose attention is measured."""
 SHOTS = 8
 """Examples that a prompt shows."""
 
@@ -60,11 +67,13 @@ class Learned:
         prefix: The attribute's.
         opposite: The opposite attribute's, of the same seed.
         first: What both started from.
+        share: Share of attention that the prefix has, mean over layers, heads and queries.
     """
 
     prefix: Prefix
     opposite: Prefix
     first: Prefix
+    share: float
 
 
 Dial = Callable[[Learned, float], list[Branch]]
@@ -125,7 +134,29 @@ def less(prefix: Prefix, other: Prefix, first: Prefix, weight: float) -> Prefix:
     return replace(prefix, keys=tuple(keys), values=tuple(values))
 
 
+def blend(learned: Learned, strength: float) -> list[Branch]:
+    """Every attention output at ``text + s * (joint - text)``, which is what `Prefix.strength` does."""
+    return [Branch(learned.prefix.strength(strength) if strength else None)]
+
+
+def mass(learned: Learned, strength: float) -> list[Branch]:
+    """One bias on all scores of virtual tokens: their share of attention, evenly in its log-odds.
+
+    At 1 they have the share that is measured, towards 0 they go to `LEAST`; at 0 they are gone.
+    """
+    if strength == 0:
+        return [Branch(None)]
+    far = _log_odds(LEAST) - _log_odds(learned.share)
+    return [Branch(learned.prefix, bias=(1 - strength) * far)]
+
+
+def _log_odds(share: float) -> float:
+    return math.log(share / (1 - share))
+
+
 DIALS: dict[str, Dial] = {
+    "blend": blend,
+    "mass": mass,
     "keys and values": from_start,
     "logits": logits,
     "against": logits_against,
@@ -187,7 +218,21 @@ class Bench:
             self.prefix(attribute, seed),
             self.prefix(self.domain.opposite(attribute), seed),
             start(self.backbone, self.domain.settings),
+            self.share(attribute, seed),
         )
+
+    def share(self, attribute: str, seed: int) -> float:
+        """Share of attention that real texts give to the attribute's prefix, measured once."""
+        run = f"{self.domain.name} {attribute} attention seed {seed}"
+        if run not in self.results:
+            eager = foreword.load(attention="eager")
+            prefix = self.prefix(attribute, seed)
+            texts = splits(self.shared, self.domain)[attribute].held[:MEASURED]
+            found = [
+                attention_share(eager, prefix, f"{self.domain.prompt} {text}") for text in texts
+            ]
+            self.results.add(run, attention=statistics.mean(found))
+        return float(self.results[run]["attention"])
 
     def point(
         self, run: str, attribute: str, seed: int, branches: Sequence[Branch], prompt: list[int]
@@ -233,6 +278,16 @@ def sweep(bench: Bench, seed: int, dials: Sequence[str]) -> None:
                 branches = DIALS[dial](learned, strength)
                 run = f"{bench.domain.name} {attribute} {name_at(dial, strength)} seed {seed}"
                 bench.point(run, attribute, seed, branches, plain)
+
+
+@torch.inference_mode()
+def attention_share(eager: Backbone, prefix: Prefix, text: str) -> float:
+    """Share of attention on a prefix, mean over layers, heads and the text's tokens."""
+    ids = torch.tensor([eager.tokens(text)])
+    with eager.inferring(prefix):
+        given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+        weights = eager.model(**given, output_attentions=True).attentions
+    return statistics.mean(float(one[..., : prefix.length].sum(-1).mean()) for one in weights)
 
 
 def name_at(dial: str, strength: float) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from foreword.attention.bound import Bound, bound_to
+from foreword.attention.bound import Bound, SiteTensors, bound_to
 from foreword.backbone import Backbone
 from foreword.data import left_padded
 from foreword.data.collate import padding_of
@@ -33,11 +33,13 @@ class Branch:
         prefix: Its prefix; None: the frozen model alone.
         weight: What its log-probabilities are multiplied by.
         prompt: Token ids that it reads instead of each text's own prompt.
+        bias: Added to the scores of all of its virtual tokens, of one branch alone.
     """
 
     prefix: Prefix | None
     weight: float = 1.0
     prompt: tuple[int, ...] | None = None
+    bias: float = 0.0
 
 
 def drawn(
@@ -124,7 +126,23 @@ def _bound(backbone: Backbone, branches: Sequence[Branch]) -> Bound | None:
     if all(prefix is None for prefix in prefixes):
         return None
     alone = prefixes[0] if len(prefixes) == 1 else None
-    return bound_to(alone or prefixes, backbone.sites)
+    bound = bound_to(alone or prefixes, backbone.sites)
+    bias = branches[0].bias if alone is not None else 0.0
+    return _biased(bound, bias) if bias else bound
+
+
+def _biased(bound: Bound, bias: float) -> Bound:
+    """The same with a bias on all scores of virtual tokens."""
+
+    def at(site: SiteTensors) -> SiteTensors:
+        rows, _, length, _ = site.key_RHPD.shape
+        return replace(site, bias_RP=torch.full((rows, length), bias))
+
+    parts = (
+        replace(part, sites={name: at(site) for name, site in part.sites.items()})
+        for part in bound.parts
+    )
+    return replace(bound, parts=tuple(parts), identity=f"{bound.identity} {bias}")
 
 
 def _for_rows(bound: Bound | None, branches: int, texts: int) -> Bound | None:
