@@ -154,13 +154,13 @@ def judge(shared: Path, domain: Domain, encoder: Backbone, folder: Path) -> Judg
     return trained_judge(encoder, rows, folder / f"judge-{domain.name}.safetensors")
 
 
-def trained_judge(encoder: Backbone, rows: Sequence[Row], place: Path) -> Judge:
+def trained_judge(encoder: Backbone, rows: Sequence[Row], place: Path, steps: int = 600) -> Judge:
     """A judge that learned from rows with ``text`` and ``label``, or the file of one."""
     if not place.is_file():
         mixed = list(rows)
         random.Random(1).shuffle(mixed)
         settings = TrainSettings(
-            prompt="{text}", target="{label}", task="classify", steps=600, batch_size=32
+            prompt="{text}", target="{label}", task="classify", steps=steps, batch_size=32
         )
         foreword.save_prefix(foreword.train(encoder, mixed, settings).prefix, place)
     return Judge(encoder, foreword.load_prefix(place))
