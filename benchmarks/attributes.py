@@ -207,6 +207,13 @@ def distinct(texts: Sequence[str], order: int) -> float:
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
+def looping(text: str) -> bool:
+    """Whether a word stands there three times in a row, or a pair of words twice in a row."""
+    words = text.lower().split()
+    thrice = any(a == b == c for a, b, c in zip(words, words[1:], words[2:], strict=False))
+    return thrice or any(words[i : i + 2] == words[i + 2 : i + 4] for i in range(len(words) - 3))
+
+
 def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
     """Interval of a share of so many samples (Wilson, 1927), 95% by default."""
     middle = share + z * z / (2 * count)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from foreword.attention.bound import Bound, SiteTensors, bound_to
+from foreword.attention.bound import Bound, Dial, SiteTensors, bound_to
 from foreword.backbone import Backbone
 from foreword.data import left_padded
 from foreword.data.collate import padding_of
@@ -74,6 +74,70 @@ def drawn(
 
 
 @torch.inference_mode()
+def drawn_each(
+    backbone: Backbone,
+    branches: Sequence[Branch],
+    prompt: Sequence[int],
+    written: Written,
+    *,
+    count: int,
+    seed: int,
+    most: int,
+) -> list[list[str]]:
+    """As `drawn`, of each branch alone, whatever its weight: so many texts of each, all in one batch."""
+    assert backbone.tokenizer is not None
+    read = [list(branch.prompt or prompt) for branch in branches for _ in range(count)]
+    given = left_padded(read, padding_of(backbone.tokenizer, backbone.vocabulary))
+    ids, mask = given["input_ids"], given["attention_mask"]
+    draws = [torch.Generator().manual_seed(seed) for _ in branches]
+    bound, ending = _bound(backbone, branches), torch.tensor(sorted(written.ends))
+    made: list[list[int]] = [[] for _ in read]
+    place_N = torch.arange(len(read))  # of the texts that go on
+    cache = None
+    with backbone.inferring(None) as attachment:
+        for _ in range(most):
+            of_N = place_N // count
+            with attachment.using(_of_rows(bound, of_N.tolist(), len(branches))):
+                out = backbone.model(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=LAST,
+                )
+            cache = out.past_key_values
+            logits_NV = out.logits[:, -1].float()
+            parts = [logits_NV[of_N == which] for which in range(len(branches))]
+            chosen = [_chosen(part, draw) for part, draw in zip(parts, draws, strict=True)]
+            token_N = torch.cat(chosen)  # rows stand in the order of their branches
+            for place, token in zip(place_N.tolist(), token_N.tolist(), strict=True):
+                made[place].append(token)
+            going = (~torch.isin(token_N, ending)).nonzero()[:, 0]
+            if not len(going):
+                break
+            cache.batch_select_indices(going)
+            place_N, ids, mask = place_N[going], token_N[going][:, None], mask[going]
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+    texts = [written.text(row) for row in made]
+    return [texts[first : first + count] for first in range(0, len(texts), count)]
+
+
+def _of_rows(bound: Bound | None, rows: Sequence[int], branches: int) -> Bound | None:
+    """The same for a batch whose rows are of these branches, with their strengths."""
+    if bound is None or branches == 1:
+        return bound
+    dials = tuple(
+        Dial(
+            dial.value_R[list(rows)],
+            tuple(dial.columns_R[row] for row in rows),
+            tuple(dial.copied_R[row] for row in rows),
+        )
+        for dial in bound.dials
+    )
+    return replace(bound, row_of_B=tuple(rows), dials=dials)
+
+
+@torch.inference_mode()
 def _batch(
     backbone: Backbone,
     branches: Sequence[Branch],
@@ -96,7 +160,8 @@ def _batch(
     bound = _bound(backbone, branches)
     with backbone.inferring(None) as attachment:
         for _ in range(most):
-            with attachment.using(_for_rows(bound, len(branches), len(place_N))):
+            rows = [row for row in range(len(branches)) for _ in place_N]
+            with attachment.using(_of_rows(bound, rows, len(branches))):
                 out = backbone.model(
                     input_ids=ids,
                     attention_mask=mask,
@@ -143,13 +208,6 @@ def _biased(bound: Bound, bias: float) -> Bound:
         for part in bound.parts
     )
     return replace(bound, parts=tuple(parts), identity=f"{bound.identity} {bias}")
-
-
-def _for_rows(bound: Bound | None, branches: int, texts: int) -> Bound | None:
-    """The same for so many texts in each branch, the branches one after the other."""
-    if bound is None or branches == 1:
-        return bound
-    return replace(bound, row_of_B=tuple(row for row in range(branches) for _ in range(texts)))
 
 
 def _mixed(logits: Tensor, weights: Sequence[float]) -> Tensor:
