@@ -223,13 +223,13 @@ class Bench:
             print(f"trained {place.name} in {result.seconds:.0f} s", flush=True)
         return foreword.load_prefix(place)
 
-    def learned(self, attribute: str, seed: int) -> Learned:
-        """What the dials of an attribute and seed have to do with."""
+    def learned(self, attribute: str, seed: int, *, attention: bool) -> Learned:
+        """What the dials of an attribute and seed have to do with, its share of attention if wanted."""
         return Learned(
             self.prefix(attribute, seed),
             self.prefix(self.domain.opposite(attribute), seed),
             start(self.backbone, self.domain.settings),
-            self.share(attribute, seed),
+            self.share(attribute, seed) if attention else math.nan,
             (self.backbone.tokenizer.bos_token_id, *self.backbone.tokens(self.domain.prompt)),
         )
 
@@ -308,7 +308,7 @@ def sweep(bench: Bench, seed: int, dials: Sequence[str]) -> None:
     """All points of a domain and seed."""
     plain = bench.backbone.tokens(bench.domain.prompt)
     for attribute in bench.domain.attributes:
-        learned = bench.learned(attribute, seed)
+        learned = bench.learned(attribute, seed, attention="mass" in dials)
         for dial in dials:
             found = {
                 f"{bench.domain.name} {attribute} {name_at(dial, at)} seed {seed}": [
