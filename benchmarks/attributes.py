@@ -154,13 +154,13 @@ def judge(shared: Path, domain: Domain, encoder: Backbone, folder: Path) -> Judg
     return trained_judge(encoder, rows, folder / f"judge-{domain.name}.safetensors")
 
 
-def trained_judge(encoder: Backbone, rows: Sequence[Row], place: Path) -> Judge:
+def trained_judge(encoder: Backbone, rows: Sequence[Row], place: Path, steps: int = 600) -> Judge:
     """A judge that learned from rows with ``text`` and ``label``, or the file of one."""
     if not place.is_file():
         mixed = list(rows)
         random.Random(1).shuffle(mixed)
         settings = TrainSettings(
-            prompt="{text}", target="{label}", task="classify", steps=600, batch_size=32
+            prompt="{text}", target="{label}", task="classify", steps=steps, batch_size=32
         )
         foreword.save_prefix(foreword.train(encoder, mixed, settings).prefix, place)
     return Judge(encoder, foreword.load_prefix(place))
@@ -205,6 +205,13 @@ def distinct(texts: Sequence[str], order: int) -> float:
         )
     )
     return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def looping(text: str) -> bool:
+    """Whether a word stands there three times in a row, or a pair of words twice in a row."""
+    words = text.lower().split()
+    thrice = any(a == b == c for a, b, c in zip(words, words[1:], words[2:], strict=False))
+    return thrice or any(words[i : i + 2] == words[i + 2 : i + 4] for i in range(len(words) - 3))
 
 
 def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:

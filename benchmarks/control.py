@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from attributes import (
     DOMAINS,
     SEEDS,
@@ -25,17 +28,18 @@ from attributes import (
     Judge,
     distinct,
     judge,
+    looping,
     perplexity,
     splits,
 )
 from common import SHARED, Results, Row, table
 from control_figures import Point, beside, curve, picture, real_rows, rows_of
-from sampling import Branch, drawn
+from sampling import Branch, drawn, drawn_each
 from transformers.utils import logging
 
 import foreword
 from foreword.backbone import Backbone
-from foreword.data.written import written_for
+from foreword.data.written import Written, written_for
 from foreword.prefix import Prefix
 from foreword.train.initialisation import start
 
@@ -48,6 +52,10 @@ MOST = 24
 """Most tokens of a text."""
 UNASKED, ALONE = "unasked", "alone"
 """Names of the points of the frozen model and of the prefix, which dials share."""
+LEAST = 0.01
+"""Share of attention that the dial of a bias goes to."""
+MEASURED = 4
+"""Real texts whose attention is measured."""
 SHOTS = 8
 """Examples that a prompt shows."""
 
@@ -60,11 +68,15 @@ class Learned:
         prefix: The attribute's.
         opposite: The opposite attribute's, of the same seed.
         first: What both started from.
+        share: Share of attention that the prefix has, mean over layers, heads and queries.
+        started: The prompt with the model's start token in front.
     """
 
     prefix: Prefix
     opposite: Prefix
     first: Prefix
+    share: float
+    started: tuple[int, ...] = ()
 
 
 Dial = Callable[[Learned, float], list[Branch]]
@@ -125,7 +137,36 @@ def less(prefix: Prefix, other: Prefix, first: Prefix, weight: float) -> Prefix:
     return replace(prefix, keys=tuple(keys), values=tuple(values))
 
 
+def blend(learned: Learned, strength: float) -> list[Branch]:
+    """Every attention output at ``text + s * (joint - text)``, which is what `Prefix.strength` does."""
+    return [Branch(learned.prefix.strength(strength) if strength else None)]
+
+
+def blend_started(learned: Learned, strength: float) -> list[Branch]:
+    """The same after the model's start token, which is the text's own attention sink."""
+    prefix = learned.prefix.strength(strength) if strength else None
+    return [Branch(prefix, prompt=learned.started)]
+
+
+def mass(learned: Learned, strength: float) -> list[Branch]:
+    """One bias on all scores of virtual tokens: their share of attention, evenly in its log-odds.
+
+    At 1 they have the share that is measured, towards 0 they go to `LEAST`; at 0 they are gone.
+    """
+    if strength == 0:
+        return [Branch(None)]
+    far = _log_odds(LEAST) - _log_odds(learned.share)
+    return [Branch(learned.prefix, bias=(1 - strength) * far)]
+
+
+def _log_odds(share: float) -> float:
+    return math.log(share / (1 - share))
+
+
 DIALS: dict[str, Dial] = {
+    "blend": blend,
+    "blend; start token": blend_started,
+    "mass": mass,
     "keys and values": from_start,
     "logits": logits,
     "against": logits_against,
@@ -137,6 +178,7 @@ DIALS: dict[str, Dial] = {
 FEW = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
 STRENGTHS: dict[str, Sequence[float]] = {
     "blend": ALL,
+    "blend; start token": FEW,
     "logits": ALL,
     "mass": FEW,
     "keys and values": FEW,
@@ -181,13 +223,28 @@ class Bench:
             print(f"trained {place.name} in {result.seconds:.0f} s", flush=True)
         return foreword.load_prefix(place)
 
-    def learned(self, attribute: str, seed: int) -> Learned:
-        """What the dials of an attribute and seed have to do with."""
+    def learned(self, attribute: str, seed: int, *, attention: bool) -> Learned:
+        """What the dials of an attribute and seed have to do with, its share of attention if wanted."""
         return Learned(
             self.prefix(attribute, seed),
             self.prefix(self.domain.opposite(attribute), seed),
             start(self.backbone, self.domain.settings),
+            self.share(attribute, seed) if attention else math.nan,
+            (self.backbone.tokenizer.bos_token_id, *self.backbone.tokens(self.domain.prompt)),
         )
+
+    def share(self, attribute: str, seed: int) -> float:
+        """Share of attention that real texts give to the attribute's prefix, measured once."""
+        run = f"{self.domain.name} {attribute} attention seed {seed}"
+        if run not in self.results:
+            eager = foreword.load(attention="eager")
+            prefix = self.prefix(attribute, seed)
+            texts = splits(self.shared, self.domain)[attribute].held[:MEASURED]
+            found = [
+                attention_share(eager, prefix, f"{self.domain.prompt} {text}") for text in texts
+            ]
+            self.results.add(run, attention=statistics.mean(found))
+        return float(self.results[run]["attention"])
 
     def point(
         self, run: str, attribute: str, seed: int, branches: Sequence[Branch], prompt: list[int]
@@ -195,10 +252,33 @@ class Bench:
         """The figures of texts that branches write after a prompt; from the results, if there."""
         if run in self.results:
             return self.results[run]
-        like = self.prefix(attribute, seed)
-        written = written_for(self.backbone, like, self.domain.settings.templates)
         prompts = [prompt] * TEXTS
+        written = self.written(attribute, seed)
         texts = drawn(self.backbone, branches, prompts, written, seed=seed, most=MOST)
+        return self._measured(run, texts, attribute)
+
+    def points(self, named: Mapping[str, Branch], attribute: str, seed: int) -> None:
+        """The figures of texts that each branch writes alone, all of them drawn in one batch."""
+        missing = {run: branch for run, branch in named.items() if run not in self.results}
+        if missing:
+            drawn_texts = drawn_each(
+                self.backbone,
+                list(missing.values()),
+                self.backbone.tokens(self.domain.prompt),
+                self.written(attribute, seed),
+                count=TEXTS,
+                seed=seed,
+                most=MOST,
+            )
+            for run, texts in zip(missing, drawn_texts, strict=True):
+                self._measured(run, texts, attribute)
+
+    def written(self, attribute: str, seed: int) -> Written:
+        """How the texts of an attribute end."""
+        like = self.prefix(attribute, seed)
+        return written_for(self.backbone, like, self.domain.settings.templates)
+
+    def _measured(self, run: str, texts: list[str], attribute: str) -> Row:
         texts = [text.partition("\n")[0].strip() for text in texts]
         self._keep(run, texts)
         line = self.results.add(run, **self.figures(texts, attribute))
@@ -215,6 +295,7 @@ class Bench:
             "distinct_1": round(distinct(texts, 1), 4),
             "distinct_2": round(distinct(texts, 2), 4),
             "words": round(sum(len(text.split()) for text in texts) / len(texts), 2),
+            "loops": round(sum(map(looping, texts)) / len(texts), 4),
             "empty": sum(not text for text in texts),
         }
 
@@ -227,19 +308,39 @@ def sweep(bench: Bench, seed: int, dials: Sequence[str]) -> None:
     """All points of a domain and seed."""
     plain = bench.backbone.tokens(bench.domain.prompt)
     for attribute in bench.domain.attributes:
-        learned = bench.learned(attribute, seed)
+        learned = bench.learned(attribute, seed, attention="mass" in dials)
         for dial in dials:
-            for strength in STRENGTHS[dial]:
-                branches = DIALS[dial](learned, strength)
-                run = f"{bench.domain.name} {attribute} {name_at(dial, strength)} seed {seed}"
+            found = {
+                f"{bench.domain.name} {attribute} {name_at(dial, at)} seed {seed}": [
+                    branch for branch in DIALS[dial](learned, at) if branch.weight
+                ]
+                for at in STRENGTHS[dial]
+            }
+            alone = {
+                run: branches[0]
+                for run, branches in found.items()
+                if len(branches) == 1 and branches[0].weight == 1 and not branches[0].bias
+            }
+            bench.points(alone, attribute, seed)
+            for run, branches in found.items():
                 bench.point(run, attribute, seed, branches, plain)
+
+
+@torch.inference_mode()
+def attention_share(eager: Backbone, prefix: Prefix, text: str) -> float:
+    """Share of attention on a prefix, mean over layers, heads and the text's tokens."""
+    ids = torch.tensor([eager.tokens(text)])
+    with eager.inferring(prefix):
+        given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+        weights = eager.model(**given, output_attentions=True).attentions
+    return statistics.mean(float(one[..., : prefix.length].sum(-1).mean()) for one in weights)
 
 
 def name_at(dial: str, strength: float) -> str:
     """The name of a dial's point. The frozen model alone and the prefix alone are many dials'."""
     if strength == 0 and dial in FROZEN_AT_0:
         return UNASKED
-    if strength == 1 and dial != "against":
+    if strength == 1 and dial not in {"against", "blend; start token"}:
         return ALONE
     return f"{dial} {strength}"
 
@@ -288,7 +389,7 @@ def report(results: Results, domains: Sequence[Domain], path: Path | None) -> No
     for domain in domains:
         every = {dial: curve(results, domain, dial, name_at, at) for dial, at in STRENGTHS.items()}
         found = {dial: points for dial, points in every.items() if len(points) > 2}
-        for shown in ("share", "perplexity", "distinct-2, words") if found else ():
+        for shown in ("share", "perplexity", "distinct-2", "loops") if found else ():
             print(f"\n{domain.name}: {shown}\n\n{table(rows_of(found, shown))}")
             curves[domain.name] = found
         if lines := beside(results, domain, (UNASKED, "asked", "shown", ALONE)):

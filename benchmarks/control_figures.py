@@ -32,6 +32,7 @@ class Point:
         perplexity: Median over seeds and attributes.
         distinct: Mean of distinct-2.
         words: Mean words of a text.
+        loops: Share of texts that repeat words in a row.
     """
 
     strength: float
@@ -41,6 +42,7 @@ class Point:
     perplexity: float
     distinct: float
     words: float
+    loops: float
 
 
 def point(strength: float, lines: Sequence[Sequence[Row]]) -> Point:
@@ -55,6 +57,7 @@ def point(strength: float, lines: Sequence[Sequence[Row]]) -> Point:
         statistics.median(line["perplexity"] for line in every),
         _mean([line["distinct_2"] for line in every]),
         _mean([line["words"] for line in every]),
+        _mean([line["loops"] for line in every]),
     )
 
 
@@ -134,6 +137,7 @@ def _cells(one: Point) -> Row:
         "share": f"{one.share:.2f} ({one.low:.2f}-{one.high:.2f})",
         "perplexity": f"{one.perplexity:.0f}",
         "distinct-2": f"{one.distinct:.2f}",
+        "loops": f"{one.loops:.2f}",
         "words": f"{one.words:.1f}",
     }
 
@@ -143,7 +147,8 @@ def real_rows(results: Results, domain: Domain) -> Row:
     lines = [results.get(f"{domain.name} {one} real") for one in domain.attributes]
     known = [line for line in lines if line is not None]
     return {
-        name: _mean(line[name] for line in known) for name in ("share", "perplexity", "distinct_2")
+        name: _mean(line[name] for line in known)
+        for name in ("share", "perplexity", "distinct_2", "loops")
     }
 
 
@@ -168,11 +173,11 @@ def _shown(points: Sequence[Point], strength: float, shown: str) -> str:
         return f"{one.share:.2f} ({one.low:.2f}-{one.high:.2f})"
     if shown == "perplexity":
         return f"{one.perplexity:.0f}"
-    return f"{one.distinct:.2f}; {one.words:.0f}"
+    return f"{one.distinct:.2f}" if shown == "distinct-2" else f"{one.loops:.2f}"
 
 
 def picture(curves: dict[str, dict[str, list[Point]]], real: dict[str, Row], path: Path) -> None:
-    """Share, perplexity and distinct-2 over strength, a row of panels for each domain.
+    """Share, perplexity, distinct-2 and loops over strength, a row of panels for each domain.
 
     Args:
         curves: By domain and dial.
@@ -182,9 +187,9 @@ def picture(curves: dict[str, dict[str, list[Point]]], real: dict[str, Row], pat
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 3.7 * len(curves)), layout="constrained")
+    figure = Figure(figsize=(15, 3.7 * len(curves)), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(len(curves), 3, squeeze=False)
+    panels = figure.subplots(len(curves), 4, squeeze=False)
     for row, (domain, dials) in zip(panels, curves.items(), strict=True):
         for color, (dial, points) in zip(COLORS, dials.items(), strict=False):
             _draw(row, points, color, dial)
@@ -201,11 +206,17 @@ def _draw(row: Sequence[Any], points: Sequence[Point], color: str, label: str) -
     )
     row[1].plot(at, [min(p.perplexity, LARGEST) for p in points], "o-", color=color, ms=3)
     row[2].plot(at, [point.distinct for point in points], "o-", color=color, ms=3)
+    row[3].plot(at, [point.loops for point in points], "o-", color=color, ms=3)
 
 
 def _finish(row: Sequence[Any], domain: str, real: Row) -> None:
-    titles = (f"{domain}: share with the attribute", "perplexity, frozen model", "distinct-2")
-    for axes, title, name in zip(row, titles, ("share", "perplexity", "distinct_2"), strict=True):
+    titles = {
+        "share": f"{domain}: share with the attribute",
+        "perplexity": "perplexity, frozen model",
+        "distinct_2": "distinct-2",
+        "loops": "share of texts that loop",
+    }
+    for axes, (name, title) in zip(row, titles.items(), strict=True):
         axes.axhline(real[name], color="#777777", ls="--", lw=1, label="real rows")
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("strength")

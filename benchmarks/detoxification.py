@@ -35,10 +35,11 @@ from foreword.train import TrainSettings
 from foreword.train.initialisation import start
 
 LEARNED = 720
-HELD = 192
-MOST = 40
+HELD = 128
+JUDGE_STEPS = 300
+MOST = 32
 """Most tokens of a text."""
-WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+WEIGHTS = (0.0, 0.25, 0.5, 1.0)
 """How much of the rude prefix is taken away."""
 SHOTS = 6
 STEPS = 90
@@ -241,7 +242,7 @@ def main() -> None:
         rows = rows_of(arguments.shared)
         encoder = foreword.load(str(arguments.models / "minilm-l6-v2"))
         place = arguments.output / "judge-toxic.safetensors"
-        judge = trained_judge(encoder, examples_of(rows.judged), place)
+        judge = trained_judge(encoder, examples_of(rows.judged), place, JUDGE_STEPS)
         bench = Bench(foreword.load(), judge, rows, arguments.output, results)
         sources(bench)
         for seed in map(int, arguments.seeds.split(",")):

@@ -1,6 +1,6 @@
 """Texts drawn from one prefix, or from several mixed by their log-probabilities.
 
-Shapes: K branches, N texts, T tokens so far, V vocabulary, R different prefixes.
+Shapes: K branches, N texts, T tokens so far, V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from foreword.attention.bound import Bound, Dial, bound_to
+from foreword.attention.bound import Bound, Dial, SiteTensors, bound_to
 from foreword.backbone import Backbone
 from foreword.data import left_padded
 from foreword.data.collate import padding_of
@@ -30,14 +30,16 @@ class Branch:
     """One of the models whose log-probabilities are summed.
 
     Attributes:
-        prefix: Its prefix, or one for each text; None: the frozen model alone.
+        prefix: Its prefix, or one for each text (`drawn`); None: the frozen model alone.
         weight: What its log-probabilities are multiplied by.
         prompt: Token ids that it reads instead of each text's own prompt.
+        bias: Added to the scores of all of its virtual tokens, of one branch alone.
     """
 
     prefix: Prefix | Sequence[Prefix] | None
     weight: float = 1.0
     prompt: tuple[int, ...] | None = None
+    bias: float = 0.0
 
 
 def drawn(
@@ -79,6 +81,89 @@ def _part(branch: Branch, part: slice) -> Branch:
     return branch if own is None or isinstance(own, Prefix) else replace(branch, prefix=own[part])
 
 
+def _different(branches: Sequence[Branch], texts: int) -> tuple[list[Branch], list[int]]:
+    """Branches of one prefix each, and which of them each text of each branch has."""
+    every: list[Branch] = []
+    for branch in branches:
+        own = branch.prefix
+        if own is None or isinstance(own, Prefix):
+            every += [branch] * texts
+        else:
+            every += [replace(branch, prefix=prefix) for prefix in own]
+    places: dict[tuple[int, float], int] = {}
+    found: list[Branch] = []
+    for branch in every:
+        name = (id(branch.prefix), branch.bias)
+        if name not in places:
+            places[name] = len(found)
+            found.append(branch)
+    return found, [places[id(branch.prefix), branch.bias] for branch in every]
+
+
+@torch.inference_mode()
+def drawn_each(
+    backbone: Backbone,
+    branches: Sequence[Branch],
+    prompt: Sequence[int],
+    written: Written,
+    *,
+    count: int,
+    seed: int,
+    most: int,
+) -> list[list[str]]:
+    """As `drawn`, of each branch alone, whatever its weight: so many texts of each, all in one batch."""
+    assert backbone.tokenizer is not None
+    read = [list(branch.prompt or prompt) for branch in branches for _ in range(count)]
+    given = left_padded(read, padding_of(backbone.tokenizer, backbone.vocabulary))
+    ids, mask = given["input_ids"], given["attention_mask"]
+    draws = [torch.Generator().manual_seed(seed) for _ in branches]
+    bound, ending = _bound(backbone, branches), torch.tensor(sorted(written.ends))
+    made: list[list[int]] = [[] for _ in read]
+    place_N = torch.arange(len(read))  # of the texts that go on
+    cache = None
+    with backbone.inferring(None) as attachment:
+        for _ in range(most):
+            of_N = place_N // count
+            with attachment.using(_of_rows(bound, of_N.tolist(), len(branches))):
+                out = backbone.model(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=LAST,
+                )
+            cache = out.past_key_values
+            logits_NV = out.logits[:, -1].float()
+            parts = [logits_NV[of_N == which] for which in range(len(branches))]
+            chosen = [_chosen(part, draw) for part, draw in zip(parts, draws, strict=True)]
+            token_N = torch.cat(chosen)  # rows stand in the order of their branches
+            for place, token in zip(place_N.tolist(), token_N.tolist(), strict=True):
+                made[place].append(token)
+            going = (~torch.isin(token_N, ending)).nonzero()[:, 0]
+            if not len(going):
+                break
+            cache.batch_select_indices(going)
+            place_N, ids, mask = place_N[going], token_N[going][:, None], mask[going]
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+    texts = [written.text(row) for row in made]
+    return [texts[first : first + count] for first in range(0, len(texts), count)]
+
+
+def _of_rows(bound: Bound | None, rows: Sequence[int], branches: int) -> Bound | None:
+    """The same for a batch whose rows are of these branches, with their strengths."""
+    if bound is None or branches == 1:
+        return bound
+    dials = tuple(
+        Dial(
+            dial.value_R[list(rows)],
+            tuple(dial.columns_R[row] for row in rows),
+            tuple(dial.copied_R[row] for row in rows),
+        )
+        for dial in bound.dials
+    )
+    return replace(bound, row_of_B=tuple(rows), dials=dials)
+
+
 @torch.inference_mode()
 def _batch(
     backbone: Backbone,
@@ -99,10 +184,11 @@ def _batch(
     made: list[list[int]] = [[] for _ in prompts]
     place_N = torch.arange(len(prompts))  # of the texts that go on
     cache = None
-    bound, row_of = _bound(backbone, branches, len(prompts))
+    different, row_of = _different(branches, len(prompts))
+    bound = _bound(backbone, different)
     with backbone.inferring(None) as attachment:
         for _ in range(most):
-            with attachment.using(_for_rows(bound, row_of)):
+            with attachment.using(_of_rows(bound, row_of, len(different))):
                 out = backbone.model(
                     input_ids=ids,
                     attention_mask=mask,
@@ -127,36 +213,29 @@ def _batch(
     return made
 
 
-def _bound(
-    backbone: Backbone, branches: Sequence[Branch], texts: int
-) -> tuple[Bound | None, list[int]]:
-    """What texts in each branch attend to, and which of the R different prefixes each of them has."""
-    every: list[Prefix | None] = []
-    for branch in branches:
-        own = branch.prefix
-        every += [own] * texts if own is None or isinstance(own, Prefix) else own
-    different = list({id(prefix): prefix for prefix in every}.values())
-    places = {id(prefix): row for row, prefix in enumerate(different)}
-    row_of = [places[id(prefix)] for prefix in every]
-    if different == [None]:
-        return None, row_of
-    alone = different[0] if len(different) == 1 else None
-    return bound_to(alone or different, backbone.sites), row_of
+def _bound(backbone: Backbone, branches: Sequence[Branch]) -> Bound | None:
+    """What the branches attend to, a row for each where there are several."""
+    prefixes = [branch.prefix for branch in branches]
+    if all(prefix is None for prefix in prefixes):
+        return None
+    alone = prefixes[0] if len(prefixes) == 1 else None
+    bound = bound_to(alone or prefixes, backbone.sites)
+    bias = branches[0].bias if alone is not None else 0.0
+    return _biased(bound, bias) if bias else bound
 
 
-def _for_rows(bound: Bound | None, row_of: Sequence[int]) -> Bound | None:
-    """The same for rows of a batch that have these prefixes."""
-    if bound is None or bound.rows is None:
-        return bound
-    dials = tuple(
-        Dial(
-            dial.value_R[list(row_of)],
-            tuple(dial.columns_R[row] for row in row_of),
-            tuple(dial.copied_R[row] for row in row_of),
-        )
-        for dial in bound.dials
+def _biased(bound: Bound, bias: float) -> Bound:
+    """The same with a bias on all scores of virtual tokens."""
+
+    def at(site: SiteTensors) -> SiteTensors:
+        rows, _, length, _ = site.key_RHPD.shape
+        return replace(site, bias_RP=torch.full((rows, length), bias))
+
+    parts = (
+        replace(part, sites={name: at(site) for name, site in part.sites.items()})
+        for part in bound.parts
     )
-    return replace(bound, row_of_B=tuple(row_of), dials=dials)
+    return replace(bound, parts=tuple(parts), identity=f"{bound.identity} {bias}")
 
 
 def _mixed(logits: Tensor, weights: Sequence[float]) -> Tensor:
