@@ -175,6 +175,12 @@ def transfer_rows(results: Results) -> list[Row]:
     return rows
 
 
+def _ranks(values: Sequence[float]) -> list[float]:
+    """The place of each among them, from 0; of equal ones the mean of their places."""
+    order = sorted(values)
+    return [order.index(one) + (order.count(one) - 1) / 2 for one in values]
+
+
 def tracking_rows(results: Results) -> list[Row]:
     """Correlation of the cosine with the NLL that a start saves beside the neutral one."""
     rows = transfer_rows(results)
@@ -190,7 +196,7 @@ def tracking_rows(results: Results) -> list[Row]:
             {
                 "NLL": at,
                 "pairs": len(pairs),
-                "rank correlation": f"{statistics.correlation(alike, saved, method='ranked'):.2f}",
+                "rank correlation": f"{statistics.correlation(_ranks(alike), _ranks(saved)):.2f}",
                 "mean saving": f"{statistics.mean(saved):.3f}",
                 "better than neutral": f"{sum(one > 0 for one in saved)}",
             }
