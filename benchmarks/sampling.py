@@ -1,0 +1,258 @@
+"""Texts drawn from one prefix, or from several mixed by their log-probabilities.
+
+Shapes: K branches, N texts, T tokens so far, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from foreword.attention.bound import Bound, Dial, SiteTensors, bound_to
+from foreword.backbone import Backbone
+from foreword.data import left_padded
+from foreword.data.collate import padding_of
+from foreword.data.written import Written
+from foreword.prefix import Prefix
+
+BATCH = 288
+"""Texts that are written at once, in every branch."""
+LAST = torch.tensor([-1])
+"""Place whose logits are wanted. A number would slice the hidden states, and torch multiplies a slice
+by a copy of the frozen output layer for each row."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One of the models whose log-probabilities are summed.
+
+    Attributes:
+        prefix: Its prefix, or one for each text (`drawn`); None: the frozen model alone.
+        weight: What its log-probabilities are multiplied by.
+        prompt: Token ids that it reads instead of each text's own prompt.
+        bias: Added to the scores of all of its virtual tokens, of one branch alone.
+    """
+
+    prefix: Prefix | Sequence[Prefix] | None
+    weight: float = 1.0
+    prompt: tuple[int, ...] | None = None
+    bias: float = 0.0
+
+
+def drawn(
+    backbone: Backbone,
+    branches: Sequence[Branch],
+    prompts: Sequence[Sequence[int]],
+    written: Written,
+    *,
+    seed: int,
+    most: int,
+    greedy: bool = False,
+) -> list[str]:
+    """A text for each prompt, drawn at temperature 1 from ``softmax(sum of weight * log p)``.
+
+    Args:
+        backbone: The backbone.
+        branches: What is mixed. Those with a weight of 0 are not run.
+        prompts: Token ids.
+        written: How texts end.
+        seed: Of the draws. The same texts come from the same branches and prompts.
+        most: Most tokens of a text.
+        greedy: Take the likeliest token instead.
+    """
+    running = [branch for branch in branches if branch.weight != 0]
+    generator = torch.Generator().manual_seed(seed)
+    texts: list[str] = []
+    for first in range(0, len(prompts), BATCH):
+        part = slice(first, first + BATCH)
+        own = [_part(branch, part) for branch in running]
+        ends = written.ends
+        ids = _batch(backbone, own, prompts[part], ends, most, None if greedy else generator)
+        texts += [written.text(row) for row in ids]
+    return texts
+
+
+def _part(branch: Branch, part: slice) -> Branch:
+    """The branch of some of the texts."""
+    own = branch.prefix
+    return branch if own is None or isinstance(own, Prefix) else replace(branch, prefix=own[part])
+
+
+def _different(branches: Sequence[Branch], texts: int) -> tuple[list[Branch], list[int]]:
+    """Branches of one prefix each, and which of them each text of each branch has."""
+    every: list[Branch] = []
+    for branch in branches:
+        own = branch.prefix
+        if own is None or isinstance(own, Prefix):
+            every += [branch] * texts
+        else:
+            every += [replace(branch, prefix=prefix) for prefix in own]
+    places: dict[tuple[int, float], int] = {}
+    found: list[Branch] = []
+    for branch in every:
+        name = (id(branch.prefix), branch.bias)
+        if name not in places:
+            places[name] = len(found)
+            found.append(branch)
+    return found, [places[id(branch.prefix), branch.bias] for branch in every]
+
+
+@torch.inference_mode()
+def drawn_each(
+    backbone: Backbone,
+    branches: Sequence[Branch],
+    prompt: Sequence[int],
+    written: Written,
+    *,
+    count: int,
+    seed: int,
+    most: int,
+) -> list[list[str]]:
+    """As `drawn`, of each branch alone, whatever its weight: so many texts of each, all in one batch."""
+    assert backbone.tokenizer is not None
+    read = [list(branch.prompt or prompt) for branch in branches for _ in range(count)]
+    given = left_padded(read, padding_of(backbone.tokenizer, backbone.vocabulary))
+    ids, mask = given["input_ids"], given["attention_mask"]
+    draws = [torch.Generator().manual_seed(seed) for _ in branches]
+    bound, ending = _bound(backbone, branches), torch.tensor(sorted(written.ends))
+    made: list[list[int]] = [[] for _ in read]
+    place_N = torch.arange(len(read))  # of the texts that go on
+    cache = None
+    with backbone.inferring(None) as attachment:
+        for _ in range(most):
+            of_N = place_N // count
+            with attachment.using(_of_rows(bound, of_N.tolist(), len(branches))):
+                out = backbone.model(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=LAST,
+                )
+            cache = out.past_key_values
+            logits_NV = out.logits[:, -1].float()
+            parts = [logits_NV[of_N == which] for which in range(len(branches))]
+            chosen = [_chosen(part, draw) for part, draw in zip(parts, draws, strict=True)]
+            token_N = torch.cat(chosen)  # rows stand in the order of their branches
+            for place, token in zip(place_N.tolist(), token_N.tolist(), strict=True):
+                made[place].append(token)
+            going = (~torch.isin(token_N, ending)).nonzero()[:, 0]
+            if not len(going):
+                break
+            cache.batch_select_indices(going)
+            place_N, ids, mask = place_N[going], token_N[going][:, None], mask[going]
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+    texts = [written.text(row) for row in made]
+    return [texts[first : first + count] for first in range(0, len(texts), count)]
+
+
+def _of_rows(bound: Bound | None, rows: Sequence[int], branches: int) -> Bound | None:
+    """The same for a batch whose rows are of these branches, with their strengths."""
+    if bound is None or branches == 1:
+        return bound
+    dials = tuple(
+        Dial(
+            dial.value_R[list(rows)],
+            tuple(dial.columns_R[row] for row in rows),
+            tuple(dial.copied_R[row] for row in rows),
+        )
+        for dial in bound.dials
+    )
+    return replace(bound, row_of_B=tuple(rows), dials=dials)
+
+
+@torch.inference_mode()
+def _batch(
+    backbone: Backbone,
+    branches: Sequence[Branch],
+    prompts: Sequence[Sequence[int]],
+    ends: frozenset[int],
+    most: int,
+    generator: torch.Generator | None,
+) -> list[list[int]]:
+    """Token ids of a text for each of N prompts; without a generator the likeliest."""
+    assert backbone.tokenizer is not None
+    pad = padding_of(backbone.tokenizer, backbone.vocabulary)
+    read = [branch.prompt or prompt for branch in branches for prompt in prompts]
+    given = left_padded(read, pad)
+    ids, mask = given["input_ids"], given["attention_mask"]
+    weights = [branch.weight for branch in branches]
+    ending = torch.tensor(sorted(ends))
+    made: list[list[int]] = [[] for _ in prompts]
+    place_N = torch.arange(len(prompts))  # of the texts that go on
+    cache = None
+    different, row_of = _different(branches, len(prompts))
+    bound = _bound(backbone, different)
+    with backbone.inferring(None) as attachment:
+        for _ in range(most):
+            with attachment.using(_of_rows(bound, row_of, len(different))):
+                out = backbone.model(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=LAST,
+                )
+            cache = out.past_key_values
+            token_N = _chosen(_mixed(out.logits[:, -1], weights), generator)
+            for place, token in zip(place_N.tolist(), token_N.tolist(), strict=True):
+                made[place].append(token)
+            going_N = ~torch.isin(token_N, ending)
+            if not bool(going_N.any()):
+                break
+            going = going_N.repeat(len(branches)).nonzero()[:, 0]
+            cache.batch_select_indices(going)
+            place_N = place_N[going_N]
+            row_of = [row_of[row] for row in going.tolist()]
+            ids = token_N[going_N].repeat(len(branches))[:, None]
+            mask = mask[going]
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+    return made
+
+
+def _bound(backbone: Backbone, branches: Sequence[Branch]) -> Bound | None:
+    """What the branches attend to, a row for each where there are several."""
+    prefixes = [branch.prefix for branch in branches]
+    if all(prefix is None for prefix in prefixes):
+        return None
+    alone = prefixes[0] if len(prefixes) == 1 else None
+    bound = bound_to(alone or prefixes, backbone.sites)
+    bias = branches[0].bias if alone is not None else 0.0
+    return _biased(bound, bias) if bias else bound
+
+
+def _biased(bound: Bound, bias: float) -> Bound:
+    """The same with a bias on all scores of virtual tokens."""
+
+    def at(site: SiteTensors) -> SiteTensors:
+        rows, _, length, _ = site.key_RHPD.shape
+        return replace(site, bias_RP=torch.full((rows, length), bias))
+
+    parts = (
+        replace(part, sites={name: at(site) for name, site in part.sites.items()})
+        for part in bound.parts
+    )
+    return replace(bound, parts=tuple(parts), identity=f"{bound.identity} {bias}")
+
+
+def _mixed(logits: Tensor, weights: Sequence[float]) -> Tensor:
+    """The weighted sum (N, V) of the log-probabilities of logits (K * N, V)."""
+    log_p_KNV = logits.float().log_softmax(-1).unflatten(0, (len(weights), -1))
+    mixed_NV = weights[0] * log_p_KNV[0]
+    for weight, log_p_NV in zip(weights[1:], log_p_KNV[1:], strict=True):
+        mixed_NV += weight * log_p_NV
+    return mixed_NV
+
+
+def _chosen(logits_NV: Tensor, generator: torch.Generator | None) -> Tensor:
+    """A token for each row: the first at which the sum of the probabilities passes a draw."""
+    if generator is None:
+        return logits_NV.argmax(-1)
+    total_NV = logits_NV.softmax(-1).cumsum(-1)
+    drawn_N1 = torch.rand(len(logits_NV), 1, generator=generator) * total_NV[:, -1:]
+    return torch.searchsorted(total_NV, drawn_N1, right=True)[:, 0].clamp(
+        max=logits_NV.shape[1] - 1
+    )
