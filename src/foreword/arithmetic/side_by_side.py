@@ -51,7 +51,8 @@ def concat(
     if len(prefixes) == 1 and names is None and combination == "attention":
         expect("prefix 1", prefixes[0], Arithmetic, "a Prefix", PrefixError)
         return prefixes[0]
-    check_side_by_side("concat", prefixes)
+    what = "one file of a mixture of logits" if combination == "logits" else "concat"
+    check_side_by_side(what, prefixes)
     if combination == "attention" and prefixes[0].meta.positions == "offset" and prefixes[1:]:
         raise PrefixError(
             "concat: under the position policy 'offset' each prefix lies at positions from 0 on, so "
