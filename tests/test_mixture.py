@@ -71,6 +71,39 @@ def test_a_prefix_may_stand_for_a_mixture(two: tuple[Prefix, Prefix]) -> None:
         Mixture.of("a")  # type: ignore[arg-type]
 
 
+def test_a_mixture_in_a_mixture_is_its_pieces(two: tuple[Prefix, Prefix]) -> None:
+    a, b = two
+    stands = foreword.concat(a.strength(1.5), b.strength(-0.25), combination="logits")
+    found = Mixture(((0.5, stands), (2.0, b)))
+    pieces = Mixture.of(stands).parts
+    assert found.parts == ((0.75, pieces[0][1]), (-0.125, pieces[1][1]), (2.0, b))
+    assert Mixture(((1.0, stands),)).parts == pieces
+    with pytest.raises(DataError, match="weight must be a finite number; found 'x'"):
+        Mixture((("x", stands),))  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="at most 8 prefixes; found 9"):
+        Mixture(((0.1, stands),) * 4 + ((0.1, a),))
+
+
+def test_a_stored_mixture_is_led_by_the_prefix_that_leads_the_live_one(
+    two: tuple[Prefix, Prefix],
+) -> None:
+    a, b = (
+        one.with_meta(recipe={"prompt": f"{name} {{x}}", "target": "{y}"})
+        for name, one in zip("ab", two, strict=True)
+    )
+    for weights, leading in (((0.0, 0.5), "b"), ((0.5, 0.5), "a"), ((0.0, 0.0), "a")):
+        stands = foreword.concat(
+            *(one.strength(weight) for one, weight in zip((a, b), weights, strict=True)),
+            combination="logits",
+        )
+        assert stands.meta.recipe["prompt"] == f"{leading} {{x}}"
+        live = Mixture(tuple(zip(weights, (a, b), strict=True))).prefix
+        held = Mixture.of(stands).prefix
+        assert (live is None) == (held is None)
+        if live is not None and held is not None:
+            assert held.meta.recipe["prompt"] == live.meta.recipe["prompt"]
+
+
 def test_its_digest_tells_weights_prefixes_and_their_order_apart(
     two: tuple[Prefix, Prefix],
 ) -> None:

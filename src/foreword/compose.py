@@ -20,6 +20,7 @@ from foreword.data.given import Data
 from foreword.description import MAX_LABEL, Piece
 from foreword.errors import ExpressionError, ForewordError, PrefixError
 from foreword.expressions import Expression, Operand, Term, looked_up, parse
+from foreword.mixture import Mixture
 from foreword.prefix import Prefix, check_prefix
 from foreword.store import PrefixStore
 from foreword.train.begun import with_start
@@ -98,6 +99,35 @@ def compose(
         made = _COMPOSED[mode](_of_one_dtype(parts), backbone)
         record = _record(mode, expression, stored)
     return _recorded(made, {**record, "expression": str(expression)}, parents)
+
+
+def mixture_of(
+    expression: str | Expression, load: Callable[[str], Prefix], *, strength: float = 1.0
+) -> Mixture:
+    """The mixture of logits that an expression means, of prefixes as they are.
+
+    Unlike the file that mode ``logits`` of `compose` makes, its prefixes may have policies and strengths
+    of their own.
+
+    Args:
+        expression: As for `compose`; its weights are those of the mixture.
+        load: As for `compose`.
+        strength: What all weights are multiplied by.
+
+    Raises:
+        ExpressionError: The expression is wrong, or an operand has no such tokens or attributes.
+        NameUnknown: There is no prefix of a name.
+        DataError: There are too many prefixes for one mixture.
+
+    Examples:
+        >>> mixture = mixture_of("1.5*formal - 0.5*toxic", PrefixStore().load)  # doctest: +SKIP
+    """
+    if not isinstance(expression, Expression):
+        expression = parse(expression)
+    stored = {name: _loaded(name, load) for name in expression.names}
+    parts = [(term, _part(stored[term.operand.name], term.operand)) for term in expression.terms]
+    _check_selected(parts)
+    return Mixture(tuple((term.weight * strength, prefix) for term, prefix in parts))
 
 
 def operands(expression: str | Expression, load: Callable[[str], Prefix]) -> dict[str, Prefix]:

@@ -97,7 +97,7 @@ def generated(
     options: GenerateOptions | None = None,
     *,
     task: Task | None = None,
-    like: Prefix | None = None,
+    like: Prefix | Mixture | None = None,
     strict: bool = False,
 ) -> list[list[Generated]]:
     """As `generate`, where each text says why it ends."""
@@ -108,20 +108,22 @@ def generated(
         like = like or prefix.parts[0][1]
     prefix = plain_or_mixed(prefix)
     lead = leading(prefix)
+    shown = like.prefix or like.parts[0][1] if isinstance(like, Mixture) else like
     if lead is not None:
         refuse_head(lead)
     backbone.needs("decoder", "encoder-decoder", what="generating text")
     options = GenerateOptions() if options is None else options
     expect("options", options, GenerateOptions, "GenerateOptions", DataError)
     if task is None:
-        task = PLAIN if lead is None and like is None else task_of(lead or like)  # type: ignore[arg-type]
+        whose = lead or shown
+        task = PLAIN if whose is None else task_of(whose)
     expect("task", task, Task, "a Task of templates", DataError)
     encoder = encoder_under(backbone, prefix, task, like)
     rows = of_each(inputs_of(inputs), lambda one: as_row(one, task))
     prompts = of_each(rows, lambda row: encoder.prompt(row, options.max_new_tokens))
     if isinstance(prefix, Prefix):
         backbone.check(prefix, strict=strict)
-    written = written_for(backbone, lead, task, like)
+    written = written_for(backbone, lead, task, shown)
     chosen = selections_of(prefix if isinstance(prefix, Prefix) else None, rows)
     return _generated_ids(backbone, prompts, prefix, options, written, chosen=chosen)
 

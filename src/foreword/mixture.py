@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from foreword.arguments import expect
-from foreword.branches import Branch, branches_of
+from foreword.branches import Branch, branches_of, check_finite
 from foreword.described import Described
 from foreword.errors import DataError
 from foreword.prefix import Prefix, check_prefix
@@ -32,13 +32,14 @@ class Mixture:
     Weights are any numbers: one prefix at 1.5 is pushed beyond itself (classifier-free guidance, Sanchez
     et al., 2023, arXiv 2306.17806), one at -0.5 is steered away from (DExperts, Liu et al., 2021, arXiv
     2105.03023, eq. 2). Equal prefixes are one branch, and a branch that counts 0 is not computed, so
-    ``((1, a), (0, b))`` is ``a`` to the last bit. Each branch costs a forward pass per token.
+    ``((1, a), (0, b))`` is ``a`` to the last bit. Each branch costs a forward pass per token. A prefix
+    that stands for a mixture itself is its pieces, whose weights are multiplied by its own.
 
     The first prefix that takes part is the leading one: templates, and how texts begin and end, are
     those of its training.
 
     Attributes:
-        parts: Weights and prefixes, 1 to 8 of them.
+        parts: Weights and prefixes, 1 to 8 of them, none of which stands for a mixture.
 
     Raises:
         DataError: A weight is not a finite number, or there are too many parts, or none.
@@ -61,7 +62,9 @@ class Mixture:
             if not isinstance(part, tuple | list) or len(part) != 2:
                 raise DataError(f"parts must be {expected}; found {part!r} among them")
             check_prefix(part[1], "a mixture's prefix")
-        object.__setattr__(self, "parts", tuple((weight, one) for weight, one in parts))
+            check_finite("weight", part[0])
+        opened_parts = (part for weight, one in parts for part in _parts_of(weight, one))
+        object.__setattr__(self, "parts", tuple(opened_parts))
         _ = self.branches
 
     @classmethod
@@ -108,6 +111,13 @@ class Mixture:
 
 _opened: weakref.WeakKeyDictionary[Prefix, Mixture] = weakref.WeakKeyDictionary()
 """By prefix the mixture that it stands for."""
+
+
+def _parts_of(weight: float, prefix: Prefix) -> list[tuple[float, Prefix]]:
+    """What a weighted prefix adds to a mixture: itself, or the pieces of the mixture that it is."""
+    if not is_mixture(prefix):
+        return [(weight, prefix)]
+    return [(weight * own, part) for own, part in Mixture.of(prefix).parts]
 
 
 def is_mixture(prefix: Described) -> bool:

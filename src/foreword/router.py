@@ -28,6 +28,7 @@ from foreword.data.values import in_column, text_of
 from foreword.errors import CorruptFile, DataError, FormatError, MismatchError, StoreError
 from foreword.files import is_pointer, reason, write_whole
 from foreword.options import BATCH
+from foreword.outline import short
 from foreword.predict import features
 from foreword.prefix import canonical_json
 
@@ -41,6 +42,17 @@ SHRINKAGE = 0.5
 
 _ILL_FORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 """What reading JSON that says anything may raise."""
+
+_TYPES: dict[str, tuple[Any, str]] = {
+    "format": (str, "text"),
+    "version": (int, "a whole number"),
+    "names": (list, "a list"),
+    "texts": (list, "a list"),
+    "fingerprint": (str, "text"),
+    "backbone": (str, "text"),
+    "revision": (str | None, "text or null"),
+}
+"""By field of what a file says of its router the type, and what that is called."""
 
 LEAST = 2
 """Texts of each prefix, at the least."""
@@ -236,7 +248,7 @@ class Router:
         try:
             return _read(content)
         except FormatError as error:
-            raise FormatError(f"{where}: {error}") from error
+            raise type(error)(f"{where}: {error}") from error
         except (DataError, SafetensorError, *_ILL_FORMED) as error:
             raise CorruptFile(f"{where} is damaged: {error}") from error
 
@@ -287,12 +299,34 @@ def _value(row: Mapping[str, Any], name: str) -> str:
     return in_column(row, name, text_of)
 
 
+def _check_about(about: Any) -> None:
+    """Check that what a file says of its router has every field, each of its type, and no other.
+
+    Raises:
+        FormatError: It is of another format or version.
+        CorruptFile: It is damaged.
+    """
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise FormatError(f"it is no router's; expected the format {FORMAT!r}")
+    version = about.get("version")
+    if type(version) is not int or version != VERSION:
+        raise FormatError(
+            f"its version is {shown(version)}, and {VERSION} is known; use a newer Foreword"
+        )
+    for name in sorted(set(about) ^ _TYPES.keys()):
+        state = "an unknown" if name in about else "no"
+        raise CorruptFile(f"it has {state} {short(name)}; expected exactly {sorted(_TYPES)}")
+    for name, (kind, said) in _TYPES.items():
+        if not isinstance(about[name], kind):
+            raise CorruptFile(f"its {name} is {short(about[name])}, expected {said}")
+
+
 def _read(content: bytes) -> Router:
     """The router that a file's bytes are.
 
     Raises:
-        FormatError: They are no router's.
-        DataError: They are, and are damaged, as other errors say too.
+        FormatError: They are no router's, or damaged.
+        DataError: They are damaged, as other errors say too.
     """
     if is_pointer(content):
         raise FormatError("it is a pointer of Git LFS and not the file itself")
@@ -302,11 +336,12 @@ def _read(content: bytes) -> Router:
     if said is None:
         raise FormatError(f"it is no router's; expected {FORMAT} in its metadata")
     about = json.loads(said)
-    if about["version"] != VERSION:
-        raise FormatError(
-            f"its version is {shown(about['version'])}, and {VERSION} is known; use a newer Foreword"
-        )
+    _check_about(about)
     tensors = tensors_of(content)
+    if set(tensors) != {"weight", "bias"}:
+        raise CorruptFile(
+            f"its tensors are {short(sorted(tensors))}, expected weight and bias alone"
+        )
     return Router(
         tuple(about["names"]),
         tensors["weight"],

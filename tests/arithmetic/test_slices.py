@@ -243,6 +243,8 @@ def test_prefixes_that_differ_do_not_stand_side_by_side(
 ) -> None:
     with pytest.raises(PrefixError, match=f"concat needs prefixes of the {part}"):
         foreword.concat(random(1, **own), random(2, **others))
+    with pytest.raises(PrefixError, match=f"^one file of a mixture of logits needs .* the {part}"):
+        foreword.concat(random(1, **own), random(2, **others), combination="logits")
 
 
 def test_what_cannot_stand_side_by_side_is_refused() -> None:

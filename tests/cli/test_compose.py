@@ -93,6 +93,36 @@ def test_modes_that_need_no_backbone_load_none(
     assert PrefixStore().load("made").digest == of_python(text, mode).digest
 
 
+@pytest.mark.parametrize(("strength", "frozen"), [(1.0, False), (0.5, False), (1.0, True)])
+def test_an_expression_writes_as_the_live_mixture(
+    place: Path, call, strength: float, frozen: bool
+) -> None:
+    """Its prefixes may lie at other positions, which one file could not say, and one may count 0."""
+    store, backbone = PrefixStore(), foreword.load("tiny-model", dtype="float32")
+    task = foreword.Task("Other {name}:", " {ref}")
+    e2e = backbone.moved(store.load("e2e"), "offset").with_meta(recipe=task.as_json())
+    store.save("moved", e2e)
+    weights, names = (0.0, 0.7, -0.4), ("formal", "moved", "e2e")
+    mixture = foreword.Mixture(
+        tuple((w * strength, store.load(n)) for w, n in zip(weights, names, strict=True))
+    )
+    options = foreword.GenerateOptions(max_new_tokens=6)
+    words = ("generate", "0*formal + 0.7*moved - 0.4*e2e", "Zizzi", *F32, "--max-new-tokens", "6")
+    code, out, err = call(*words, "--strength", str(strength), *(["--no-prefix"] if frozen else []))
+    assert code == 0, err
+    given = None if frozen else mixture
+    (wanted,) = foreword.generate(backbone, ["Zizzi"], given, options, task=task)
+    assert out == wanted[0] + "\n"
+    (place / "rows.jsonl").write_text(json.dumps({"name": "Zizzi", "ref": "good"}))
+    scored = ("evaluate", "0*formal + 0.7*moved - 0.4*e2e", "rows.jsonl", *F32, "--json")
+    code, out, err = call(
+        *scored, "--strength", str(strength), "--max-new-tokens", "6", "--no-base"
+    )
+    assert code == 0, err
+    found = foreword.evaluate(backbone, mixture, "rows.jsonl", options=options, base=False)
+    assert json.loads(out)["prefix"]["nll"] == found.prefix.nll
+
+
 def test_a_cascade(place: Path, call) -> None:
     text = "e2e + 0.5*formal"
     code, out, err = call("compose", text, "--mode", "cascade", "--name", "made")

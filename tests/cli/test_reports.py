@@ -130,10 +130,12 @@ def test_a_stop_keeps_the_composition(
     assert made.digest == (live if report is None else with_report(live, report)).digest
 
 
+@pytest.mark.parametrize("came", ["formal", "e2e + formal"])
 def test_another_prefix_that_came_meanwhile_stays(
-    place: Path, call, monkeypatch: pytest.MonkeyPatch
+    place: Path, call, monkeypatch: pytest.MonkeyPatch, came: str
 ) -> None:
-    evaluate, other = composition.evaluate, PrefixStore().load("formal")
+    """Even a composition of the same parents, in another mode."""
+    evaluate, other = composition.evaluate, compose(came, PrefixStore().load, mode="concat")
 
     def meanwhile(*given: object, **how: object) -> object:
         PrefixStore().save("both", other, overwrite=True)

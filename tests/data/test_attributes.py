@@ -14,6 +14,7 @@ from foreword.data.attributes import value_of, values_in
 from foreword.data.selecting import chosen_by
 from foreword.description import MAX_PIECES, Piece, PrefixMeta
 from foreword.errors import DataError
+from foreword.expressions import parse
 
 ROWS: list[dict[str, Any]] = [
     {"mood": "good", "stars": 5, "new": True},
@@ -55,6 +56,20 @@ def test_what_is_no_value_is_refused_with_its_row(value: object, said: str) -> N
     with pytest.raises(DataError, match=f"row 2: {said}"):
         values_in(("mood",), [{"mood": "a"}, {"mood": value}])
     assert value_of({"mood": "a" * 251}, "mood") == "a" * 251
+
+
+@pytest.mark.parametrize("value", ["a[b", "a]", "a,b", "a=b", " a", "a "])
+def test_a_value_that_no_expression_selects_is_refused_in_training(value: str) -> None:
+    said = r"row 2: column 'mood': the value of an attribute has none of .*; found .*Rename it"
+    with pytest.raises(DataError, match=said):
+        values_in(("mood",), [{"mood": "a"}, {"mood": value}])
+    assert value_of({"mood": value}, "mood") == value
+
+
+@pytest.mark.parametrize("value", ["a b", "-3", "a*(b)+c:d", "ça", "5", "True"])
+def test_an_expression_selects_every_value_that_training_takes(value: str) -> None:
+    assert values_in(("mood",), [{"mood": value}]) == {"mood": (value,)}
+    assert parse(f"p[mood={value}]").terms[0].operand.selection == (("mood", value),)
 
 
 def test_a_column_without_values_is_refused() -> None:

@@ -161,6 +161,64 @@ def test_what_is_made_of_a_reported_composition_has_no_report(
     assert recipe_of(stored["a"]) == stored["a"].meta.recipe
 
 
+@pytest.mark.parametrize("change", ["strength", "to", "moved"])
+def test_a_report_is_not_that_of_what_a_composition_was_changed_to(
+    tmp_path: Path,
+    backbone: foreword.Backbone,
+    stored: dict[str, Prefix],
+    whole: CompositionReport,
+    change: str,
+) -> None:
+    reported = with_report(compose("a - 0.5*b", stored.__getitem__), whole)
+    other = {
+        "strength": lambda: reported.strength(0.5),
+        "to": lambda: reported.to(torch.bfloat16),
+        "moved": lambda: backbone.moved(reported, "offset"),
+    }[change]()
+    assert "report" in other.meta.recipe["composition"]
+    foreword.save_prefix(other, tmp_path / "other.safetensors")
+    loaded = foreword.load_prefix(tmp_path / "other.safetensors")
+    assert report_of(other) is report_of(loaded) is None
+    assert recipe_of(loaded) == recipe_of(reported)
+    text = card(loaded, "me/other")
+    assert "Beside its parts" not in text
+    assert '"report"' not in text
+
+
+def test_a_report_on_a_reported_composition_is_on_that_composition(
+    backbone: foreword.Backbone, stored: dict[str, Prefix], whole: CompositionReport
+) -> None:
+    made = compose("a - 0.5*b", stored.__getitem__)
+    report = compose_report(
+        backbone, with_report(made, whole), {"a": stored["a"]}, HELD_OUT, options=OPTIONS
+    )
+    assert report.models[-1].digest == made.digest
+    assert report_of(with_report(made, report)) == report
+
+
+def test_the_joint_prefix_of_a_selection_has_no_attributes(
+    backbone: foreword.Backbone, stored: dict[str, Prefix]
+) -> None:
+    rows = [{**row, "mood": ("good", "bad")[i % 2]} for i, row in enumerate(MEMORY[:4])]
+    settings = dataclasses.replace(SETTINGS, attributes="mood", attribute_length=2, steps=1)
+    control = foreword.train(backbone, rows, settings).prefix
+    load = {**stored, "c": control}.__getitem__
+    made = compose("c[mood=good] + a", load, mode="concat")
+    assert made.meta.recipe["attributes"] == "mood"
+    joint = joint_settings(made, steps=1)
+    assert (joint.attributes, joint.attribute_length, joint.length) == (None, None, 10)
+    report = compose_report(
+        backbone,
+        made,
+        {"a": stored["a"]},
+        HELD_OUT,
+        train_rows=MEMORY[:4],
+        settings=joint,
+        options=OPTIONS,
+    )
+    assert report.models[-1].role == "joint"
+
+
 def test_the_card_has_the_report(stored: dict[str, Prefix], whole: CompositionReport) -> None:
     models = (dataclasses.replace(whole.models[0], name="x | `y`"), *whole.models[1:])
     reported = with_report(
@@ -259,3 +317,5 @@ def test_what_is_refused(
         compose_report(backbone, made, stored, HELD_OUT, settings=SETTINGS)
     with pytest.raises(PrefixError, match="was not composed of others"):
         with_report(stored["a"], whole)
+    with pytest.raises(PrefixError, match=f"on another prefix than .* {made.digest[:12]}"):
+        with_report(made, whole)

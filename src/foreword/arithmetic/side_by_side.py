@@ -35,7 +35,8 @@ def concat(
         combination: What the pieces are together; see `PrefixMeta`.
 
     Returns:
-        A prefix with one piece for each; of one prefix and no names, that one.
+        A prefix with one piece for each; of one prefix and no names, that one. Its templates are those
+        of the first prefix, in a mixture of the first that takes part, whose weight is not 0.
 
     Raises:
         PrefixError: The prefixes were not made for one backbone, tokenizer and policy, or have heads; or
@@ -50,9 +51,10 @@ def concat(
     if len(prefixes) == 1 and names is None and combination == "attention":
         expect("prefix 1", prefixes[0], Arithmetic, "a Prefix", PrefixError)
         return prefixes[0]
-    check_side_by_side("concat", prefixes)
+    what = "one file of a mixture of logits" if combination == "logits" else "concat"
+    check_side_by_side(what, prefixes)
     if combination == "attention":
-        check_one_softmax("concat", prefixes)
+        check_one_softmax(what, prefixes)
     if combination == "attention" and prefixes[0].meta.positions == "offset" and prefixes[1:]:
         raise PrefixError(
             "concat: under the position policy 'offset' each prefix lies at positions from 0 on, so "
@@ -120,7 +122,11 @@ def joined(
     first = prefixes[0]
     of = [{"prefix": digest} for digest in digests]
     pieces = _named(prefixes, names, combination)
-    meta = composed(first.meta, mode, of, None, pieces=pieces, combination=combination)
+    leading = first
+    if combination == "logits":  # as in a Mixture
+        takes_part = (one for one, piece in zip(prefixes, pieces, strict=True) if piece.strength)
+        leading = next(takes_part, first)
+    meta = composed(leading.meta, mode, of, None, pieces=pieces, combination=combination)
     starts = [one.start for one in prefixes if one.start is not None]
     start = None
     if len(starts) == len(prefixes):

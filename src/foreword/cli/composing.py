@@ -18,6 +18,7 @@ from foreword.store import PrefixStore
 
 if TYPE_CHECKING:
     from foreword.backbone import Backbone
+    from foreword.mixture import Mixture
     from foreword.prefix import Prefix
 
 
@@ -37,8 +38,10 @@ class Composing:
         check_finite("--strength", self.strength)
 
 
-def outlines_of(store: PrefixStore, name: str) -> list[Outline]:
+def outlines_of(store: PrefixStore, name: str, mode: str = "logits") -> list[Outline]:
     """What the files say of the prefixes that a name or an expression stands for, the leading one first.
+
+    In a mixture of logits that is the first whose weight is not 0.
 
     Raises:
         ExpressionError: The expression is wrong.
@@ -46,7 +49,11 @@ def outlines_of(store: PrefixStore, name: str) -> list[Outline]:
     """
     expression = meant(name)
     found = []
-    for one in (name,) if expression is None else expression.names:
+    names = (name,) if expression is None else expression.names
+    if expression is not None and mode == "logits":
+        taken = {term.operand.name for term in expression.terms if term.weight}
+        names = tuple(sorted(names, key=lambda one: one not in taken))
+    for one in names:
         with looked_up(one):
             found.append(store.outline(one))
     return found
@@ -68,9 +75,9 @@ def refuse_composing(name: str, composing: Composing) -> None:
 
 def loaded(
     store: PrefixStore, name: str, composing: Composing, options: BackboneOptions
-) -> tuple[Prefix, Backbone]:
-    """The prefix that a name or an expression stands for, at its strength, and its backbone."""
-    from foreword.compose import compose
+) -> tuple[Prefix | Mixture, Backbone]:
+    """What a name or an expression stands for, at its strength, and its backbone."""
+    from foreword.compose import compose, mixture_of
 
     expression = meant(name)
     first = store.load(name if expression is None else expression.names[0])
@@ -80,5 +87,8 @@ def loaded(
         backbone = options.load(first)
     if expression is None:
         return first.strength(composing.strength), backbone
+    terms = expression.terms
+    if composing.mode == "logits" and (terms[1:] or terms[0].weight != 1):
+        return mixture_of(expression, store.load, strength=composing.strength), backbone
     made = compose(expression, store.load, mode=composing.mode, backbone=backbone, store=store)
     return made.strength(composing.strength), backbone

@@ -92,7 +92,7 @@ def evaluate(
     """
     task = arguments.task
     place = store.open()
-    meta = outlines_of(place, name)[0].meta
+    meta = outlines_of(place, name, composing.mode)[0].meta
     rows = rows_from(data)
     templates = templates_in(meta) if task is None else task
     if templates is not None:

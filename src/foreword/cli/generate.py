@@ -88,7 +88,7 @@ def generate(
         _check_one(flags)
         refuse_flags(flags)
     place = store.open()
-    outline = outlines_of(place, name)[0]
+    outline = outlines_of(place, name, composing.mode)[0]
     if outline.head is not None and arguments.prefix:
         raise MismatchError(WRITES_NONE.format(outline.head["task"]))
     if on_vllm and arguments.prefix:

@@ -15,6 +15,9 @@ Row = Mapping[str, Any]
 Values = dict[str, tuple[str, ...]]
 """By attribute its values, in alphabetical order."""
 
+_SIGNS = frozenset("[],=")
+"""What separates attributes and their values in an expression."""
+
 
 def values_in(names: Sequence[str], rows: Sequence[Row]) -> Values:
     """The values that rows have of attributes.
@@ -24,7 +27,8 @@ def values_in(names: Sequence[str], rows: Sequence[Row]) -> Values:
         rows: Training rows.
 
     Raises:
-        DataError: No row has a value in a column, one is none that names a piece, or there are too many.
+        DataError: No row has a value in a column, one is none that names a piece or that an expression
+            can select, or there are too many.
     """
     found = {name: tuple(sorted({*_column(name, rows)})) for name in names}
     for name, values in found.items():
@@ -65,5 +69,19 @@ def value_of(row: Row, name: str) -> str | None:
 
 
 def _column(name: str, rows: Sequence[Row]) -> list[str]:
-    values = of_each(rows, lambda row: value_of(row, name), "row")
+    values = of_each(rows, lambda row: _selectable(name, value_of(row, name)), "row")
     return [value for value in values if value is not None]
+
+
+def _selectable(name: str, value: str | None) -> str | None:
+    """A value, once it is found that an expression can select it: ``prefix[name=value]``.
+
+    Raises:
+        DataError: It cannot.
+    """
+    if value is None or (value == value.strip(" ") and not _SIGNS.intersection(value)):
+        return value
+    raise DataError(
+        f"column {name!r}: the value of an attribute has none of [ ] , = and no spaces at its ends, so "
+        f"that an expression can select it; found {value[:40]!a}. Rename it in the rows"
+    )

@@ -20,7 +20,14 @@ from foreword.data.given import Data, Rows, name_of
 from foreword.data.template import Task, fill
 from foreword.errors import DataError, ForewordError, Notice, PrefixError, TrainingError
 from foreword.evaluate.labels import LabelEvaluation
-from foreword.evaluate.reported import REPORT, CompositionReport, ModelFigures, Role
+from foreword.evaluate.reported import (
+    REPORT,
+    CompositionReport,
+    ModelFigures,
+    Role,
+    is_report_on,
+    without_report,
+)
 from foreword.evaluate.run import Evaluation, evaluate
 from foreword.evaluate.scores import dataset_of
 from foreword.options import GenerateOptions
@@ -130,7 +137,8 @@ def joint_settings(composed: Prefix, **changes: Any) -> TrainSettings:
 
     Args:
         composed: The composition. What its recipe says of training holds, but for a prefix that training
-            started from, whose place the default start takes.
+            started from, whose place the default start takes, and for attributes: the joint prefix is
+            one, as the composition is.
         **changes: Settings that are others; those that are None are left as they are.
 
     Raises:
@@ -141,8 +149,9 @@ def joint_settings(composed: Prefix, **changes: Any) -> TrainSettings:
         raise TrainingError(f"there is no setting {unknown[0]!r} of training")
     recipe = {name: value for name, value in composed.meta.recipe.items() if name in _SETTINGS}
     given = {name: value for name, value in changes.items() if value is not None}
+    others = {"early_stop": None, "report_to": "none", "attributes": None, "attribute_length": None}
     try:
-        settings = TrainSettings(**{**recipe, "early_stop": None, "report_to": "none"})
+        settings = TrainSettings(**{**recipe, **others})
         if settings.starts_from_prefix:
             settings = dataclasses.replace(settings, init="text")
         if "epochs" in given:
@@ -164,7 +173,7 @@ def with_report(composed: Prefix, report: CompositionReport) -> Prefix:
     Its digest is another one: the report is part of what it covers.
 
     Raises:
-        PrefixError: The prefix is no composition.
+        PrefixError: The prefix is no composition, or the report is on another one.
     """
     check_prefix(composed)
     record = composed.meta.recipe.get(COMPOSITION)
@@ -172,6 +181,11 @@ def with_report(composed: Prefix, report: CompositionReport) -> Prefix:
         raise PrefixError(
             "a report belongs to a composition, and this prefix was not composed of others; evaluate "
             "it with foreword.evaluate"
+        )
+    if not is_report_on(report, composed):
+        raise PrefixError(
+            "the report is on another prefix than this composition, whose digest without a report is "
+            f"{without_report(composed).digest[:12]}; make one with foreword.compose_report"
         )
     record = {**record, REPORT: report.as_json()}
     return composed.with_meta(recipe={**composed.meta.recipe, COMPOSITION: record})
@@ -189,7 +203,7 @@ def _report(
     models = [ModelFigures("base", "frozen model", "", _without_seconds(whole.base))]
     for part, prefix in parts.items():
         models.append(_figures("part", part, prefix.digest, measure(part, prefix, base=False)))
-    models.append(_figures("composition", name, composed.digest, whole))
+    models.append(_figures("composition", name, without_report(composed).digest, whole))
     report = CompositionReport(tuple(models), whole.rows, whole.inputs, dataset_of(whole.data))
     if isinstance(whole, Evaluation):
         return dataclasses.replace(report, tokenisation=whole.tokenisation)

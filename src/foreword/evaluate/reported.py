@@ -34,8 +34,8 @@ class ModelFigures:
             operand by itself at full strength; ``composition``; ``joint``: a prefix trained for the
             task, which says how much could be reached.
         name: What it is called.
-        digest: The prefix's digest; empty for the frozen model, and for the joint prefix, which is
-            not kept.
+        digest: The prefix's digest, of the composition without a report; empty for the frozen model,
+            and for the joint prefix, which is not kept.
         figures: By name the figures of `Metrics`, or of the head's task, without seconds.
     """
 
@@ -94,22 +94,45 @@ class CompositionReport:
 
 
 def report_of(prefix: Prefix) -> CompositionReport | None:
-    """The report that a composition carries; None if it has none, or what it has is not one."""
+    """The report that a composition carries; None if it has none, or what it has is not one.
+
+    It is None as well where the report is on another prefix: where tensors or meta changed since, as by
+    ``prefix.strength(0.5)``.
+    """
+    report = _carried(prefix)
+    return report if report is not None and is_report_on(report, prefix) else None
+
+
+def is_report_on(report: CompositionReport, composed: Prefix) -> bool:
+    """Whether the composition that a report has is this one, by its digest without a report."""
+    digests = [model.digest for model in report.models if model.role == "composition"]
+    return digests == [without_report(composed).digest]
+
+
+def without_report(composed: Prefix) -> Prefix:
+    """The composition without what its record has for a report."""
+    recipe = composed.meta.recipe
+    record = recipe.get(COMPOSITION)
+    if not isinstance(record, dict) or REPORT not in record:
+        return composed
+    record = {name: value for name, value in record.items() if name != REPORT}
+    return composed.with_meta(recipe={**recipe, COMPOSITION: record})
+
+
+def recipe_of(prefix: Prefix) -> dict[str, Any]:
+    """The prefix's recipe without the report, which is shown as a table if it is on this prefix."""
+    shown = prefix if _carried(prefix) is None else without_report(prefix)
+    return dict(shown.meta.recipe)
+
+
+def _carried(prefix: Prefix) -> CompositionReport | None:
+    """The report in the record of a composition, whatever prefix it is on; None if it is none."""
     record = prefix.meta.recipe.get(COMPOSITION)
     found = record.get(REPORT) if isinstance(record, dict) else None
     try:
         return _read(found) if isinstance(found, dict) else None
     except (DataError, KeyError, TypeError, AttributeError):
         return None
-
-
-def recipe_of(prefix: Prefix) -> dict[str, Any]:
-    """The prefix's recipe without the report, which is shown as a table."""
-    recipe = dict(prefix.meta.recipe)
-    if report_of(prefix) is None:
-        return recipe
-    record = {name: value for name, value in recipe[COMPOSITION].items() if name != REPORT}
-    return {**recipe, COMPOSITION: record}
 
 
 def _figures_of(task: str, tokenisation: Tokenisation) -> tuple[Figure, ...]:
