@@ -125,7 +125,8 @@ def test_prefixes_with_heads(backbone: foreword.Backbone) -> None:
     }
     load = stored.__getitem__
     made = compose("a + b", load)
-    report = compose_report(backbone, made, operands("a + b", load), rows, train_rows=rows[:3])
+    with pytest.warns(SeenInTraining, match="3 of 12 inputs"):
+        report = compose_report(backbone, made, operands("a + b", load), rows, train_rows=rows[:3])
     assert report.task == "classify"
     by_hand = foreword.evaluate(backbone, made, rows)
     for model, found in ((report.models[0], by_hand.base), (report.models[3], by_hand.prefix)):
