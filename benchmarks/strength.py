@@ -103,8 +103,8 @@ def main() -> None:
     report = {
         **machine(),
         "backbone": backbone.name,
-        "dtype": str(backbone.dtype).removeprefix("torch."),
         **vars(chosen),
+        "dtype": str(backbone.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "median_seconds": {name: statistics.median(times) for name, times in seconds.items()},
         "ratio_to_plain": {
