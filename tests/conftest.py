@@ -104,3 +104,10 @@ def rows() -> list[dict[str, str]]:
 def smollm2() -> foreword.Backbone:
     """The embedded backbone in float32, converted on first use."""
     return foreword.load(embedded.NAME, dtype="float32")
+
+
+@pytest.fixture
+def spelled(tiny: foreword.Backbone) -> foreword.Backbone:
+    """The tiny backbone, whose texts have one character per token: equal texts are equal tokens."""
+    tiny.tokenizer.backend_tokenizer.decoder = decoders.Fuse()
+    return tiny

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import decoders
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import foreword
@@ -29,13 +28,6 @@ INPUTS = [
 ]
 PLAIN = Task("{input}", "{output}")
 SHORT = GenerateOptions(max_new_tokens=12)
-
-
-@pytest.fixture
-def spelled(tiny: foreword.Backbone) -> foreword.Backbone:
-    """The tiny backbone, whose texts have one character per token: equal texts are equal tokens."""
-    tiny.tokenizer.backend_tokenizer.decoder = decoders.Fuse()
-    return tiny
 
 
 @pytest.fixture

@@ -28,22 +28,9 @@ from tests.kinds.families import Family as OtherFamily
 from tests.mixed_passes import formula, said
 from tests.oracle.families import FAMILIES, attention_of
 from tests.oracle.family import Family
+from tests.test_generate import INPUTS, PLAIN
 
-INPUTS = [
-    "name[Zizzi], food[Thai]",
-    "x",
-    "name[The Cambridge Blue], near[Café Brazil], area",
-    "Hi?",
-]
-PLAIN = Task("{input}", "{output}")
 SHORT = GenerateOptions(max_new_tokens=10)
-
-
-@pytest.fixture
-def spelled(tiny: foreword.Backbone) -> foreword.Backbone:
-    """The tiny backbone, whose texts have one character per token: equal texts are equal tokens."""
-    tiny.tokenizer.backend_tokenizer.decoder = decoders.Fuse()
-    return tiny
 
 
 @pytest.fixture
