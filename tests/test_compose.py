@@ -14,10 +14,10 @@ import torch
 import foreword
 from foreword.backbone import Backbone
 from foreword.backbone.cascade import cascade
-from foreword.compose import MODES, compose, needs_backbone
+from foreword.compose import compose, needs_backbone
 from foreword.description import Piece, PrefixMeta, Site
 from foreword.errors import ExpressionError, ForewordError, MismatchError, NameUnknown, PrefixError
-from foreword.expressions import parse
+from foreword.expressions import MODES, parse
 from foreword.prefix import Prefix
 from foreword.store import PrefixStore
 from tests.conftest import MEMORY

@@ -6,7 +6,7 @@ import functools
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 
@@ -19,14 +19,11 @@ from foreword.backbone.cascade import cascade
 from foreword.data.given import Data
 from foreword.description import MAX_LABEL, Piece
 from foreword.errors import ExpressionError, ForewordError, PrefixError
-from foreword.expressions import Expression, Operand, Term, looked_up, parse
+from foreword.expressions import MODES, Expression, Mode, Operand, Term, looked_up, parse
 from foreword.mixture import Mixture
 from foreword.prefix import Prefix, check_prefix
 from foreword.store import PrefixStore
 from foreword.train.begun import with_start
-
-Mode = Literal["sum", "concat", "cascade", "logits"]
-MODES: tuple[Mode, ...] = get_args(Mode)
 
 
 def needs_backbone(expression: Expression, mode: Mode) -> bool:

@@ -15,6 +15,7 @@ from foreword.attention.selected import Selection, bind_each
 from foreword.backbone import Backbone
 from foreword.backbone.decoding import neutral
 from foreword.backbone.given import check_backbone
+from foreword.backbone.output_layer import head_sees_last
 from foreword.data import Task, left_padded
 from foreword.data.collate import padding_of, right_padded
 from foreword.data.each import of_each
@@ -192,7 +193,8 @@ def _generated_ids(
                 )
             if isinstance(prefix, Mixture):
                 arguments |= processors(backbone, attachment, prefix, own, pad, given, options)
-            out = backbone.model.generate(**moved, pad_token_id=pad, **arguments)
+            with head_sees_last(backbone.model):
+                out = backbone.model.generate(**moved, pad_token_id=pad, **arguments)
             for place, ids in enumerate(out[:, given:].tolist()):
                 finish: Finish = "stop" if written.is_ended(ids) else "length"
                 one = Generated(written.text(ids), finish)

@@ -167,7 +167,7 @@ def test_a_value_that_was_not_trained_leaves_the_shared_part_and_says_so(
         ("one + three", {}, 404, "model", "'three'"),
         ("0.5*" + "(" * 300 + "one", {}, 400, "model", "column"),
         (" + ".join(["one"] * 70), {}, 200, "", ""),
-        (" + ".join(f"one[{i}:{i + 1}]" for i in range(9)), {}, 400, None, "at most 8 prefixes"),
+        (" + ".join(f"one[{i}:{i + 1}]" for i in range(9)), {}, 400, "model", "at most 8 prefixes"),
         ("one[3:99]", {}, 400, "model", "11 virtual tokens"),
         ("task[colour=red]", {}, 400, "model", "no attribute 'colour'"),
         ("one[mood=kind]", {}, 400, "model", "no attributes"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from rich.table import Table
@@ -14,7 +14,7 @@ from foreword.cli.console import note, say, show, table, visible, working
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.cli.reports import ReportArguments, Stored, reported, show_report
 from foreword.errors import DataError, NameTaken
-from foreword.expressions import Expression, looked_up, parse
+from foreword.expressions import Expression, Mode, looked_up, parse
 from foreword.store import PrefixStore, taken
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class ComposeArguments:
     name: str
     """Name of the new prefix in the store."""
 
-    mode: Literal["sum", "concat", "cascade", "logits"] = "sum"
+    mode: Mode = "sum"
     """How they are put together. sum: of what they learned, times their weights; concat: side by side in
     front of the text, with weights as strengths; cascade: the same, each before the next by its
     positions; logits: what they predict is mixed by their weights."""
@@ -118,7 +118,7 @@ def _refuse_alone(expression: Expression) -> None:
 def _loaded(
     expression: Expression,
     stored: Mapping[str, Prefix],
-    mode: Literal["sum", "concat", "cascade", "logits"],
+    mode: Mode,
     options: BackboneOptions,
     *,
     needed: bool,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -12,7 +12,7 @@ from foreword.branches import check_finite
 from foreword.cli.console import working
 from foreword.cli.options import BackboneOptions
 from foreword.errors import ServeError
-from foreword.expressions import looked_up, meant
+from foreword.expressions import Mode, looked_up, meant
 from foreword.outline import Outline
 from foreword.store import PrefixStore
 
@@ -31,14 +31,14 @@ class Composing:
     """How far the prefix moves every attention output: 0 is the frozen model, 1 the prefix; more and
     less than that are allowed. Of a mixture in logits all weights are multiplied by it."""
 
-    mode: Literal["logits", "concat", "cascade", "sum"] = "logits"
+    mode: Mode = "logits"
     """How the prefixes of an expression are put together, as in foreword compose."""
 
     def __post_init__(self) -> None:
         check_finite("--strength", self.strength)
 
 
-def outlines_of(store: PrefixStore, name: str, mode: str = "logits") -> list[Outline]:
+def outlines_of(store: PrefixStore, name: str, mode: Mode = "logits") -> list[Outline]:
     """What the files say of the prefixes that a name or an expression stands for, the leading one first.
 
     In a mixture of logits that is the first whose weight is not 0.

@@ -17,7 +17,9 @@ Nothing here evaluates text as Python, and every bound below holds before any wo
 """
 
 from foreword.expressions.expression import (
+    MODES,
     Expression,
+    Mode,
     Operand,
     Selection,
     Span,
@@ -28,7 +30,9 @@ from foreword.expressions.expression import (
 from foreword.expressions.parser import meant, parse
 
 __all__ = [
+    "MODES",
     "Expression",
+    "Mode",
     "Operand",
     "Selection",
     "Span",

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Literal, get_args
 
 from foreword.arguments import shown
 from foreword.errors import ExpressionError, NameUnknown
@@ -23,6 +24,10 @@ DECIMALS = 12
 """Most decimals of a weight; products are rounded to as many."""
 MAX_INDEX = 9999
 """Largest index of a virtual token."""
+
+Mode = Literal["sum", "concat", "cascade", "logits"]
+"""How the operands are put together; see `foreword.compose`."""
+MODES: tuple[Mode, ...] = get_args(Mode)
 
 Span = tuple[int, int | None]
 """The first virtual token, and the one behind the last; None: up to the end."""

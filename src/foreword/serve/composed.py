@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from foreword.compose import Mode, compose
+from foreword.compose import compose
 from foreword.described import Described
 from foreword.engine import Weighted
-from foreword.errors import ExpressionError, StoreError
-from foreword.expressions import Operand, meant
+from foreword.engine.checks import opened_prefixes
+from foreword.engine.request import branches_for
+from foreword.errors import DataError, ExpressionError, StoreError
+from foreword.expressions import Mode, Operand, meant
 from foreword.mixture import is_mixture
 from foreword.prefix import Prefix
 from foreword.serve.failures import Failure, no_model
@@ -93,11 +95,15 @@ class Compositions:
                 (str(expression), *digests), partial(compose, expression, load, mode=mode)
             )
             return Model((_strong(made, strength, model),), tuple(notices))
-        mixed = (
+        mixed = tuple(
             Weighted(parts[term.operand], term.weight * strength, str(term.operand))
             for term in expression.terms
         )
-        return Model(tuple(mixed), tuple(notices))
+        try:
+            branches_for(opened_prefixes(mixed))
+        except DataError as error:
+            raise Failure(400, f"model: {error}", "model") from error
+        return Model(mixed, tuple(notices))
 
     def _stored(self, name: str) -> Described:
         try:

@@ -19,6 +19,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError
 
+from foreword.expressions import Mode
 from foreword.expressions.expression import MAX_CHARACTERS
 
 
@@ -119,7 +120,7 @@ class Sampled(Unused):
 
     model: Text = Field(min_length=1, max_length=MAX_CHARACTERS)
     strength: float = Field(1.0, ge=-100, le=100, allow_inf_nan=False)
-    mode: Literal["logits", "concat", "cascade", "sum"] | None = None
+    mode: Mode | None = None
     n: Whole = Field(1, ge=1, le=64)
     stop: Stop | Mark | None = None
     seed: Whole | None = Field(None, ge=-(2**63), lt=2**63)
