@@ -16,7 +16,7 @@ import argparse
 import json
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -304,8 +304,10 @@ class Bench:
             file.write(json.dumps({"run": run, "texts": texts}) + "\n")
 
 
-def sweep(bench: Bench, seed: int, dials: Sequence[str]) -> None:
-    """All points of a domain and seed."""
+def sweep(
+    bench: Bench, seed: int, dials: Sequence[str], strengths: Collection[float] | None = None
+) -> None:
+    """The points of a domain and seed, those at some strengths alone if they are given."""
     plain = bench.backbone.tokens(bench.domain.prompt)
     for attribute in bench.domain.attributes:
         learned = bench.learned(attribute, seed, attention="mass" in dials)
@@ -315,6 +317,7 @@ def sweep(bench: Bench, seed: int, dials: Sequence[str]) -> None:
                     branch for branch in DIALS[dial](learned, at) if branch.weight
                 ]
                 for at in STRENGTHS[dial]
+                if strengths is None or at in strengths
             }
             alone = {
                 run: branches[0]
@@ -406,6 +409,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("control-output"))
     parser.add_argument("--only", help="sentiment or style")
     parser.add_argument("--dials", default=",".join(DIALS))
+    parser.add_argument("--strengths", help="those of the dials that are measured")
     parser.add_argument("--table", action="store_true", help="run nothing")
     parser.add_argument("--picture", type=Path, help="PNG file of the curves")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
@@ -413,6 +417,7 @@ def main() -> None:
     logging.set_verbosity_error()
     results = Results(Path(__file__).parent / "results" / "control.jsonl")
     domains = [domain for domain in DOMAINS if arguments.only in (None, domain.name)]
+    some = arguments.strengths and [*map(float, arguments.strengths.split(","))]
     if not arguments.table:
         arguments.output.mkdir(parents=True, exist_ok=True)
         backbone = foreword.load()
@@ -423,7 +428,7 @@ def main() -> None:
             real(bench)
             for seed in map(int, arguments.seeds.split(",")):
                 asked(bench, seed)
-                sweep(bench, seed, arguments.dials.split(","))
+                sweep(bench, seed, arguments.dials.split(","), some)
     report(results, domains, arguments.picture)
 
 

@@ -11,41 +11,14 @@ from pathlib import Path
 import pytest
 
 import foreword
-from foreword.cli.main import main
 from foreword.compose import compose
 from foreword.description import Piece
 from foreword.prefix import Prefix
 from foreword.store import PrefixStore
+from tests.cli.conftest import SETTINGS
 from tests.conftest import MEMORY
 
-SETTINGS = foreword.TrainSettings(
-    prompt="{mr} ->", target=" {ref}", length=4, steps=2, init_text="Say what it is."
-)
 F32 = ("--dtype", "float32")
-
-
-@pytest.fixture
-def place(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with tiny-model, and a store below it with the prefixes e2e, formal and toxic-1."""
-    monkeypatch.setenv("FOREWORD_STORE", str(tmp_path / "store"))
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.chdir(tmp_path)
-    backbone = foreword.load("tiny-model", dtype="float32")
-    for number, name in enumerate(("e2e", "formal", "toxic-1")):
-        rows = MEMORY[4 * number : 4 * number + 4]
-        PrefixStore().save(name, foreword.train(backbone, rows, SETTINGS).prefix)
-    return tmp_path
-
-
-@pytest.fixture
-def call(capfd: pytest.CaptureFixture[str]) -> object:
-    def run(*arguments: str) -> tuple[int, str, str]:
-        capfd.readouterr()
-        code = main(arguments)
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
 
 
 def of_python(
@@ -54,7 +27,7 @@ def of_python(
     return compose(expression, PrefixStore().load, mode=mode, backbone=backbone)  # type: ignore[arg-type]
 
 
-def test_a_sum(place: Path, call) -> None:
+def test_a_sum(composable: Path, call) -> None:
     text = "0.7*formal + e2e - toxic-1"
     code, out, err = call("compose", text, "--name", "nice", *F32)
     assert code == 0, err
@@ -72,7 +45,7 @@ def test_a_sum(place: Path, call) -> None:
     assert call("generate", "nice", "name[Zizzi]", *F32, "--max-new-tokens", "3")[0] == 0
 
 
-def test_an_expression_may_begin_with_a_minus(place: Path, call) -> None:
+def test_an_expression_may_begin_with_a_minus(composable: Path, call) -> None:
     code, _, err = call("compose", "-e2e", "--name", "not", *F32)
     assert code == 0, err
     wanted = of_python("-e2e", backbone=foreword.load("tiny-model", dtype="float32"))
@@ -84,7 +57,7 @@ def test_an_expression_may_begin_with_a_minus(place: Path, call) -> None:
     [("0.5*e2e + formal[:2]", "concat"), ("1.5*e2e - 0.5*formal", "logits"), ("e2e[1:3]", "sum")],
 )
 def test_modes_that_need_no_backbone_load_none(
-    place: Path, call, monkeypatch: pytest.MonkeyPatch, text: str, mode: str
+    composable: Path, call, monkeypatch: pytest.MonkeyPatch, text: str, mode: str
 ) -> None:
     monkeypatch.setattr("foreword.cli.options.load", lambda *_, **__: pytest.fail("it was loaded"))
     code, out, err = call("compose", text, "--mode", mode, "--name", "made")
@@ -95,7 +68,7 @@ def test_modes_that_need_no_backbone_load_none(
 
 @pytest.mark.parametrize(("strength", "frozen"), [(1.0, False), (0.5, False), (1.0, True)])
 def test_an_expression_writes_as_the_live_mixture(
-    place: Path, call, strength: float, frozen: bool
+    composable: Path, call, strength: float, frozen: bool
 ) -> None:
     """Its prefixes may lie at other positions, which one file could not say, and one may count 0."""
     store, backbone = PrefixStore(), foreword.load("tiny-model", dtype="float32")
@@ -113,7 +86,7 @@ def test_an_expression_writes_as_the_live_mixture(
     given = None if frozen else mixture
     (wanted,) = foreword.generate(backbone, ["Zizzi"], given, options, task=task)
     assert out == wanted[0] + "\n"
-    (place / "rows.jsonl").write_text(json.dumps({"name": "Zizzi", "ref": "good"}))
+    (composable / "rows.jsonl").write_text(json.dumps({"name": "Zizzi", "ref": "good"}))
     scored = ("evaluate", "0*formal + 0.7*moved - 0.4*e2e", "rows.jsonl", *F32, "--json")
     code, out, err = call(
         *scored, "--strength", str(strength), "--max-new-tokens", "6", "--no-base"
@@ -123,7 +96,7 @@ def test_an_expression_writes_as_the_live_mixture(
     assert json.loads(out)["prefix"]["nll"] == found.prefix.nll
 
 
-def test_a_cascade(place: Path, call) -> None:
+def test_a_cascade(composable: Path, call) -> None:
     text = "e2e + 0.5*formal"
     code, out, err = call("compose", text, "--mode", "cascade", "--name", "made")
     assert code == 0, err
@@ -134,8 +107,8 @@ def test_a_cascade(place: Path, call) -> None:
     assert made.meta.pieces == (Piece("e2e", 4), Piece("formal", 4, 0.5))
 
 
-def test_training_rows_for_what_started_from_demonstrations(place: Path, call) -> None:
-    (place / "rows.jsonl").write_text("\n".join(map(json.dumps, MEMORY)))
+def test_training_rows_for_what_started_from_demonstrations(composable: Path, call) -> None:
+    (composable / "rows.jsonl").write_text("\n".join(map(json.dumps, MEMORY)))
     backbone = foreword.load("tiny-model", dtype="float32")
     settings = dataclasses.replace(SETTINGS, init="demonstrations", init_text=None, length=60)
     shown = foreword.train(backbone, "rows.jsonl", settings).prefix
@@ -149,7 +122,7 @@ def test_training_rows_for_what_started_from_demonstrations(place: Path, call) -
     assert PrefixStore().load("made").digest == live.digest
 
 
-def test_a_value_that_training_did_not_see_is_a_warning(place: Path, call) -> None:
+def test_a_value_that_training_did_not_see_is_a_warning(composable: Path, call) -> None:
     whole = PrefixStore().load("e2e")
     pieces = (Piece("", 1), Piece("mood=good", 2), Piece("mood=bad", 1))
     PrefixStore().save("task", whole.with_meta(pieces=pieces, combination="control"))
@@ -161,7 +134,7 @@ def test_a_value_that_training_did_not_see_is_a_warning(place: Path, call) -> No
     assert [PrefixStore().load(name).length for name in ("bad", "odd")] == [2, 1]
 
 
-def test_taken_names(place: Path, call) -> None:
+def test_taken_names(composable: Path, call) -> None:
     before = PrefixStore().load("e2e").digest
     code, _, err = call("compose", "0.5*formal", "--mode", "concat", "--name", "e2e")
     assert (code, "already in" in err) == (1, True)
@@ -192,7 +165,7 @@ def test_taken_names(place: Path, call) -> None:
         (["e2e", "+", "formal", "--name", "n"], 2, "+"),
     ],
 )
-def test_refusals(place: Path, call, arguments: list[str], code: int, message: str) -> None:
+def test_refusals(composable: Path, call, arguments: list[str], code: int, message: str) -> None:
     found, _, err = call("compose", *arguments)
     assert found == code
     assert message in err

@@ -9,11 +9,9 @@ from pathlib import Path
 import pytest
 
 import foreword
-from foreword.cli.main import VERBS, main
+from foreword.cli.main import VERBS
 from foreword.store import PrefixStore
 from tests.conftest import MEMORY
-
-Run = tuple[int, str, str]
 
 
 @pytest.fixture
@@ -26,17 +24,6 @@ def place(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "data.jsonl").write_text("\n".join(lines) + "\n")
     (tmp_path / "some.jsonl").write_text("\n".join(lines[:3]) + "\n")
     return tmp_path
-
-
-@pytest.fixture
-def call(capfd: pytest.CaptureFixture[str]) -> object:
-    def run(*arguments: str) -> Run:
-        capfd.readouterr()
-        code = main(arguments)
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
 
 
 TRAIN = {

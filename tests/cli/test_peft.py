@@ -13,10 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import foreword
-from foreword.cli.main import main
 from foreword.store import PrefixStore
 
-Run = tuple[int, str, str]
 LENGTH, WIDTH = 4, 2 * 3 * 2 * 12
 
 
@@ -41,17 +39,6 @@ def place(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     tensors = {"prompt_embeddings": torch.randn(LENGTH, WIDTH)}
     save_file(tensors, tmp_path / "adapter/adapter_model.safetensors", {"format": "pt"})
     return tmp_path
-
-
-@pytest.fixture
-def call(capfd: pytest.CaptureFixture[str]) -> object:
-    def run(*arguments: str) -> Run:
-        capfd.readouterr()
-        code = main(arguments)
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
 
 
 def test_there_and_back(place: Path, call) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 import foreword
-from foreword.cli.main import main
 from foreword.compose import compose, operands
 from foreword.evaluate import composition
 from foreword.evaluate.composition import compose_report, joint_settings, with_report
@@ -16,38 +15,17 @@ from foreword.evaluate.reported import report_of
 from foreword.store import PrefixStore
 from tests.conftest import MEMORY
 
-SETTINGS = foreword.TrainSettings(
-    prompt="{mr} ->", target=" {ref}", length=4, steps=2, init_text="Say what it is."
-)
 F32 = ("--dtype", "float32", "--max-new-tokens", "3")
 BOTH = ("--report", "dev.jsonl", "--train", "train.jsonl")
 TEXT = "0.5*e2e + formal"
 
 
 @pytest.fixture
-def place(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with tiny-model, rows, and a store below it with the prefixes e2e and formal."""
-    monkeypatch.setenv("FOREWORD_STORE", str(tmp_path / "store"))
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.chdir(tmp_path)
-    backbone = foreword.load("tiny-model", dtype="float32")
-    for number, name in enumerate(("e2e", "formal")):
-        rows = MEMORY[4 * number : 4 * number + 4]
-        PrefixStore().save(name, foreword.train(backbone, rows, SETTINGS).prefix)
+def place(composable: Path) -> Path:
+    """The folder with tiny-model and prefixes, and rows to report on and to train on."""
     for name, rows in (("dev", MEMORY[8:10]), ("train", MEMORY[:8])):
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return tmp_path
-
-
-@pytest.fixture
-def call(capfd: pytest.CaptureFixture[str]) -> object:
-    def run(*arguments: str) -> tuple[int, str, str]:
-        capfd.readouterr()
-        code = main(arguments)
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
+        (composable / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return composable
 
 
 def test_the_report_is_that_of_python_and_in_the_file(place: Path, call) -> None:

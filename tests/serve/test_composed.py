@@ -152,7 +152,7 @@ def test_a_value_that_was_not_trained_leaves_the_shared_part_and_says_so(
     answer = client.post("/v1/completions", json=asked)
     assert answer.status_code == 200
     said = answer.headers["foreword-notice"]
-    assert said.startswith("task was trained for mood = kind, rude, and not for 'sly\\xe9'")
+    assert said.startswith("task was trained for mood = 'kind', 'rude', and not for 'sly\\xe9'")
     if not stream:
         assert answer.json()["choices"][0]["text"] == text(client, "task")
     plain = client.post("/v1/completions", json={**asked, "model": "task[mood=kind]"})

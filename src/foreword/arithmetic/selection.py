@@ -22,6 +22,9 @@ from foreword.arithmetic.record import composed
 from foreword.description import Piece, PrefixMeta
 from foreword.errors import Notice, PrefixError
 
+SHOWN = 8
+"""Values of an attribute that a notice names at most."""
+
 
 class UnseenValue(Notice):
     """No piece was trained for a value of an attribute, so the shared piece stands alone for it."""
@@ -80,15 +83,20 @@ def numbers_of(
                 f"{did_you_mean(attribute, known)}"
             )
         if value not in known[attribute]:
-            trained = ", ".join(map(ascii, known[attribute]))
-            warnings.warn(
-                f"{what} was trained for {attribute} = {trained}, and not for {value!a}: its shared "
-                "part stands alone for it",
-                UnseenValue,
-                stacklevel=4,
-            )
+            said = unseen(what, attribute, known[attribute], value)
+            warnings.warn(said, UnseenValue, stacklevel=4)
         wanted.add(f"{attribute}={value}")
     return tuple(i for i, piece in enumerate(meta.pieces) if i and piece.name in wanted)
+
+
+def unseen(what: str, attribute: str, known: Sequence[str], value: str) -> str:
+    """What to say of a value that no piece was trained for, however many and long the known ones are."""
+    short = [ascii(one if len(one) <= 40 else f"{one[:40]}...") for one in known[:SHOWN]]
+    more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
+    return (
+        f"{what} was trained for {attribute} = {', '.join(short)}{more}, and not for {value!a}: its "
+        "shared part stands alone for it"
+    )
 
 
 def part_at(prefix: P, chosen: Sequence[int]) -> P:

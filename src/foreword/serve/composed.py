@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from foreword.arithmetic.selection import unseen
 from foreword.compose import compose
 from foreword.described import Described
 from foreword.engine import Weighted
@@ -26,9 +27,6 @@ MOST = 64
 
 MOST_BYTES = 2**28
 """And so many bytes of them, unless the last one alone has more."""
-
-SHOWN, SHOWN_CHARACTERS = 8, 40
-"""Values of an attribute that a notice names at most, and how much of each."""
 
 
 @dataclass(frozen=True)
@@ -169,25 +167,12 @@ def _strong(prefix: Described, strength: float, name: str) -> Weighted:
     return Weighted(prefix, name=name, strength=strength)
 
 
-def _some(values: Sequence[str]) -> str:
-    """Values in words, the first ones of many, long ones cut."""
-    short = [
-        value if len(value) <= SHOWN_CHARACTERS else f"{value[:SHOWN_CHARACTERS]}..."
-        for value in values
-    ]
-    more = f" and {len(values) - SHOWN} more" if len(values) > SHOWN else ""
-    return ", ".join(short[:SHOWN]) + more
-
-
 def _seen(operand: Operand, prefix: Prefix, notices: list[str]) -> Operand:
     """The operand without the values that training did not see, for which the shared part stands."""
     known, kept = prefix.meta.attributes, []
     for attribute, value in operand.selection:
         if attribute in known and value not in known[attribute]:
-            notice = (
-                f"{operand.name} was trained for {attribute} = {_some(known[attribute])}, and not for "
-                f"{value!a}: its shared part stands alone for it"
-            )
+            notice = unseen(operand.name, attribute, known[attribute], value)
             if notice not in notices:
                 notices.append(notice)
         else:
