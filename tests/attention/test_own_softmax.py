@@ -11,7 +11,7 @@ from torch import Tensor
 import foreword
 from foreword.attention.bound import bind
 from foreword.errors import UnsupportedModel
-from tests.backbone.test_attach import close, ids, logits, padded
+from tests.backbone.test_attach import close, ids, logits, together_equals_alone
 from tests.conftest import byte_tokenizer, tiny_model
 from tests.oracle.by_hand import by_hand
 from tests.oracle.checks import checkpoint_activations
@@ -92,15 +92,7 @@ def test_rows_of_both_kinds_and_of_none_equal_each_alone(family: str, side: str)
         own(backbone, texts[2], windows="windowed"),
         own(backbone, texts[3]).only(["decoder.1"]),
     ]
-    wanted = []
-    for prefix, row in zip(mixed, rows, strict=True):
-        with backbone.attached(prefix):
-            wanted.append(logits(backbone.model, row))
-    with backbone.attached(mixed), torch.no_grad():
-        inputs = padded(rows, side)
-        found = backbone.model(**inputs).logits
-    for index, row in enumerate(wanted):
-        assert close(found[index][inputs["attention_mask"][index].bool()], row)
+    wanted = together_equals_alone(backbone, mixed, rows, side)
     plain = logits(backbone.model, rows[1])
     assert close(wanted[1], plain)
 

@@ -15,7 +15,7 @@ from foreword.attention.frame import Frame
 from foreword.description import Piece
 from foreword.errors import ForewordError, UnsupportedModel
 from foreword.prefix import Prefix
-from tests.backbone.test_attach import close, ids, logits, padded
+from tests.backbone.test_attach import close, ids, logits, together_equals_alone
 from tests.conftest import byte_tokenizer, tiny_model
 from tests.oracle.by_hand import by_hand
 from tests.oracle.families import BY_NAME, FAMILIES, attention_of
@@ -125,15 +125,7 @@ def test_rows_of_every_kind_equal_each_alone(family: str, side: str) -> None:
         made[2].with_meta(softmax="own", windows="windowed").strength(1.5),
         at(made[4].with_meta(windows="windowed"), 0.2, 1.0).only(["decoder.1"]),
     ]
-    wanted = []
-    for prefix, row in zip(mixed, rows, strict=True):
-        with backbone.attached(prefix):
-            wanted.append(logits(backbone.model, row))
-    with backbone.attached(mixed), torch.no_grad():
-        inputs = padded(rows, side)
-        found = backbone.model(**inputs).logits
-    for index, row in enumerate(wanted):
-        assert close(found[index][inputs["attention_mask"][index].bool()], row)
+    together_equals_alone(backbone, mixed, rows, side)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

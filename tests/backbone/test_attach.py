@@ -328,6 +328,25 @@ def padded(rows: list[Tensor], side: str) -> dict[str, Tensor]:
     return {"input_ids": out, "attention_mask": mask}
 
 
+def together_equals_alone(
+    backbone: foreword.Backbone,
+    prefixes: list[foreword.Prefix | None],
+    rows: list[Tensor],
+    side: str,
+) -> list[Tensor]:
+    """Check that each row of a padded batch has the logits that it has alone, which are returned."""
+    wanted = []
+    for prefix, row in zip(prefixes, rows, strict=True):
+        with backbone.attached(prefix):
+            wanted.append(logits(backbone.model, row))
+    with backbone.attached(prefixes), torch.no_grad():
+        inputs = padded(rows, side)
+        found = backbone.model(**inputs).logits
+    for index, row in enumerate(wanted):
+        assert close(found[index][inputs["attention_mask"][index].bool()], row)
+    return wanted
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "gemma2"])
 def test_each_row_with_its_own_prefix_equals_that_row_alone(family: str, side: str) -> None:
@@ -339,15 +358,7 @@ def test_each_row_with_its_own_prefix_equals_that_row_alone(family: str, side: s
     texts = [text % 97 for text in ids(6, 3, 8, seed=5)]
     prefixes = [backbone.capture(text.tolist()) for text in texts]
     mixed = [prefixes[0], None, prefixes[1].with_meta(windows="windowed"), prefixes[2]]
-    wanted = []
-    for prefix, row in zip(mixed, rows, strict=True):
-        with backbone.attached(prefix):
-            wanted.append(logits(backbone.model, row))
-    with backbone.attached(mixed), torch.no_grad():
-        inputs = padded(rows, side)
-        found = backbone.model(**inputs).logits
-    for index, row in enumerate(wanted):
-        assert close(found[index][inputs["attention_mask"][index].bool()], row)
+    together_equals_alone(backbone, mixed, rows, side)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4, 6])

@@ -393,17 +393,17 @@ def test_a_request_that_can_never_have_room_is_refused(backbone: foreword.Backbo
         engine.generate([ask([3], max_tokens=999)])
 
 
-def test_streaming_gives_the_same_and_leaving_early_cancels(
-    backbone: foreword.Backbone, prefixes: list[Prefix]
-) -> None:
-    request = ask([5, 6, 7], prefixes[0], max_tokens=20)
+def check_streams(
+    backbone: foreword.Backbone, limits: Limits, left: Request, request: Request
+) -> Completion:
+    """Leave one stream early and read another to its end, which gives what it gives at once."""
 
     async def streams(engine: Engine) -> list[Event]:
-        async for _ in engine.stream(ask([8, 9], max_tokens=200)):
+        async for _ in engine.stream(left):
             break
         return [event async for event in engine.stream(request)]
 
-    with Engine(backbone, SMALL) as engine:
+    with Engine(backbone, limits) as engine:
         events = asyncio.run(streams(engine))
         until = time.monotonic() + 10
         while not engine.scheduler.is_idle and time.monotonic() < until:
@@ -412,6 +412,15 @@ def test_streaming_gives_the_same_and_leaving_early_cancels(
         (found,) = engine.generate([request])
     assert tuple(t for event in events for t in event.tokens) == found.tokens
     assert "".join(event.text for event in events) == found.text
+    assert sum(event.finish is not None for event in events) == 1
+    return found
+
+
+def test_streaming_gives_the_same_and_leaving_early_cancels(
+    backbone: foreword.Backbone, prefixes: list[Prefix]
+) -> None:
+    request = ask([5, 6, 7], prefixes[0], max_tokens=20)
+    check_streams(backbone, SMALL, ask([8, 9], max_tokens=200), request)
 
 
 def test_a_long_prompt_does_not_stall_those_that_decode(backbone: foreword.Backbone) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -20,7 +18,7 @@ from foreword.errors import DataError, MismatchError, TooLong
 from foreword.prefix import Prefix
 from tests.conftest import byte_tokenizer, tiny_model
 from tests.engine.mixed import SMALL, captured, drawn, fits, mix
-from tests.engine.test_engine import ask, check
+from tests.engine.test_engine import ask, check, check_streams
 from tests.engine.test_memory import beyond, together, watching
 
 
@@ -188,22 +186,7 @@ def test_streaming_gives_the_same_and_leaving_early_cancels(
 ) -> None:
     parts = (0.8, prefixes[0]), (0.6, prefixes[1])
     request = mix([5, 6, 7], *parts, max_tokens=20)
-
-    async def streams(engine: Engine) -> list[Event]:
-        async for _ in engine.stream(mix([8, 9], *parts, max_tokens=200)):
-            break
-        return [event async for event in engine.stream(request)]
-
-    with Engine(backbone, SMALL) as engine:
-        events = asyncio.run(streams(engine))
-        until = time.monotonic() + 10
-        while not engine.scheduler.is_idle and time.monotonic() < until:
-            time.sleep(0.01)
-        assert engine.scheduler.is_idle
-        (found,) = engine.generate([request])
-    assert tuple(t for event in events for t in event.tokens) == found.tokens
-    assert "".join(event.text for event in events) == found.text
-    assert sum(event.finish is not None for event in events) == 1
+    found = check_streams(backbone, SMALL, mix([8, 9], *parts, max_tokens=200), request)
     assert fits(backbone, request, found.tokens)
 
 
