@@ -1,4 +1,4 @@
-"""Texts that are routed to prefixes: by `foreword generate --router`, and the router that verbs load."""
+"""Texts that a router sends to prefixes, each written under its own: `foreword generate --router`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`Routing`: a router that is served as a model: each input's prefix is chosen by the input itself."""
+"""`Routing`: a router served as a model: the prefix of each input is chosen by the input itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`Features`: what the backbone makes of texts, computed in the engine's thread between its steps.
+"""`Features`: what the frozen model makes of texts, computed in the engine's thread between steps.
 
 Shapes: B = 1 row, T tokens, D hidden size.
 """
