@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -119,6 +120,19 @@ def test_another_backbone_is_refused(router: Router) -> None:
     other = foreword.Backbone(tiny_model(seed=5), byte_tokenizer(), name="other")
     with pytest.raises(MismatchError, match="the router was fitted on 'tiny"):
         router.route(other, ["a"])
+
+
+def test_known_features_are_scored_alike(backbone: foreword.Backbone, router: Router) -> None:
+    texts = [text for own in HELD_OUT.values() for text in own]
+    found = router.scored(foreword.features(backbone, texts, pooling="mean"))
+    assert found == router.route(backbone, texts)
+
+
+def test_a_router_of_another_width_is_refused(backbone: foreword.Backbone, router: Router) -> None:
+    router.check(backbone)
+    wider = dataclasses.replace(router, weight=torch.ones(3, backbone.width + 1))
+    with pytest.raises(MismatchError, match=rf"features of {backbone.width + 1} numbers"):
+        wider.check(backbone)
 
 
 def about(**changes: object) -> dict[str, str]:

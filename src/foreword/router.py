@@ -173,6 +173,15 @@ class Router:
             DataError: There are no texts, or one is none.
             MismatchError: The backbone has other weights.
         """
+        self.check(backbone)
+        return self.scored(features(backbone, texts, pooling="mean", batch_size=batch_size))
+
+    def check(self, backbone: Backbone) -> None:
+        """Check whether a backbone's features are those that the router was fitted on.
+
+        Raises:
+            MismatchError: They are not.
+        """
         check_backbone(backbone)
         if self.fingerprint != backbone.fingerprint:
             raise MismatchError(
@@ -180,8 +189,19 @@ class Router:
                 f"{backbone.name!r} has {backbone.fingerprint[:12]}, whose features are others. Use "
                 "that backbone, or fit a router on this one"
             )
-        found_ND = features(backbone, texts, pooling="mean", batch_size=batch_size)
-        logits_NK = found_ND.double() @ self.weight.double().T + self.bias.double()
+        if self.weight.shape[1] != backbone.width:
+            raise MismatchError(
+                f"the router is for features of {self.weight.shape[1]} numbers; those of "
+                f"{backbone.name!r} have {backbone.width}. Fit a router on this backbone"
+            )
+
+    def scored(self, features_ND: Tensor) -> list[Routed]:
+        """The prefix for each input whose features are known.
+
+        Args:
+            features_ND: What `foreword.features` gives of the inputs with ``pooling="mean"``.
+        """
+        logits_NK = features_ND.double() @ self.weight.double().T + self.bias.double()
         scores_NK = logits_NK.log_softmax(dim=1)
         best = scores_NK.argmax(dim=1).tolist()
         return [

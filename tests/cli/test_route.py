@@ -1,4 +1,4 @@
-"""`foreword route`, on a tiny backbone: the router that Python fits, and where it sends inputs."""
+"""`foreword route` and `generate --router`, on a tiny backbone: as Python fits, and where inputs go."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 import foreword
 from foreword.cli.main import main
@@ -40,9 +41,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def call(capfd: pytest.CaptureFixture[str]) -> object:
-    def run(*arguments: str) -> tuple[int, str, str]:
+    def run(*arguments: str, verb: str = "route") -> tuple[int, str, str]:
         capfd.readouterr()
-        code = main(["route", *arguments])
+        code = main([verb, *arguments])
         out, err = capfd.readouterr()
         return code, out, err
 
@@ -71,6 +72,63 @@ def test_fitted_tested_and_asked(place: Path, call) -> None:
     code, out, err = call("--with", "router.safetensors", "--test", "e2e=dev.jsonl", "--json", *F32)
     assert code == 0, err
     assert json.loads(out) == {"e2e": share}
+
+
+LINES = ["9 plus 9", "name[Zizzi], food[Thai]", "3 plus 5", "name[The Eagle]"]
+
+
+def test_each_text_is_written_under_the_prefix_that_it_is_routed_to(place: Path, call) -> None:
+    """In the order of the inputs, as each is under that prefix by name."""
+    assert call("--with", "router.safetensors", *FIT, *F32)[0] == 0
+    (place / "lines.txt").write_text("\n".join(LINES))
+    backbone = foreword.load("tiny-model", dtype="float32")
+    names = [one.name for one in Router.load("router.safetensors").route(backbone, LINES)]
+    assert set(names) == {"e2e", "sums"}
+    said = ("--max-new-tokens", "6", *F32)
+    routed = ("--router", "router.safetensors", *said)
+    for more in ((), ("--strength", "0.5"), ("--no-prefix",)):
+        wanted = []
+        for name, line in zip(names, LINES, strict=True):
+            code, out, err = call(name, line, *said, *more, "--json", verb="generate")
+            assert code == 0, err
+            own = json.loads(out)
+            wanted.append({"input": own.pop("input"), "prefix": name, **own})
+        code, out, err = call("--input", "lines.txt", *routed, *more, "--json", verb="generate")
+        assert code == 0, err
+        assert [json.loads(line) for line in out.splitlines()] == wanted
+        counts = ", ".join(f"{name} ({names.count(name)})" for name in ("e2e", "sums"))
+        assert f"routed to {counts}" in err
+    code, out, err = call(LINES[0], *routed, verb="generate")
+    wanted_code, wanted_out, _ = call(names[0], LINES[0], *said, verb="generate")
+    assert (code, out) == (wanted_code, wanted_out)
+
+
+def test_what_cannot_be_routed_is_refused(place: Path, call) -> None:
+    assert call("--with", "router.safetensors", *FIT, *F32)[0] == 0
+    inputs = {"lacks": ["a", "b"], "sums": NUMBERS}
+    backbone = foreword.load("tiny-model", dtype="float32")
+    Router.fit(backbone, inputs).save("lacks.safetensors")
+    weight, bias = torch.zeros(2, backbone.width), torch.zeros(2)
+    labels = foreword.Head("classify", ("a", "b"), "mean", weight, bias)
+    PrefixStore().save("labels", PrefixStore().load("sums").with_head(labels))
+    Router.fit(backbone, {"labels": NUMBERS, "e2e": ["x [y]", "z, [w]"]}).save("labels.safetensors")
+    other = foreword.Backbone(tiny_model(seed=5), byte_tokenizer(), name="other")
+    Router.fit(other, {"e2e": ["a", "b"], "sums": NUMBERS}).save("other.safetensors")
+    known = ("--router", "router.safetensors")
+    for arguments, message in (
+        (["sums", "1 plus 2", *known], "'sums' stands where the name of a prefix is given"),
+        (["sums", *known], "leave one of both out"),
+        (["anything", "--input", "sums.txt", *known], "the router chooses the prefix"),
+        (["1", "--router", "none"], "cannot read the router none"),
+        (["1", "--router", "lacks.safetensors"], "no prefix is called 'lacks'"),
+        (["1 plus 2", "--router", "labels.safetensors"], "labels: this prefix carries a head"),
+        (["1", "--router", "other.safetensors", "--backbone", "tiny-model"], "fitted on 'other'"),
+        (["--input", "rows.jsonl", *known], "input 1: expected a text to route, found a row"),
+        (["1", *known, "--engine", "vllm"], "--router is for Foreword's own engine"),
+        ([], "name a prefix of the store, or let a router choose it"),
+    ):
+        code, out, err = call(*arguments, *F32, verb="generate")
+        assert (code, out, message in " ".join(err.split())) == (1, "", True), err
 
 
 def test_what_is_refused(place: Path, call) -> None:

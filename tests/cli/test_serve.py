@@ -23,6 +23,7 @@ from fastapi.testclient import TestClient
 import foreword
 from foreword.cli.main import main
 from foreword.engine.vllm import launch
+from foreword.router import Router
 from foreword.store import PrefixStore
 from tests.serve.scripted import Scripted
 
@@ -164,11 +165,43 @@ def test_a_prefix_with_the_backbones_name_is_refused(
     assert f"has the backbone's name '{tiny_folder.name}'" in capfd.readouterr().err
 
 
+def test_a_router_is_a_model_of_its_files_name(
+    tiny_folder: Path,
+    store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Of a prefix that is not there yet the start says so; a name that is taken is refused."""
+    backbone = foreword.load(str(tiny_folder))
+    router = Router.fit(backbone, {"one": ["a b", "b c"], "later": ["1 2 3", "4 5 6"]})
+    for name in ("kinds", "one"):
+        router.save(tmp_path / f"{name}.safetensors")
+    routed = router.route(backbone, ["a b"])[0].name
+
+    def run(server: uvicorn.Server) -> None:
+        server.started = True
+        with TestClient(server.config.app) as client:
+            body = {"model": "kinds", "prompt": "a b", "max_tokens": 2}
+            answer = client.post("/v1/completions", json=body)
+            assert answer.headers["foreword-routed"] == routed == "one"
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    command = ["serve", "--backbone", str(tiny_folder), "--store", str(store), "--router"]
+    assert main([*command, str(tmp_path / "kinds.safetensors")]) == 0
+    said = " ".join(capfd.readouterr().err.split())
+    assert "the router sends inputs to 'later', and no prefix is called so" in said
+    assert main([*command, str(tmp_path / "one.safetensors")]) == 1
+    assert "a prefix has the router's name 'one'" in " ".join(capfd.readouterr().err.split())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--", "--enforce-eager"], "'--enforce-eager' is one of vLLM's flags"),
         (["--engine", "vllm", "--rows", "3"], "--rows is for Foreword's own engine"),
+        (["--engine", "vllm", "--router", "none"], "--router is for Foreword's own engine"),
+        (["--router", "none"], "cannot read the router none"),
         (["--engine", "vllm", "--quantize", "int8"], "give --quantization after --"),
         (["--engine", "vllm", "--", "--enforce-eager"], "needs vLLM 0.32, which is not installed"),
     ],

@@ -103,6 +103,7 @@ class Lent:
     def __init__(self, engine: VllmEngine) -> None:
         self.engine = engine
         self.accepts, self.failure = True, ""
+        self.features = engine.features
 
     @property
     def stats(self) -> Stats:

@@ -13,7 +13,7 @@ from foreword.prefix import Prefix
 class Scripted:
     """Says the length of a request's prefix, once for each token that may be said."""
 
-    accepts, failure = True, ""
+    accepts, failure, features = True, "", None
     stats = Stats(waiting=0, running=0, steps=0, cache_bytes=0)
 
     def when_lost(self, call: Callable[[], None]) -> None: ...

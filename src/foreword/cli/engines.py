@@ -18,6 +18,7 @@ VLLMS: Mapping[str, str] = {
     "quantize": "give --quantization after --",
     "device": "it is the one that vLLM was built for",
     "attention": "give --attention-backend after --",
+    "router": "leave it out and name the prefix: vLLM computes no features, by which a router chooses",
     "strict": "leave it out: vLLM has the weights, so they are not compared",
 }
 """Options of the embedded engine, and what to give vLLM instead."""

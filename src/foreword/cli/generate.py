@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -15,8 +16,8 @@ from foreword.cli.console import err, note, printed_aside, quiet_libraries, say
 from foreword.cli.engines import EngineName, refuse_embedded, refuse_flags
 from foreword.cli.inputs import InputOptions, check_inputs
 from foreword.cli.options import BackboneOptions, StoreOptions, check_reach, folder_of
+from foreword.cli.routing import generated_routed, input_alone
 from foreword.data.template import Input
-from foreword.description import PrefixMeta
 from foreword.engine.vllm.refusals import check_installed, check_options
 from foreword.engine.vllm.requests import check_served
 from foreword.errors import WRITES_NONE, DataError, MismatchError
@@ -42,18 +43,22 @@ class GenerateArguments:
     prefix: Annotated[bool, Parameter(negative="--no-prefix")] = True
     """Use the prefix; --no-prefix shows what the frozen model says to the same prompt."""
 
+    router: Path | None = None
+    """File of a router, made by foreword route: it chooses the prefix of each input, in the place of
+    NAME. Inputs are texts, and routed without a template."""
+
     as_json: Annotated[bool, Parameter(name="--json")] = False
     """Print a JSON object for each input, on a line of its own: {"input": ..., "outputs": [...],
     "finish": [...]}, where finish says of each output whether the model ended it (stop) or it had all of
-    its tokens (length). A text may have several lines, so plain output does not line up with its
-    inputs."""
+    its tokens (length); with --router also "prefix", the one that it was routed to. A text may have
+    several lines, so plain output does not line up with its inputs."""
 
     strict: bool = False
     """Refuse a backbone with other weights than the prefix was made on, instead of warning."""
 
 
 def generate(
-    name: str,
+    name: str | None = None,
     text: str | None = None,
     /,
     *flags: str,
@@ -70,6 +75,7 @@ def generate(
     ----------
     name
         Name of the prefix in the store, or an expression of several, such as `"0.7*formal - toxic"`.
+        Left out with --router.
     text
         The input: the value of the one column that the prompt template names, or a JSON object with
         several. In a chat task, the user's message.
@@ -81,35 +87,89 @@ def generate(
         text, flags = _apart(text, flags)
         _check_one(flags)
         refuse_embedded(arguments, backbone)
-        refuse_composing(name, composing)
+        refuse_composing(_named(name), composing)
         check_options(options, frozen=not arguments.prefix)
         check_installed()
     else:
         _check_one(flags)
         refuse_flags(flags)
     place = store.open()
-    outline = outlines_of(place, name, composing.mode)[0]
-    if outline.head is not None and arguments.prefix:
-        raise MismatchError(WRITES_NONE.format(outline.head["task"]))
-    if on_vllm and arguments.prefix:
-        check_served(outline)
-    given = inputs.read(text)
-    check_inputs(outline.meta, given)
-    if on_vllm:
-        made = _on_vllm(name, outline.meta, given, arguments, options, backbone, place, flags)
+    names: Sequence[str | None]
+    if arguments.router is None:
+        under = _named(name)
+        given = _read(under, text, place, inputs, arguments, composing)
+        names = [None] * len(given)
+        if on_vllm:
+            made = _on_vllm(under, given, arguments, options, backbone, place, flags)
+        else:
+            made = _embedded(under, given, arguments, composing, options, backbone, place)
     else:
-        prefix, model = loaded(place, name, composing, backbone)
+        given = inputs.read(input_alone(place, name, text, inputs))
         _tell_frozen(arguments)
-        used = prefix if arguments.prefix else None
-        from foreword.generate import generated
-
-        made = generated(model, given, used, options, like=prefix, strict=arguments.strict)
-    for one, texts in zip(given, made, strict=True):
+        names, made = generated_routed(
+            place,
+            arguments.router,
+            given,
+            composing,
+            options,
+            backbone,
+            frozen=not arguments.prefix,
+            strict=arguments.strict,
+        )
+    for one, routed, texts in zip(given, names, made, strict=True):
         if arguments.as_json:
-            say(_as_json(one, texts))
+            say(_as_json(one, routed, texts))
             continue
         for each in texts:
             say(each.text)
+
+
+def _read(
+    name: str,
+    text: str | None,
+    store: PrefixStore,
+    inputs: InputOptions,
+    arguments: GenerateArguments,
+    composing: Composing,
+) -> list[Input]:
+    """The inputs, which have what the prefix's templates name; and it is one that writes text."""
+    outline = outlines_of(store, name, composing.mode)[0]
+    if outline.head is not None and arguments.prefix:
+        raise MismatchError(WRITES_NONE.format(outline.head["task"]))
+    if arguments.engine == "vllm" and arguments.prefix:
+        check_served(outline)
+    given = inputs.read(text)
+    check_inputs(outline.meta, given)
+    return given
+
+
+def _embedded(
+    name: str,
+    given: Sequence[Input],
+    arguments: GenerateArguments,
+    composing: Composing,
+    options: GenerateOptions,
+    backbone: BackboneOptions,
+    store: PrefixStore,
+) -> list[list[Generated]]:
+    """The texts of each input, from Foreword's own backbone."""
+    prefix, model = loaded(store, name, composing, backbone)
+    _tell_frozen(arguments)
+    used = prefix if arguments.prefix else None
+    from foreword.generate import generated
+
+    return generated(model, given, used, options, like=prefix, strict=arguments.strict)
+
+
+def _named(name: str | None) -> str:
+    """The name of a prefix, which only a router makes superfluous.
+
+    Raises:
+        DataError: There is none.
+    """
+    if name is None:
+        raise DataError("name a prefix of the store, or let a router choose it: --router FILE")
+    return name
 
 
 def _apart(text: str | None, flags: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
@@ -132,7 +192,6 @@ def _check_one(flags: Sequence[str]) -> None:
 
 def _on_vllm(
     name: str,
-    meta: PrefixMeta,
     given: Sequence[Input],
     arguments: GenerateArguments,
     options: GenerateOptions,
@@ -141,7 +200,7 @@ def _on_vllm(
     flags: Sequence[str],
 ) -> list[list[Generated]]:
     """The texts of each input, from vLLM, which is asked all of them at once."""
-    source, revision = backbone.named(meta)
+    source, revision = backbone.named(store.outline(name).meta)
     check_reach(source, revision)
     from foreword.engine.vllm.batch import Batch
 
@@ -159,10 +218,11 @@ def _tell_frozen(arguments: GenerateArguments) -> None:
         note("the frozen model, without the prefix:")
 
 
-def _as_json(given: Input, texts: Sequence[Generated]) -> str:
-    """An input and its texts as a JSON object on one line."""
+def _as_json(given: Input, routed: str | None, texts: Sequence[Generated]) -> str:
+    """An input, the prefix that it was routed to, if it was, and its texts, as JSON on one line."""
     found = {
         "input": given,
+        **({} if routed is None else {"prefix": routed}),
         "outputs": [one.text for one in texts],
         "finish": [one.finish for one in texts],
     }

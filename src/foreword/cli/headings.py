@@ -44,7 +44,7 @@ _GENERATION = (
 _COMPOSING = "--strength --mode"
 
 _GENERATE: Headings = {
-    "Input and output": "--input --prefix --json --strict",
+    "Input and output": "--input --router --prefix --json --strict",
     "Strength and composition": _COMPOSING,
     "Engine": "--engine",
     "Generation": _GENERATION,
@@ -66,6 +66,7 @@ _COMPOSE: Headings = {
 
 _SERVE: Headings = {
     "Engine": "--engine",
+    "Models": "--router",
     "Network": "--host --port --api-key --allow-origin --keep-alive",
     "Memory": "--rows --prompt-tokens --cache-tokens --resident",
     "Limits": "--queue --max-tokens --timeout --max-body --max-upload",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -42,12 +43,21 @@ def check_inputs(meta: PrefixMeta, inputs: list[Input]) -> None:
     Raises:
         DataError: One has not; the message says which.
     """
+    of_each(inputs, partial(check_input, meta))
+
+
+def check_input(meta: PrefixMeta, one: Input) -> None:
+    """Check the same of one input.
+
+    Raises:
+        DataError: It has not.
+    """
     task = templates_in(meta)
     if task is None or task.prompt is None:
         return
-    prompt = task.prompt
-    rows = of_each(inputs, lambda one: as_row(one, task))
-    of_each(rows, lambda row: fill(prompt, row) if not isinstance(row, str) else row)
+    row = as_row(one, task)
+    if not isinstance(row, str):
+        fill(task.prompt, row)
 
 
 def _standard_lines() -> list[str]:

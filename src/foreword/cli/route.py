@@ -15,6 +15,7 @@ from cyclopts import Parameter
 from foreword.cli.console import note, say, show, table, working
 from foreword.cli.inputs import InputOptions, rows_from
 from foreword.cli.options import BackboneOptions, StoreOptions
+from foreword.cli.routing import backbone_of
 from foreword.data.inputs import is_lines, read_lines
 from foreword.errors import DataError, NameTaken
 from foreword.store import PrefixStore
@@ -94,11 +95,7 @@ def _opened(
 
     if not fitted:
         router = Router.load(arguments.router)
-        if options.backbone is None:
-            revision = options.revision or router.revision
-            options = dataclasses.replace(options, backbone=router.backbone, revision=revision)
-        with working("loading the backbone"):
-            return router, options.load()
+        return router, backbone_of(router, options)
     prefix = store.load(next(iter(fitted)))
     with working("loading the backbone"):
         loaded = options.load(prefix)

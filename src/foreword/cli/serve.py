@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -15,13 +16,15 @@ from cyclopts import Parameter
 from foreword.cli.console import note, working
 from foreword.cli.engines import EngineName, refuse_embedded, refuse_flags
 from foreword.cli.options import BackboneOptions, StoreOptions, folder_of
-from foreword.errors import ServeError, StoreError
+from foreword.cli.routing import is_stored
+from foreword.errors import ForewordError, ServeError, StoreError
 from foreword.store import PrefixStore
 from foreword.weights import embedded
 
 if TYPE_CHECKING:
     from foreword.backbone.served import Served
     from foreword.engine import EngineClient
+    from foreword.router import Router
     from foreword.serve.registry import Registry
 
 STARTUP_FAILURE = 3
@@ -40,6 +43,10 @@ class ServeArguments:
 
     engine: EngineName = "embedded"
     """What computes: Foreword's own engine, or vLLM, whose own flags follow after "--"."""
+
+    router: Path | None = None
+    """File of a router, made by foreword route. It is a model of its file's name, under which each input
+    goes to the prefix that the router chooses for it."""
 
     host: str = "127.0.0.1"
     """Address to listen on. Any but this machine's own needs an API key."""
@@ -94,8 +101,8 @@ def serve(
 ) -> None:
     """Serve every prefix of the store from one backbone, over OpenAI's API.
 
-    The model of a request is the name of a prefix, or the backbone's for none. SIGTERM or Ctrl-C ends
-    the server after the requests that it has accepted.
+    The model of a request is the name of a prefix, the backbone's for none, or that of a router, which
+    chooses the prefix. SIGTERM or Ctrl-C ends the server after the requests that it has accepted.
 
     Args:
         flags: With --engine vllm more of vLLM's own flags, after "--", such as -- --max-model-len 4096.
@@ -117,22 +124,24 @@ def serve(
             "serving needs FastAPI, uvicorn and prometheus-client: pip install 'foreword[serve]'"
         ) from error
     registry = _registry(store.open(), arguments)
+    router = _router(arguments, registry.store)
     start = _on_vllm if arguments.engine == "vllm" else _embedded
     served, engine, dtype = start(arguments, backbone, registry.store, flags)
-    app = create_app(
-        served,
-        engine,
-        registry,
-        ServeOptions(
-            api_key=arguments.api_key,
-            queue=arguments.queue,
-            most_tokens=arguments.max_tokens,
-            seconds=arguments.timeout,
-            body_bytes=arguments.max_body,
-            upload_bytes=arguments.max_upload,
-            origins=arguments.allow_origin,
-        ),
+    allowed = ServeOptions(
+        api_key=arguments.api_key,
+        queue=arguments.queue,
+        most_tokens=arguments.max_tokens,
+        seconds=arguments.timeout,
+        body_bytes=arguments.max_body,
+        upload_bytes=arguments.max_upload,
+        origins=arguments.allow_origin,
+        router=router,
     )
+    try:
+        app = create_app(served, engine, registry, allowed)
+    except ForewordError:
+        engine.close()
+        raise
     count = sum(1 for _ in registry.store)
     note(
         f"{served.name} in {dtype} with {count} prefixes, on "
@@ -162,6 +171,24 @@ def _registry(store: PrefixStore, arguments: ServeArguments) -> Registry:
     if arguments.engine == "vllm":
         return RemotePrefixes(store)
     return Residency(store, _resident(arguments))
+
+
+def _router(arguments: ServeArguments, store: PrefixStore) -> tuple[str, Router] | None:
+    """The router that is served, by its name, before anything takes time."""
+    if arguments.router is None:
+        return None
+    if arguments.engine == "vllm":
+        refuse_embedded(arguments)
+    from foreword.router import Router
+
+    router = Router.load(arguments.router)
+    for name in router.names:
+        if not is_stored(store, name):
+            note(
+                f"the router sends inputs to {name!r}, and no prefix is called so in {store.folder}: "
+                "such requests are answered 404 until there is one"
+            )
+    return arguments.router.stem, router
 
 
 def _resident(arguments: ServeArguments) -> int:

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable
 
 from foreword.engine.checks import CLOSED
+from foreword.engine.protocol import TextFeatures
 from foreword.engine.request import EngineClosed, Event, Request
 from foreword.engine.streaming import Sink, streamed
 
@@ -17,10 +18,12 @@ class OpenEngine(ABC):
     Attributes:
         failure: Why the engine was lost, or empty. One that is lost has told every request, and takes
             no more.
+        features: What computes features of texts; None where the engine computes none.
     """
 
     def __init__(self) -> None:
         self.failure = ""
+        self.features: TextFeatures | None = None
         self._accepts = True
         self._when_lost: list[Callable[[], None]] = []
         self._door = threading.Lock()  # what is accepted is handed on before the order to stop

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from foreword.described import Described
@@ -63,8 +63,16 @@ def check_tokens(request: Request, vocabulary: int) -> None:
     Raises:
         DataError: One is not.
     """
-    named = itertools.chain(request.prompt, request.sampling.logit_bias)
-    wrong = next((token for token in named if not 0 <= token < vocabulary), None)
+    check_known(itertools.chain(request.prompt, request.sampling.logit_bias), vocabulary)
+
+
+def check_known(tokens: Iterable[int], vocabulary: int) -> None:
+    """Check that tokens are in the vocabulary.
+
+    Raises:
+        DataError: One is not.
+    """
+    wrong = next((token for token in tokens if not 0 <= token < vocabulary), None)
     if wrong is not None:
         raise DataError(f"token {wrong} is not in the vocabulary of {vocabulary}")
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
+from torch import Tensor
+
+from foreword.backbone import Backbone
 from foreword.described import Described
 from foreword.engine.request import Event, Request
 
@@ -77,8 +81,38 @@ class Stats:
     loads: Loads | None = None
 
 
+class TextFeatures(Protocol):
+    """What an engine makes of texts beside its requests. May be asked from several threads.
+
+    Shapes: D hidden size.
+    """
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone whose features they are; the engine runs it, and nothing else may."""
+
+    def of(self, ids: Sequence[int]) -> Future[Tensor]:
+        """The mean of a text's last hidden states under no prefix, float32 (D,), on the CPU.
+
+        The features that `foreword.features` gives with ``pooling="mean"``, up to rounding. A future
+        that is cancelled before its turn costs nothing.
+
+        Args:
+            ids: The text's tokens.
+
+        Raises:
+            EngineClosed: The engine takes no more requests.
+            TooLong: They are more than the context has.
+            DataError: There are none, or one is not in the vocabulary.
+        """
+
+
 class EngineClient(Protocol):
     """An engine as the server sees it. May be asked from several threads."""
+
+    @property
+    def features(self) -> TextFeatures | None:
+        """What computes features of texts; None where the engine computes none."""
 
     @property
     def accepts(self) -> bool:

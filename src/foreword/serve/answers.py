@@ -71,7 +71,7 @@ class Answers:
             "id": asked.identity,
             "object": kind,
             "created": asked.created,
-            "model": asked.body.model,
+            "model": asked.model,
         }
 
     def _usage(self, generated: int) -> Json:

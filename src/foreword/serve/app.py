@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from foreword.backbone.served import Served
 from foreword.engine import EngineClient
+from foreword.router import Router
 from foreword.serve import failures
 from foreword.serve.catalogue import Catalogue
 from foreword.serve.completions import Completions
@@ -23,10 +24,11 @@ from foreword.serve.intake import Intake
 from foreword.serve.journal import Journal
 from foreword.serve.metrics import Metrics
 from foreword.serve.registry import Registry
-from foreword.serve.routes.completions import add_completion_routes
+from foreword.serve.routes.completions import NOTICE, ROUTED, add_completion_routes
 from foreword.serve.routes.health import add_health_routes
 from foreword.serve.routes.models import add_model_routes
 from foreword.serve.routes.prefixes import add_prefix_routes
+from foreword.serve.routing import Routing
 from foreword.version import __version__
 
 log = logging.getLogger("foreword.serve")
@@ -44,6 +46,7 @@ class ServeOptions:
         body_bytes: Largest body of a request.
         upload_bytes: Largest file that is uploaded, and all that are under way at once together.
         origins: Pages of other hosts that a browser may call from, such as ``https://chat.example``.
+        router: A router that is served as one more model, and the name of that.
     """
 
     api_key: str | None = None
@@ -53,6 +56,7 @@ class ServeOptions:
     body_bytes: int = 4 * 2**20
     upload_bytes: int = 2**30
     origins: tuple[str, ...] = ()
+    router: tuple[str, Router] | None = None
 
 
 def create_app(
@@ -69,9 +73,19 @@ def create_app(
         registry: Prefixes by name: a `Residency`, or `RemotePrefixes` where the engine's workers read
             them.
         options: What the server allows.
+
+    Raises:
+        MismatchError: The router was fitted on another backbone.
+        ServeError: The engine computes no features for a router.
+        StoreError: A prefix has the router's name.
     """
     options = options or ServeOptions()
     crews = Crews()
+    routing = None
+    if options.router is not None:
+        routing = Routing(*options.router, engine.features, crews)
+        routing.check_name(registry)
+    router = None if routing is None else routing.name
     metrics = Metrics(engine, registry)
     service = Completions(
         backbone,
@@ -82,6 +96,7 @@ def create_app(
         queue=options.queue,
         most_tokens=options.most_tokens,
         seconds=options.seconds,
+        routing=routing,
     )
 
     @asynccontextmanager
@@ -111,11 +126,11 @@ def create_app(
             allow_origins=options.origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["x-request-id"],
+            expose_headers=["x-request-id", NOTICE, ROUTED],
         )
     add_completion_routes(app, service)
-    add_model_routes(app, Catalogue(backbone, registry.store), crews)
-    add_prefix_routes(app, Intake(backbone, registry), crews)
+    add_model_routes(app, Catalogue(backbone, registry.store), crews, router)
+    add_prefix_routes(app, Intake(backbone, registry, router), crews)
     add_health_routes(app, engine, metrics)
     return app
 

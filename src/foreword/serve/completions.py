@@ -31,6 +31,7 @@ from foreword.serve.failures import TOO_LONG, Failure
 from foreword.serve.journal import Line
 from foreword.serve.metrics import Metrics
 from foreword.serve.registry import Registry
+from foreword.serve.routing import Routing
 from foreword.serve.schemas import ChatRequest, CompletionRequest, Sampled
 
 Body = CompletionRequest | ChatRequest
@@ -57,6 +58,7 @@ class Asked:
         created: When it came, in seconds since 1970.
         line: What its line in the log tells.
         notices: What the client should know.
+        routed: By prompt the prefix that it was routed to; none where no router was asked.
     """
 
     body: Sampled
@@ -66,10 +68,20 @@ class Asked:
     created: int
     line: Line
     notices: tuple[str, ...] = ()
+    routed: tuple[str, ...] = ()
 
     @property
-    def counted(self) -> str:
-        """The model as metrics name it: clients can spell more expressions than can be counted."""
+    def model(self) -> str:
+        """The model as the answer names it: where all prompts were routed to one prefix, that one."""
+        return self.routed[0] if len(set(self.routed)) == 1 else self.body.model
+
+    def counted(self, index: int) -> str:
+        """The model of a choice as metrics name it.
+
+        Clients can spell more expressions than can be counted; what was routed counts for its prefix.
+        """
+        if self.routed:
+            return self.routed[index // self.body.n]
         is_one = not self.requests[0].prefixes or not is_expression(self.body.model)
         return self.body.model if is_one else COMPOSED
 
@@ -91,6 +103,7 @@ class Completions:
         queue: Choices that may be open at once, waiting ones included.
         most_tokens: Tokens that one choice may ask for; None: what the context leaves.
         seconds: Time that one request may take.
+        routing: The router that is served as a model, if one is.
     """
 
     def __init__(
@@ -104,6 +117,7 @@ class Completions:
         queue: int = 256,
         most_tokens: int | None = None,
         seconds: float = 600.0,
+        routing: Routing | None = None,
     ) -> None:
         self.backbone = backbone
         self.engine = engine
@@ -114,6 +128,7 @@ class Completions:
         self.queue = queue
         self.most_tokens = most_tokens
         self.seconds = seconds
+        self.routing = routing
         self.open = 0
 
     # -- what is asked ---------------------------------------------------------------------------
@@ -128,13 +143,52 @@ class Completions:
             if body.strength != 1:
                 raise Failure(400, "strength: the backbone has none; name a prefix", "strength")
             return Model()
-        return await self.crews.disk.do(partial(self._composed, body))
+        return await self.crews.disk.do(partial(self._composed, body, body.model))
 
-    def _composed(self, body: Sampled) -> Model:
+    def _composed(self, body: Sampled, name: str) -> Model:
         try:
-            return self.compositions.of(body.model, body.mode, body.strength)
+            return self.compositions.of(name, body.mode, body.strength)
         except (ExpressionError, PrefixError) as error:
             raise Failure(400, f"model: {error}", "model") from error
+
+    async def models(self, body: Body, count: int) -> list[Model]:
+        """What each of a request's prompts runs under.
+
+        Args:
+            body: What was sent.
+            count: The number of its prompts.
+
+        Raises:
+            Failure: As `model`; or routing takes too long, or leads to what is not there.
+        """
+        if self.routing is None or body.model != self.routing.name:
+            return [await self.model(body)] * count
+        try:
+            with self._held(count):
+                async with asyncio.timeout(self.seconds):
+                    names = await self.routing.names(body)
+        except TimeoutError:
+            raise self._late() from None
+        return await self.crews.disk.do(partial(self._routed, body, names))
+
+    def _routed(self, body: Body, names: Sequence[str]) -> list[Model]:
+        """The models that a router has named, by prompt."""
+        for name in names:
+            if name not in self.registry:
+                raise Failure(
+                    404,
+                    f"the router {body.model!r} sends this input to {name!r}, and no prefix is called "
+                    "so; put it into the store, or serve a router of the prefixes that are there",
+                    "model",
+                    code="model_not_found",
+                )
+        made = {
+            name: replace(self._composed(body, name), routed=name) for name in dict.fromkeys(names)
+        }
+        return [made[name] for name in names]
+
+    def _late(self) -> Failure:
+        return Failure(504, f"the request took more than {self.seconds:g} s")
 
     async def asked(self, body: Body, line: Line) -> Asked:
         """The engine's requests, each of which it would take.
@@ -156,20 +210,19 @@ class Completions:
             kind, count, sampling = "cmpl", len(body.prompts), self._plain_sampling(body)
         _check_that_fields_agree(body)
         self._check_room_for(count * body.n)
-        model = await self.model(body)
+        models = await self.models(body, count)
         line["request"] = f"{kind}-{line['request']}"
-        return await self.crews.text.do(partial(self._made, body, model, sampling, line))
+        return await self.crews.text.do(partial(self._made, body, models, sampling, line))
 
-    def _made(self, body: Body, model: Model, sampling: Sampling, line: Line) -> Asked:
-        """The engine's requests, in tokens."""
+    def _made(self, body: Body, models: Sequence[Model], sampling: Sampling, line: Line) -> Asked:
+        """The engine's requests, in tokens, under each prompt's model."""
         identity = str(line["request"])
         field = "messages" if isinstance(body, ChatRequest) else "prompt"
-        chosen = model.prefixes
-        leading = branches_for(opened_prefixes(chosen))[0].under
-        prefix = None if leading is None else leading.prefix
         ends = self._ends(body)
         requests = []
-        for place, ids in enumerate(self._prompts(body, prefix)):
+        for place, model in enumerate(models):
+            chosen = model.prefixes
+            ids = self._ids(body, place, model)
             room = self._room(ids, chosen, field)
             if sampling.max_tokens == OPEN:  # then it ends where the engine's memory does, too
                 room = min(room, left_of(self.engine, len(ids), chosen))
@@ -182,7 +235,11 @@ class Completions:
             self._check(requests[-1])
         echoed = self._echoed(body, requests)
         now = int(time.time())
-        return Asked(body, tuple(requests), echoed, identity, now, line, model.notices)
+        notices = tuple(dict.fromkeys(notice for model in models for notice in model.notices))
+        routed = tuple(model.routed for model in models if model.routed is not None)
+        if routed:
+            line["routed"] = sorted(set(routed))
+        return Asked(body, tuple(requests), echoed, identity, now, line, notices, routed)
 
     def _check(self, request: Request) -> None:
         """Check that the engine would take a request: a stream's status is sent before it is asked."""
@@ -210,11 +267,13 @@ class Completions:
                 headers={"Retry-After": "1"},
             )
 
-    def _prompts(self, body: Body, prefix: Described | None) -> list[list[int]]:
-        """Token ids of each prompt."""
+    def _ids(self, body: Body, place: int, model: Model) -> list[int]:
+        """Token ids of one prompt of a request."""
+        leading = branches_for(opened_prefixes(model.prefixes))[0].under
+        prefix = None if leading is None else leading.prefix
         if isinstance(body, ChatRequest):
-            return [self._conversation(body, prefix)]
-        return [self._prompt(prompt, prefix) for prompt in body.prompts]
+            return self._conversation(body, prefix, model.routed or body.model)
+        return self._prompt(body.prompts[place], prefix)
 
     def _ends(self, body: Body) -> frozenset[int]:
         """What ends an answer in a conversation: the assistant's turn as the chat template ends it."""
@@ -241,13 +300,13 @@ class Completions:
         """Token ids of a completion's prompt, taken as it is."""
         return text_ids(self.backbone, prefix, prompt) if isinstance(prompt, str) else prompt
 
-    def _conversation(self, body: ChatRequest, prefix: Described | None) -> list[int]:
+    def _conversation(self, body: ChatRequest, prefix: Described | None, name: str) -> list[int]:
         """Token ids of a conversation."""
         turns = [message.turn for message in body.messages]
         if has_templates(prefix) and (len(turns) != 1 or turns[0]["role"] != "user"):
             raise Failure(
                 400,
-                f"messages: the prefix {body.model!r} was trained with a prompt template, so it is "
+                f"messages: the prefix {name!r} was trained with a prompt template, so it is "
                 "asked with one message of the user; or send the whole prompt to /v1/completions",
                 "messages",
             )
@@ -288,7 +347,12 @@ class Completions:
         Raises:
             Failure: There are too many already.
         """
-        count = len(asked.requests)
+        with self._held(len(asked.requests)):
+            yield
+
+    @contextmanager
+    def _held(self, count: int) -> Iterator[None]:
+        """Count so many choices as open."""
         self._check_room_for(count)
         self.open += count
         try:
@@ -325,13 +389,13 @@ class Completions:
                     begun.add(index)
                     met = self.metrics
                     (met.first_token if first else met.between_tokens).observe(now - last[index])
-                    met.generated_tokens.labels(asked.counted).inc(len(event.tokens))
+                    met.generated_tokens.labels(asked.counted(index)).inc(len(event.tokens))
                     last[index] = now
                 if event.finish == "cancelled" and loop.time() >= until:
                     raise TimeoutError
                 if event.finish is not None:
                     unfinished.discard(index)
-                    self.metrics.requests.labels(asked.counted, event.finish).inc()
+                    self.metrics.requests.labels(asked.counted(index), event.finish).inc()
                 if event.finish == "error":
                     ended = "error"
                     raise Failure(500, event.error)
@@ -339,16 +403,18 @@ class Completions:
             ended = "complete"
         except TimeoutError:
             ended = "timeout"
-            raise Failure(504, f"the request took more than {self.seconds:g} s") from None
+            raise self._late() from None
         except ForewordError:
             ended = "error"
             raise
         finally:
             alarm.cancel()
             await stream.aclose()
-            self.metrics.prompt_tokens.labels(asked.counted).inc(asked.prompt_tokens)
-            for _ in unfinished:
-                self.metrics.requests.labels(asked.counted, ended).inc()
+            for index in range(0, len(asked.requests), asked.body.n):
+                size = len(asked.requests[index].prompt)
+                self.metrics.prompt_tokens.labels(asked.counted(index)).inc(size)
+            for index in unfinished:
+                self.metrics.requests.labels(asked.counted(index), ended).inc()
             asked.line["prompt_tokens"] = asked.prompt_tokens
             asked.line["completion_tokens"] = generated
             asked.line["ended"] = ended

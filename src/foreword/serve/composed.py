@@ -36,10 +36,12 @@ class Model:
     Attributes:
         prefixes: As an engine's request has them; none for the backbone alone.
         notices: What the client should know.
+        routed: The prefix's name, where a router chose it.
     """
 
     prefixes: tuple[Weighted, ...] = ()
     notices: tuple[str, ...] = ()
+    routed: str | None = None
 
 
 class Compositions:

@@ -25,11 +25,13 @@ class Intake:
     Args:
         backbone: What they must fit.
         registry: Prefixes by name, and their store.
+        router: Name of the router that is served, if one is.
     """
 
-    def __init__(self, backbone: Served, registry: Registry) -> None:
+    def __init__(self, backbone: Served, registry: Registry, router: str | None = None) -> None:
         self.backbone = backbone
         self.registry = registry
+        self.router = router
 
     def take(self, name: str, source: BinaryIO, *, overwrite: bool) -> dict[str, Any]:
         """Copy a file into the store, and tell what it is once it is found to be a prefix that fits.
@@ -41,10 +43,11 @@ class Intake:
             FormatError: It is not a prefix file.
             MismatchError: The backbone cannot serve it.
             NameTaken: There is one of this name, and `overwrite` is not set.
-            StoreError: The name is the backbone's, or the disk refuses.
+            StoreError: The name is the backbone's or the router's, or the disk refuses.
         """
-        if name == self.backbone.name:
-            raise StoreError(f"{name!r} is the backbone's name; choose another")
+        if name in (self.backbone.name, self.router):
+            whose = "backbone" if name == self.backbone.name else "router"
+            raise StoreError(f"{name!r} is the {whose}'s name; choose another")
         store = self.registry.store
         check_servable(self.backbone, prefix_file.read_outline(source), warn=False)
         try:

@@ -22,6 +22,7 @@ from foreword.data.written import Written, written_for
 from foreword.described import Described
 from foreword.engine.base import OpenEngine
 from foreword.engine.checks import (
+    CLOSED,
     check_tokens,
     opened,
     room_after,
@@ -29,15 +30,9 @@ from foreword.engine.checks import (
     whole_prefix,
 )
 from foreword.engine.protocol import Stats
-from foreword.engine.request import (
-    Completion,
-    Event,
-    FinishReason,
-    NotServed,
-    Request,
-    completion,
-)
+from foreword.engine.request import Completion, Event, FinishReason, NotServed, Request, completion
 from foreword.engine.slots.branching import branch_requests
+from foreword.engine.slots.features import Features
 from foreword.engine.slots.inbox import Inbox
 from foreword.engine.slots.job import Job, Mix
 from foreword.engine.slots.runner import PROBE, Row, Runner, probed
@@ -96,6 +91,9 @@ class Engine(OpenEngine):
         )
         self.steps = 0
         self._inbox = Inbox(self._rest)
+        self.features: Features = Features(
+            backbone, attachment, lambda call: self._hand_on(lambda: self._inbox.put(call))
+        )
         self._stopping = False
         give_up_pool()
         self._thread = threading.Thread(target=self._loop, name="foreword-engine", daemon=True)
@@ -259,16 +257,21 @@ class Engine(OpenEngine):
         self._shut(failure)
         while self._inbox.do_next(wait=False):
             pass
+        self.features.give_up(failure)
         for job in self.scheduler.find(lambda _: True):
             self._finish(job, "error", failure)
         self._tell_lost()
 
     def _listen(self) -> bool:
         """Do what other threads asked for, waiting while there is nothing else; whether to go on."""
-        while not (self.scheduler.is_idle and self._stopping):
-            if not self._inbox.do_next(wait=self.scheduler.is_idle):
+        while not (self._is_idle and self._stopping):
+            if not self._inbox.do_next(wait=self._is_idle):
                 return True
         return False
+
+    @property
+    def _is_idle(self) -> bool:
+        return self.scheduler.is_idle and self.features.is_idle
 
     def _rest(self) -> None:
         """Keep no memory that only steps need."""
@@ -281,12 +284,14 @@ class Engine(OpenEngine):
 
     def _abort(self, reason: FinishReason = "cancelled", error: str = "") -> None:
         self._stopping = True
+        self.features.give_up(CLOSED)
         for job in self.scheduler.find(lambda _: True):
             self._finish(job, reason, error)
 
     def _step(self) -> None:
         """One step: a token for every row that decodes, and a chunk of the prompts."""
         self.steps += 1
+        self.features.step()
         decoding = self.scheduler.decoding()
         self.scheduler.admit()
         self._begin_as_others()

@@ -31,8 +31,11 @@ log = logging.getLogger("foreword.serve")
 NOTICE = "foreword-notice"
 """Header of what a client should know, such as that an attribute's value was not trained."""
 
+ROUTED = "foreword-routed"
+"""Header of the prefixes that a router chose, one for each prompt, in order."""
+
 MOST_TOLD = 2048
-"""Characters that this header has at most: clients and proxies refuse much longer ones."""
+"""Characters that such a header has at most: clients and proxies refuse much longer ones."""
 
 GRACE = 10.0
 """Seconds in which a client that reads late can still read how its stream ended."""
@@ -76,10 +79,14 @@ def add_completion_routes(app: FastAPI, service: Completions) -> None:
 
 def _headers(asked: Asked) -> dict[str, str]:
     """What the client should know, besides the answer."""
-    if not asked.notices:
-        return {}
-    told = "; ".join(asked.notices).encode("ascii", "backslashreplace").decode()
-    return {NOTICE: told[:MOST_TOLD]}
+    found = {NOTICE: "; ".join(asked.notices), ROUTED: ", ".join(asked.routed)}
+    return {name: _told(text) for name, text in found.items() if text}
+
+
+def _told(text: str) -> str:
+    """A text as a header can have it; of one that is too long its beginning."""
+    plain = text.encode("ascii", "backslashreplace").decode()
+    return plain if len(plain) <= MOST_TOLD else f"{plain[: MOST_TOLD - 3]}..."
 
 
 class _Stream(StreamingResponse):

@@ -1,0 +1,99 @@
+"""`Features`: what the frozen model makes of texts, computed in the engine's thread between steps.
+
+Shapes: B = 1 row, T tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+import torch
+from torch import Tensor
+
+from foreword.attention.attachment import Attachment
+from foreword.backbone import Backbone
+from foreword.backbone.kinds import KINDS
+from foreword.engine.checks import check_known
+from foreword.engine.request import EngineClosed
+from foreword.errors import DataError, TooLong
+from foreword.head import pooled
+
+
+class Features:
+    """Means of texts' last hidden states, one text between two steps, so that many stall nobody.
+
+    Args:
+        backbone: The backbone.
+        attachment: Its attachment.
+        hand_on: Has something done by the engine's thread, if the engine takes requests.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        attachment: Attachment,
+        hand_on: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self.backbone = backbone
+        self.attachment = attachment
+        self._hand_on = hand_on
+        self._asked: deque[tuple[tuple[int, ...], Future[Tensor]]] = deque()
+
+    # -- from any thread -------------------------------------------------------------------------
+
+    def of(self, ids: Sequence[int]) -> Future[Tensor]:
+        """The mean of a text's last hidden states under no prefix, float32 (D,), on the CPU.
+
+        Raises:
+            EngineClosed: The engine takes no more requests.
+            TooLong: The tokens are more than the context has.
+            DataError: There are none, or one is not in the vocabulary.
+        """
+        tokens = tuple(ids)
+        if not tokens:
+            raise DataError("a text whose features are asked for has no tokens; give at least one")
+        context = self.backbone.context
+        if len(tokens) > context:
+            raise TooLong(
+                f"the text has {len(tokens)} tokens, and the backbone's context {context}; shorten it"
+            )
+        check_known(tokens, self.backbone.vocabulary)
+        found: Future[Tensor] = Future()
+        self._hand_on(lambda: self._asked.append((tokens, found)))
+        return found
+
+    # -- in the engine's thread ------------------------------------------------------------------
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is asked for."""
+        return not self._asked
+
+    def step(self) -> None:
+        """Compute the next text's, if there is one; what goes wrong is told to who asked for it."""
+        if self.is_idle:
+            return
+        tokens, found = self._asked.popleft()
+        if not found.set_running_or_notify_cancel():
+            return
+        try:
+            found.set_result(self._computed(tokens))
+        except Exception as error:  # the engine goes on
+            found.set_exception(error)
+
+    def give_up(self, why: str) -> None:
+        """Tell all who wait that the engine goes on no more."""
+        while self._asked:
+            _, found = self._asked.popleft()
+            if found.set_running_or_notify_cancel():
+                found.set_exception(EngineClosed(why))
+
+    def _computed(self, tokens: tuple[int, ...]) -> Tensor:
+        ids_BT = torch.tensor([tokens], device=self.backbone.device)
+        mask_BT = torch.ones_like(ids_BT)
+        kind, model = KINDS[self.backbone.kind], self.backbone.model
+        with self.attachment.using(None):
+            hidden_BTD = kind.hidden(model, {"input_ids": ids_BT, "attention_mask": mask_BT})
+        return pooled(hidden_BTD, mask_BT, "mean")[0].cpu()
