@@ -52,6 +52,9 @@ MOST = 24
 """Most tokens of a text."""
 UNASKED, ALONE = "unasked", "alone"
 """Names of the points of the frozen model and of the prefix, which dials share."""
+TEMPERATURE = 0.7
+COOLER = f"alone, temperature {TEMPERATURE}"
+"""A temperature at which people draw, and the name of its point."""
 LEAST = 0.01
 """Share of attention that the dial of a bias goes to."""
 MEASURED = 4
@@ -356,6 +359,14 @@ def asked(bench: Bench, seed: int) -> None:
             bench.point(run, attribute, seed, [Branch(None)], prompt)
 
 
+def cooler(bench: Bench, seed: int) -> None:
+    """What the prefixes write at a lower temperature: log-probabilities times one over it."""
+    for attribute in bench.domain.attributes:
+        run = f"{bench.domain.name} {attribute} {COOLER} seed {seed}"
+        branches = [Branch(bench.prefix(attribute, seed), 1 / TEMPERATURE)]
+        bench.point(run, attribute, seed, branches, bench.backbone.tokens(bench.domain.prompt))
+
+
 def prompts_of(bench: Bench, attribute: str, seed: int) -> dict[str, list[int]]:
     """Prompts of the frozen model: none, a question in its chat's form, examples."""
     tokenizer, domain = bench.backbone.tokenizer, bench.domain
@@ -395,7 +406,7 @@ def report(results: Results, domains: Sequence[Domain], path: Path | None) -> No
         for shown in ("share", "perplexity", "distinct-2", "loops") if found else ():
             print(f"\n{domain.name}: {shown}\n\n{table(rows_of(found, shown))}")
             curves[domain.name] = found
-        if lines := beside(results, domain, (UNASKED, "asked", "shown", ALONE)):
+        if lines := beside(results, domain, (UNASKED, "asked", "shown", ALONE, COOLER)):
             print(f"\n{domain.name}: texts beside them\n\n{table(lines)}")
     if curves and path is not None:
         picture(curves, {domain.name: real_rows(results, domain) for domain in domains}, path)
@@ -428,6 +439,7 @@ def main() -> None:
             real(bench)
             for seed in map(int, arguments.seeds.split(",")):
                 asked(bench, seed)
+                cooler(bench, seed)
                 sweep(bench, seed, arguments.dials.split(","), some)
     report(results, domains, arguments.picture)
 

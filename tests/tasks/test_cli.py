@@ -73,6 +73,23 @@ def test_each_task_is_predicted_as_in_python(place: Path, call) -> None:
     assert (code, out) == (0, "Ada\n")
 
 
+def test_a_strength_is_that_of_python(place: Path, call) -> None:
+    backbone = foreword.load(str(place / "model"), dtype="float32")
+    prefix = PrefixStore(place / "store").load("classify")
+    shares = {}
+    for strength in (0.0, 0.5, 1.0):
+        (found,) = foreword.predict(backbone, ["lovely food"], prefix.strength(strength))
+        command = ("predict", "classify", "lovely food", "--json", "--dtype", "float32")
+        code, out, _ = call(*command, "--strength", str(strength))
+        assert code == 0
+        shares[strength] = json.loads(out)["probabilities"]["good"]
+        assert shares[strength] == pytest.approx(found.probabilities["good"], abs=1e-6)
+    assert len(set(shares.values())) == 3
+    code, _, err = call("predict", "classify", "lovely food", "--strength", "nan")
+    assert code == 1
+    assert "--strength" in err
+
+
 def test_files_and_lines_are_labelled(place: Path, call, tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("lovely food\n\nawful film\n")
     code, out, _ = call("predict", "classify", "--input", str(tmp_path / "texts.txt"))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from foreword.branches import check_finite
 from foreword.cli.console import note, say, working
 from foreword.cli.inputs import InputOptions
 from foreword.cli.options import BackboneOptions, StoreOptions
@@ -41,8 +42,15 @@ class PredictArguments:
     batch_size: int = BATCH
     """Inputs in one batch."""
 
+    strength: Annotated[float, Parameter(allow_leading_hyphen=True)] = 1.0
+    """How far the prefix moves every attention output: 0 is the frozen model, 1 the prefix; its head
+    stays as it is."""
+
     strict: bool = False
     """Refuse a backbone with other weights than the prefix was made on, instead of warning."""
+
+    def __post_init__(self) -> None:
+        check_finite("--strength", self.strength)
 
 
 def predict(
@@ -75,7 +83,7 @@ def predict(
     from foreword.predict import features
     from foreword.predict import predict as run_prediction
 
-    prefix = place.load(name)
+    prefix = place.load(name).strength(arguments.strength)
     with working("loading the backbone"):
         loaded = backbone.load(prefix)
     size, strict = arguments.batch_size, arguments.strict
