@@ -21,6 +21,8 @@ from foreword.train.shares import BLANK, FilledUp, batches
 from tests.train.together import CASES, LAST, ROWS, backbone, settings
 
 ROOT = Path(__file__).parents[2]
+ROUNDING = 5e-5
+"""What other sums of the same numbers may make of a trained prefix, by the processor: up to 1.3e-5."""
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
@@ -59,11 +61,11 @@ def test_two_processes_train_what_one_does_with_the_doubled_batch(trained: Path,
     one = foreword.train(backbone(), ROWS, settings(4, **CASES[case]), evaluation=ROWS[:3])
     two = foreword.load_prefix(trained / f"{case}.safetensors")
     for mine, theirs in zip(tensors(one.prefix), tensors(two), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=ROUNDING)
     history = outcome(trained, 0, case)
     assert history == outcome(trained, 1, case), "both chose by the same figures"
     for mine, theirs in zip(one.history, history, strict=True):
-        assert mine == pytest.approx(theirs, abs=1e-5)
+        assert mine == pytest.approx(theirs, abs=ROUNDING)
 
 
 def test_the_comparison_would_see_a_row_counted_twice() -> None:
@@ -71,7 +73,7 @@ def test_the_comparison_would_see_a_row_counted_twice() -> None:
     one = foreword.train(backbone(), ROWS, settings(4)).prefix
     more = foreword.train(backbone(), [*ROWS, ROWS[0]], settings(4)).prefix
     pairs = zip(tensors(one), tensors(more), strict=True)
-    assert max(float((a - b).abs().max()) for a, b in pairs) > 1e-3
+    assert max(float((a - b).abs().max()) for a, b in pairs) > 20 * ROUNDING
 
 
 def test_the_first_writes_and_all_keep_their_random_state(trained: Path) -> None:
