@@ -11,9 +11,9 @@ import foreword
 from foreword.cli.main import main
 from foreword.data import read_rows
 from foreword.store import PrefixStore
-from tests.cli.test_main import F32, call, place, train
+from tests.cli.test_main import F32, place, train
 
-__all__ = ["call", "place"]  # fixtures
+__all__ = ["place"]  # fixtures
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import pytest
 
 import foreword
 from foreword.store import PrefixStore
-from tests.cli.test_main import F32, call, place, train
+from tests.cli.test_main import F32, place, train
 from tests.conftest import MEMORY
 
-__all__ = ["call", "place"]  # fixtures
+__all__ = ["place"]  # fixtures
 
 INT8 = ("--quantize", "int8")
 

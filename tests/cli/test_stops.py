@@ -17,7 +17,7 @@ import torch
 import foreword
 from foreword.cli.main import main
 from foreword.store import PrefixStore
-from tests.cli.test_main import call, place, train  # noqa: F401
+from tests.cli.test_main import place, train  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -151,7 +151,7 @@ def test_a_disk_that_takes_no_checkpoint_takes_the_prefix(place: Path) -> None: 
 
 def test_a_full_disk_that_does_not_even_take_the_prefix_says_so(
     place: Path,  # noqa: F811
-    call,  # noqa: F811
+    call,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from foreword.errors import StoreError
