@@ -20,7 +20,7 @@ from foreword.errors import (
     NameTaken,
     StoreError,
 )
-from foreword.router import FORMAT, Router, discriminant, inputs_in
+from foreword.router import FORMAT, Router, as_routed, discriminant, inputs_in
 from tests.conftest import byte_tokenizer, tiny_model
 
 NUMBERS = [f"{i}{i + 3}{7 * i}" for i in range(12)]
@@ -210,6 +210,41 @@ def test_inputs_in_rows() -> None:
         inputs_in(rows, "Say")
     with pytest.raises(DataError, match="row 1: there is no column 'd'; the columns are: a, b, c"):
         inputs_in(rows, "{d}")
+
+
+@pytest.mark.parametrize(
+    ("text", "routed"),
+    [
+        ('{"a": "x", "b": 3}', "x\n3"),
+        (' {"b": true, "a": "{y}"}\n', "True\n{y}"),
+        ('{"a": ""}', ""),
+        ("{}", "{}"),
+        ("x", "x"),
+        ("{a} and b", "{a} and b"),
+        ('["x"]', '["x"]'),
+        ('{"a": "x"', '{"a": "x"'),
+        ('{"a": null}', '{"a": null}'),
+        ('{"a": ["x"]}', '{"a": ["x"]}'),
+        ('{"a": {"b": "x"}}', '{"a": {"b": "x"}}'),
+        ('{"a": NaN}', '{"a": NaN}'),
+        ('{"a":' * 100_000, '{"a":' * 100_000),
+    ],
+)
+def test_what_is_routed_of_a_text(text: str, routed: str) -> None:
+    assert as_routed(text) == routed
+
+
+def test_a_json_object_is_routed_as_the_row_that_it_stands_for(
+    backbone: foreword.Backbone, router: Router
+) -> None:
+    """Also where the router is fitted on lines that are such objects."""
+    rows = [{"a": text, "b": number} for number, text in enumerate(WORDS)]
+    given, values = [json.dumps(row) for row in rows], inputs_in(rows, "{a}, {b} times:")
+    assert router.route(backbone, given) == router.route(backbone, values)
+    made, wanted = (
+        Router.fit(backbone, {"words": own, "numbers": NUMBERS}) for own in (given, values)
+    )
+    assert torch.equal(made.weight, wanted.weight)
 
 
 def test_what_is_refused(backbone: foreword.Backbone, router: Router) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +134,8 @@ class Router:
         Args:
             backbone: The backbone, a decoder or an encoder; left as it was found.
             inputs: By prefix texts that it is for, at least two, as users give them: without the
-                template around them. `inputs_in` takes them from training rows. Some hundreds of each
-                are better than some tens.
+                template around them. `inputs_in` takes them from training rows; a JSON object is read
+                as `as_routed` says. Some hundreds of each are better than some tens.
             batch_size: Texts in one batch.
 
         Raises:
@@ -166,7 +167,7 @@ class Router:
 
         Args:
             backbone: The backbone that the router was fitted on.
-            texts: Texts, as users give them.
+            texts: Texts, as users give them; of a JSON object the values, see `as_routed`.
             batch_size: Texts in one batch.
 
         Raises:
@@ -174,7 +175,8 @@ class Router:
             MismatchError: The backbone has other weights.
         """
         self.check(backbone)
-        return self.scored(features(backbone, texts, pooling="mean", batch_size=batch_size))
+        routed = _as_routed(texts)
+        return self.scored(features(backbone, routed, pooling="mean", batch_size=batch_size))
 
     def check(self, backbone: Backbone) -> None:
         """Check whether a backbone's features are those that the router was fitted on.
@@ -199,15 +201,22 @@ class Router:
         """The prefix for each input whose features are known.
 
         Args:
-            features_ND: What `foreword.features` gives of the inputs with ``pooling="mean"``.
+            features_ND: What `foreword.features` gives with ``pooling="mean"`` of the inputs, which are
+                first read as `as_routed` says.
         """
-        logits_NK = features_ND.double() @ self.weight.double().T + self.bias.double()
+        weight_KD, bias_K = self._doubled
+        logits_NK = features_ND.double() @ weight_KD.T + bias_K
         scores_NK = logits_NK.log_softmax(dim=1)
         best = scores_NK.argmax(dim=1).tolist()
         return [
             Routed(self.names[index], dict(zip(self.names, row, strict=True)))
             for index, row in zip(best, scores_NK.tolist(), strict=True)
         ]
+
+    @cached_property
+    def _doubled(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias in float64, converted once and not for each input."""
+        return self.weight.double(), self.bias.double()
 
     def accuracy(
         self, backbone: Backbone, inputs: Mapping[str, Inputs], *, batch_size: int = BATCH
@@ -290,6 +299,23 @@ def inputs_in(rows: Sequence[Mapping[str, Any]], prompt: str) -> list[str]:
     return of_each(rows, lambda row: "\n".join(_value(row, name) for name in names), "row")
 
 
+def as_routed(text: str) -> str:
+    """What is routed of a text that a user gives: of a JSON object its values, each on a line.
+
+    Such an object stands for several columns, and its values are written as `inputs_in` writes those of
+    a training row. They stay in the object's order, for the template is known only after routing: give
+    them in the template's. A text that is no object, or has a value that no template could write, is
+    routed as it is.
+    """
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        row = json.loads(text)
+        return "\n".join(map(text_of, row.values())) if row else text
+    except (ValueError, RecursionError, DataError):
+        return text
+
+
 def discriminant(groups: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Weight (K, D) and bias (K,) of the linear discriminant of groups of vectors (N, D), float64.
 
@@ -308,9 +334,13 @@ def discriminant(groups: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _texts(name: str, given: Inputs) -> list[str]:
-    texts = [one for one in texts_of(given) if isinstance(one, str)]
+    texts = _as_routed(given)
     check_count(f"the number of texts of {name!a}", len(texts), DataError, least=LEAST)
     return texts
+
+
+def _as_routed(given: Inputs) -> list[str]:
+    return [as_routed(one) for one in texts_of(given) if isinstance(one, str)]
 
 
 def _value(row: Mapping[str, Any], name: str) -> str:

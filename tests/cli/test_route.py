@@ -103,6 +103,32 @@ def test_each_text_is_written_under_the_prefix_that_it_is_routed_to(place: Path,
     assert (code, out) == (wanted_code, wanted_out)
 
 
+def test_a_json_object_is_routed_by_its_values_and_written_as_it_is(place: Path, call) -> None:
+    backbone = foreword.load("tiny-model", dtype="float32")
+    recipe = {"method": "prefix", "prompt": "{name} and {food} ->", "target": " {ref}"}
+    PrefixStore().save("pairs", PrefixStore().load("sums").with_meta(recipe=recipe))
+    rows = [{"name": f"a place {i}", "food": "Thai", "ref": "Go."} for i in range(8)]
+    (place / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pairs = ("--fit", "pairs=pairs.jsonl", "--fit", "sums=sums.txt")
+    assert call("--with", "router.safetensors", *pairs, *F32)[0] == 0
+    values = [f"{row['name']}\n{row['food']}" for row in rows]
+    wanted = Router.load("router.safetensors").route(backbone, values)
+    assert {one.name for one in wanted} == {"pairs"}
+    given = [json.dumps({"name": row["name"], "food": row["food"]}) for row in rows]
+    (place / "lines.txt").write_text("\n".join(given))
+    known = ("--input", "lines.txt", "--json", *F32)
+    code, out, err = call("--with", "router.safetensors", *known)
+    assert code == 0, err
+    assert [json.loads(line)["scores"] for line in out.splitlines()] == [
+        dict(one.scores) for one in wanted
+    ]
+    said = ("--router", "router.safetensors", "--max-new-tokens", "4")
+    code, out, err = call(*known, *said, verb="generate")
+    assert code == 0, err
+    found = [json.loads(line) for line in out.splitlines()]
+    assert [(one["input"], one["prefix"]) for one in found] == [(one, "pairs") for one in given]
+
+
 def test_what_cannot_be_routed_is_refused(place: Path, call) -> None:
     assert call("--with", "router.safetensors", *FIT, *F32)[0] == 0
     inputs = {"lacks": ["a", "b"], "sums": NUMBERS}
@@ -117,7 +143,10 @@ def test_what_cannot_be_routed_is_refused(place: Path, call) -> None:
     known = ("--router", "router.safetensors")
     for arguments, message in (
         (["sums", "1 plus 2", *known], "'sums' stands where the name of a prefix is given"),
-        (["sums", *known], "leave one of both out"),
+        (
+            ["sums", *known],
+            "leave one of both out. A text that is also a name goes into --input FILE",
+        ),
         (["anything", "--input", "sums.txt", *known], "the router chooses the prefix"),
         (["1", "--router", "none"], "cannot read the router none"),
         (["1", "--router", "lacks.safetensors"], "no prefix is called 'lacks'"),
@@ -129,6 +158,11 @@ def test_what_cannot_be_routed_is_refused(place: Path, call) -> None:
     ):
         code, out, err = call(*arguments, *F32, verb="generate")
         assert (code, out, message in " ".join(err.split())) == (1, "", True), err
+    frozen = ("--no-prefix", "--max-new-tokens", "4", *F32)
+    by_name = call("labels", "1 plus 2", *frozen, verb="generate")
+    routed = call("1 plus 2", "--router", "labels.safetensors", *frozen, verb="generate")
+    assert routed[0] == 0, routed[2]
+    assert routed[:2] == by_name[:2]
 
 
 def test_what_is_refused(place: Path, call) -> None:

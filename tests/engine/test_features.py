@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import threading
+import weakref
 from concurrent.futures import CancelledError
 
 import pytest
@@ -10,7 +13,7 @@ import torch
 
 import foreword
 from foreword.engine import Engine, EngineClosed, Event, Limits, Request, Sampling, Weighted
-from foreword.errors import DataError, TooLong
+from foreword.errors import DataError, ForewordError, TooLong
 from foreword.predict import prefix_reader
 from foreword.prefix import Prefix
 from tests.conftest import byte_tokenizer, tiny_model
@@ -18,6 +21,7 @@ from tests.engine.lone import alone
 
 TEXTS = ["x", "a few words", "a longer text " * 9, "WHAT NOW?"]
 SMALL = Limits(rows=5, prompt_tokens=16, copied=10)
+WIDE = Limits(rows=5, prompt_tokens=1000, copied=10)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +56,7 @@ def test_features_are_those_of_the_backbone(backbone: foreword.Backbone, prefix:
         if event.finish is not None:
             done.set()
 
-    with Engine(backbone, SMALL) as engine:
+    with Engine(backbone, WIDE) as engine:
         idle = [engine.features.of(one).result(60) for one in ids]
         engine.submit(decoding(prefix), sink)
         beside = [engine.features.of(one) for one in ids]
@@ -71,7 +75,7 @@ def test_in_bfloat16_they_are_near() -> None:
     half = foreword.Backbone(tiny_model().to(torch.bfloat16), byte_tokenizer(), name="tiny")
     wanted = foreword.features(half, TEXTS, pooling="mean")
     ids = ids_of(half)
-    with Engine(half, SMALL) as engine:
+    with Engine(half, WIDE) as engine:
         found = torch.stack([engine.features.of(one).result(60) for one in ids])
     assert torch.allclose(found, wanted, rtol=0.02, atol=0.02 * float(wanted.abs().max()))
 
@@ -87,7 +91,7 @@ def test_one_text_is_computed_between_two_steps(backbone: foreword.Backbone) -> 
             done.set()
 
     request = decoding(None, 30)
-    with Engine(backbone, SMALL) as engine:
+    with Engine(backbone, WIDE) as engine:
         held = threading.Event()
         engine._inbox.put(lambda: held.wait(60) and None)  # until all have come
         engine.submit(request, sink)
@@ -99,10 +103,10 @@ def test_one_text_is_computed_between_two_steps(backbone: foreword.Backbone) -> 
 
 
 def test_what_cannot_be_computed_is_refused(backbone: foreword.Backbone) -> None:
-    with Engine(backbone, SMALL) as engine:
+    with Engine(backbone, WIDE) as engine:
         for ids, refusal, message in (
             ([], DataError, "has no tokens"),
-            ([3] * (backbone.context + 1), TooLong, f"context {backbone.context}; shorten it"),
+            ([3] * (backbone.context + 1), TooLong, f"context is {backbone.context}, and a step"),
             ([3, 999], DataError, "token 999 is not in the vocabulary of 258"),
             ([-1], DataError, "token -1 is not in the vocabulary of 258"),
         ):
@@ -113,14 +117,47 @@ def test_what_cannot_be_computed_is_refused(backbone: foreword.Backbone) -> None
         engine.features.of([3])
 
 
+def test_a_text_takes_no_more_than_a_chunk_of_a_prompt(backbone: foreword.Backbone) -> None:
+    """One pass over a whole context held everybody up, and took memory that no limit told."""
+    with Engine(backbone, SMALL) as engine:
+        assert engine.features.most == 16
+        assert engine.features.of([3] * 16).result(60).shape == (backbone.width,)
+        with pytest.raises(TooLong, match="has 17 tokens; .* a step takes 16 tokens of prompts"):
+            engine.features.of([3] * 17)
+
+
+def test_no_other_thread_runs_the_model_to_learn_its_width() -> None:
+    backbone = foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
+    passes: list[str] = []
+    with Engine(backbone, SMALL):
+        backbone.model.base_model.register_forward_pre_hook(lambda *_: passes.append("a pass"))
+        assert backbone.width == backbone.model.config.hidden_size
+    assert passes == []
+
+
 def test_a_failure_is_told_and_the_engine_goes_on(
     backbone: foreword.Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What the pass had made is not kept by the error that tells of it; the log tells where it was."""
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def failing(_: object) -> torch.Tensor:
+        activations = torch.ones(3)
+        made.append(weakref.ref(activations))
+        raise RuntimeError("out of memory\nand more")
+
+    said, log = io.StringIO(), logging.getLogger("foreword.engine")
+    handler = logging.StreamHandler(said)
+    monkeypatch.setattr(log, "propagate", False)  # pytest keeps what is logged, tracebacks too
+    monkeypatch.setattr(log, "handlers", [handler])
     with Engine(backbone, SMALL) as engine:
         with monkeypatch.context() as patch:
-            patch.setattr(engine.features, "_computed", lambda _: 1 / 0)
-            with pytest.raises(ZeroDivisionError):
-                engine.features.of([3, 4]).result(60)
+            patch.setattr(engine.features, "_computed", failing)
+            error = engine.features.of([3, 4]).exception(60)
+        assert isinstance(error, ForewordError)
+        assert str(error) == "the text's features could not be computed: out of memory"
+        assert [one() for one in made] == [None]
+        assert "in failing" in said.getvalue()
         assert engine.features.of([3, 4]).result(60).shape == (backbone.width,)
         assert engine.generate([decoding(None, 3)])[0].finish == "length"
 

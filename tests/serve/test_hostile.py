@@ -303,7 +303,11 @@ def test_a_stream_that_never_begins_gives_its_place_back(
     messages = [{"type": "http.request", "body": content}]
 
     async def receive() -> dict[str, Any]:
-        return messages.pop(0) if messages else {"type": "http.disconnect"}
+        if messages:
+            return messages.pop(0)
+        while not services:
+            await asyncio.sleep(0.01)
+        return {"type": "http.disconnect"}
 
     async def send(message: Any) -> None:
         await asyncio.sleep(0.01)

@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 from foreword.backbone.served import Served
 from foreword.engine import EngineClient
 from foreword.serve import ServeOptions, answers, create_app
+from foreword.serve.completions import Asked, Completions
 from foreword.serve.registry import Registry
 from tests.serve.behind import Behind
 
@@ -136,14 +137,28 @@ def test_a_timeout_is_no_cancellation(
     assert 'finish="cancelled"' not in counted
 
 
+@pytest.mark.parametrize("at_once", [True, False])
 def test_a_client_that_goes_away_leaves_a_line(
-    app: FastAPI, lines: pytest.LogCaptureFixture
+    app: FastAPI,
+    lines: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    at_once: bool,
 ) -> None:
+    """Before the engine is asked, or while it answers."""
     content = json.dumps(LONG).encode()
     messages = [{"type": "http.request", "body": content}]
+    placed: list[Asked] = []
+    place = Completions.place
+    monkeypatch.setattr(
+        Completions, "place", lambda self, asked: placed.append(asked) or place(self, asked)
+    )
 
     async def receive() -> dict[str, Any]:
-        return messages.pop(0) if messages else {"type": "http.disconnect"}
+        if messages:
+            return messages.pop(0)
+        while not (at_once or placed):
+            await asyncio.sleep(0.001)
+        return {"type": "http.disconnect"}
 
     async def send(message: Any) -> None:
         pass
@@ -160,6 +175,7 @@ def test_a_client_that_goes_away_leaves_a_line(
     asyncio.run(app(scope, receive, send))  # type: ignore[arg-type]
     line = the_line(lines)
     assert (line["message"], line["status"], line["ended"]) == ("left", 499, "cancelled")
+    assert len(placed) == (0 if at_once else 1)
 
 
 # -- what clients send and expect around the requests ----------------------------------------------

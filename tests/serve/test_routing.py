@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
+import time
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 import torch
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from foreword.engine import Engine
 from foreword.errors import ForewordError, MismatchError, ServeError, StoreError
 from foreword.router import Router
 from foreword.serve import ServeOptions, create_app
@@ -52,6 +57,41 @@ def client(behind: Behind, store: PrefixStore, router: Router) -> Iterator[TestC
     options = ServeOptions(queue=8, router=("router", router))
     with TestClient(create_app(*behind.again(), behind.registry(store), options)) as client:
         yield client
+
+
+@pytest.fixture
+def engine(behind: Behind) -> Engine:
+    """An engine of the test's own, whose features it may watch."""
+    engine = behind.again()[1]
+    assert isinstance(engine, Engine)
+    return engine
+
+
+def served_by(
+    behind: Behind, engine: Engine, store: PrefixStore, router: Router, **options: Any
+) -> FastAPI:
+    """An application over that engine."""
+    given = ServeOptions(router=("router", router), **options)
+    return create_app(engine.backbone, engine, behind.registry(store), given)
+
+
+def never(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[Future[torch.Tensor]]:
+    """What is asked of an engine's features from now on, none of which is ever computed."""
+    asked: list[Future[torch.Tensor]] = []
+
+    def of(_: object) -> Future[torch.Tensor]:
+        asked.append(Future())
+        return asked[-1]
+
+    monkeypatch.setattr(engine.features, "of", of)
+    return asked
+
+
+def counted(client: TestClient, name: str, finish: str) -> float:
+    """How often a model's requests ended in this way."""
+    label = f'foreword_requests_total{{finish="{finish}",model="{name}"}} '
+    lines = client.get("/metrics").text.splitlines()
+    return sum(float(line.removeprefix(label)) for line in lines if line.startswith(label))
 
 
 def complete(client: TestClient, model: str, prompt: Any, **more: Any) -> httpx.Response:
@@ -133,6 +173,31 @@ def test_a_stream_is_routed_and_says_so(client: TestClient) -> None:
 
 
 @OURS
+def test_features_are_of_what_a_router_is_fitted_on_and_no_more_than_a_step_takes(
+    behind: Behind,
+    engine: Engine,
+    store: PrefixStore,
+    router: Router,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a JSON object the values; what is written is under the prefix as under its name."""
+    asked: list[list[int]] = []
+    of = engine.features.of
+    monkeypatch.setattr(engine.features, "of", lambda ids: asked.append(ids) or of(ids))
+    row = json.dumps({"input": ASKED["words"], "more": 3})
+    long = " ".join(WORDS)
+    tokens = behind.backbone.tokens
+    with TestClient(served_by(behind, engine, store, router)) as client:
+        found = chat(client, "router", ("user", row))
+        assert told(found) == told(chat(client, "words", ("user", row)))
+        assert complete(client, "router", row).status_code == 200
+        assert told(complete(client, "router", long)) == told(complete(client, "words", long))
+        assert engine.features.most == 32
+    values = tokens(f"{ASKED['words']}\n3")
+    assert asked == [values, values, tokens(long)[:32]]
+
+
+@OURS
 def test_an_input_longer_than_the_context_is_routed_by_its_beginning_and_refused(
     client: TestClient,
 ) -> None:
@@ -152,15 +217,11 @@ def test_the_router_is_a_model_beside_the_others(client: TestClient) -> None:
 def test_metrics_count_prefixes_and_the_log_tells_both(
     client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def counted(name: str) -> float:
-        label = f'foreword_requests_total{{finish="length",model="{name}"}} '
-        lines = client.get("/metrics").text.splitlines()
-        return sum(float(line.removeprefix(label)) for line in lines if line.startswith(label))
-
-    before = {name: counted(name) for name in ASKED}
+    before = {name: counted(client, name, "length") for name in ASKED}
     with caplog.at_level("INFO", logger="foreword.serve"):
         complete(client, "router", [*ASKED.values(), ASKED["words"]], ignore_eos=True)
-    assert {name: counted(name) - before[name] for name in ASKED} == {"numbers": 1, "words": 2}
+    more = {name: counted(client, name, "length") - before[name] for name in ASKED}
+    assert more == {"numbers": 1, "words": 2}
     assert 'model="router"' not in client.get("/metrics").text
     (line,) = (vars(one) for one in caplog.records if "model" in vars(one))
     assert (line["model"], line["routed"]) == ("router", ["numbers", "words"])
@@ -174,6 +235,8 @@ def test_metrics_count_prefixes_and_the_log_tells_both(
         ({"prompt": [[9999]]}, None, "token 9999 is not in the vocabulary"),
         ({"prompt": [-1]}, None, "token -1 is not in the vocabulary"),
         ({"prompt": []}, "prompt", "expected at least one"),
+        ({"prompt": ["3", ""]}, "prompt", "prompt: input 2: its text has no tokens"),
+        ({"messages": [{"role": "user", "content": ""}]}, "messages", "its text has no tokens"),
         ({"prompt": "3", "strength": 1000}, "strength", ""),
         ({"prompt": ["3"] * 9}, "n", "9 choices are asked for, and 8 allowed"),
     ],
@@ -222,24 +285,140 @@ def test_no_prefix_takes_the_routers_name(client: TestClient, store: PrefixStore
 
 @OURS
 def test_inputs_that_wait_hold_their_places(
-    behind: Behind, store: PrefixStore, router: Router, monkeypatch: pytest.MonkeyPatch
+    behind: Behind,
+    engine: Engine,
+    store: PrefixStore,
+    router: Router,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Until the time is up; what waited is called off, and frees its place."""
-    served, engine = behind.again()
-    never: list[Future[torch.Tensor]] = []
-
-    def of(_: object) -> Future[torch.Tensor]:
-        never.append(Future())
-        return never[-1]
-
-    options = ServeOptions(queue=2, seconds=0.3, router=("router", router))
-    with TestClient(create_app(served, engine, behind.registry(store), options)) as client:
+    """All choices, until the time is up; what waited is called off, counted, and frees its place."""
+    app = served_by(behind, engine, store, router, queue=4, seconds=2.0)
+    with TestClient(app) as client, ThreadPoolExecutor(1) as aside:
         with monkeypatch.context() as patch:
-            patch.setattr(engine.features, "of", of)
-            answer = complete(client, "router", ["3", "4"])
+            asked = never(engine, patch)
+            waiting = aside.submit(complete, client, "router", ["3", "4"], n=2)
+            while len(asked) < 2:
+                time.sleep(0.01)
+            assert complete(client, "numbers", "3").status_code == 429
+            assert waiting.result().status_code == 504
+        assert [one.cancelled() for one in asked] == [True, True]
+        assert counted(client, "router", "timeout") == 4
+        assert complete(client, "numbers", ["3", "4"], n=2).status_code == 200
+
+
+@OURS
+def test_routing_takes_of_the_requests_time(
+    behind: Behind,
+    engine: Engine,
+    store: PrefixStore,
+    router: Router,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It had the whole time for itself, and the answer as much again."""
+    seconds, held = 2.0, threading.Event()
+    with TestClient(served_by(behind, engine, store, router, seconds=seconds)) as client:
+        of = engine.features.of
+
+        def late(ids: list[int]) -> Future[torch.Tensor]:
+            found, real = Future[torch.Tensor](), of(ids).result(60)
+
+            def give() -> None:
+                engine._inbox.put(lambda: held.wait(60) and None)
+                found.set_result(real)
+
+            threading.Timer(0.75 * seconds, give).start()
+            return found
+
+        monkeypatch.setattr(engine.features, "of", late)
+        began = time.monotonic()
+        answer = complete(client, "router", ASKED["numbers"])
+        took = time.monotonic() - began
+        held.set()
         assert answer.status_code == 504
-        assert [one.cancelled() for one in never] == [True, True]
+        assert seconds <= took < 1.6 * seconds
+        assert counted(client, "numbers", "timeout") == 1
+
+
+@OURS
+def test_the_first_token_is_counted_from_before_routing(
+    behind: Behind,
+    engine: Engine,
+    store: PrefixStore,
+    router: Router,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with TestClient(served_by(behind, engine, store, router)) as client:
+        found = engine.features.of(behind.backbone.tokens(ASKED["numbers"])).result(60)
+        slow: Future[torch.Tensor] = Future()
+        monkeypatch.setattr(engine.features, "of", lambda _: slow)
+        threading.Timer(0.5, slow.set_result, [found]).start()
+        assert complete(client, "router", ASKED["numbers"]).status_code == 200
+        label = "foreword_time_to_first_token_seconds_sum "
+        (line,) = (one for one in client.get("/metrics").text.splitlines() if label in one)
+        assert float(line.removeprefix(label)) > 0.45
+
+
+@OURS
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_away_while_its_input_is_routed_leaves_nothing(
+    behind: Behind,
+    engine: Engine,
+    store: PrefixStore,
+    router: Router,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    stream: bool,
+) -> None:
+    """Its place was held, and its inputs kept their turns, until the time was over."""
+    asked = never(engine, monkeypatch)
+    app = served_by(behind, engine, store, router, queue=2, seconds=60.0)
+    body = {"model": "router", "prompt": ["3", "4"], "stream": stream, **GREEDY}
+    messages = [{"type": "http.request", "body": json.dumps(body).encode()}]
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop(0)
+        while len(asked) < 2:
+            await asyncio.sleep(0.01)
+        return {"type": "http.disconnect"}
+
+    async def send(_: Any) -> None:
+        pass
+
+    scope: dict[str, Any] = {
+        "type": "http",
+        "asgi": {"spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": "/v1/completions",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+    }
+    with caplog.at_level("INFO", logger="foreword.serve"):
+        asyncio.run(asyncio.wait_for(app(scope, receive, send), 20))
+    assert [one.cancelled() for one in asked] == [True, True]
+    (line,) = (vars(one) for one in caplog.records if "model" in vars(one))
+    assert (line["message"], line["status"], line["ended"]) == ("left", 499, "cancelled")
+    with TestClient(app) as client:
         assert complete(client, "numbers", ["3", "4"]).status_code == 200
+
+
+@OURS
+def test_what_cannot_be_computed_is_told(
+    behind: Behind,
+    engine: Engine,
+    store: PrefixStore,
+    router: Router,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with TestClient(served_by(behind, engine, store, router)) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.features, "_computed", lambda _: 1 / 0)
+            answer = complete(client, "router", "3")
+        assert answer.status_code == 500
+        assert "features could not be computed: division by zero" in answer.text
+        assert complete(client, "router", "3").status_code == 200
 
 
 @OURS

@@ -47,7 +47,8 @@ def input_alone(
     if text is not None or inputs.file is not None or is_stored(store, name):
         raise DataError(
             f"{name!r} stands where the name of a prefix is given, and with --router the router chooses "
-            "the prefix; leave one of both out"
+            "the prefix; leave one of both out. A text that is also a name goes into --input FILE or "
+            "standard input"
         )
     return name
 
@@ -100,7 +101,8 @@ def generated_routed(
     Raises:
         DataError: An input is a row, or does not fit the templates of its prefix.
         NameUnknown: The store lacks a prefix.
-        MismatchError: The router, or a prefix, is of another backbone; or a prefix writes no text.
+        MismatchError: The router, or a prefix, is of another backbone; or a prefix is to write that
+            writes no text.
     """
     from foreword.generate import generated
     from foreword.router import Router
@@ -113,7 +115,10 @@ def generated_routed(
     counts = Counter(names)
     note("routed to " + ", ".join(f"{name} ({counts[name]})" for name in sorted(counts)))
     outlines = {name: store.outline(name) for name in counts}
-    _check_fit(outlines, names, given)
+    if not frozen:
+        _check_that_they_write(outlines)
+    pairs = zip(names, given, strict=True)
+    of_each(pairs, lambda pair: check_input(outlines[pair[0]].meta, pair[1]))
     made: dict[int, list[Generated]] = {}
     for name in counts:
         prefix = store.load(name).strength(composing.strength)
@@ -132,12 +137,8 @@ def _check_text(one: Input) -> None:
         )
 
 
-def _check_fit(
-    outlines: Mapping[str, Outline], names: Sequence[str], given: Sequence[Input]
-) -> None:
-    """Check that each prefix writes text, and that each input has what its prefix's template names."""
+def _check_that_they_write(outlines: Mapping[str, Outline]) -> None:
+    """Check that each prefix writes text."""
     for name, outline in outlines.items():
         if outline.head is not None:
             raise MismatchError(f"{name}: {WRITES_NONE.format(outline.head['task'])}")
-    pairs = zip(names, given, strict=True)
-    of_each(pairs, lambda pair: check_input(outlines[pair[0]].meta, pair[1]))

@@ -91,6 +91,10 @@ class TextFeatures(Protocol):
     def backbone(self) -> Backbone:
         """The backbone whose features they are; the engine runs it, and nothing else may."""
 
+    @property
+    def most(self) -> int:
+        """Tokens of the longest text."""
+
     def of(self, ids: Sequence[int]) -> Future[Tensor]:
         """The mean of a text's last hidden states under no prefix, float32 (D,), on the CPU.
 
@@ -102,7 +106,7 @@ class TextFeatures(Protocol):
 
         Raises:
             EngineClosed: The engine takes no more requests.
-            TooLong: They are more than the context has.
+            TooLong: They are more than `most`.
             DataError: There are none, or one is not in the vocabulary.
         """
 

@@ -57,6 +57,8 @@ class Asked:
         identity: Its id, in the answer and in the log.
         created: When it came, in seconds since 1970.
         line: What its line in the log tells.
+        began: When the server took it up, in seconds by the event loop's clock.
+        until: When its time is over, by the same clock.
         notices: What the client should know.
         routed: By prompt the prefix that it was routed to; none where no router was asked.
     """
@@ -67,6 +69,8 @@ class Asked:
     identity: str
     created: int
     line: Line
+    began: float
+    until: float
     notices: tuple[str, ...] = ()
     routed: tuple[str, ...] = ()
 
@@ -102,7 +106,7 @@ class Completions:
         crews: Who does what would hold up the event loop.
         queue: Choices that may be open at once, waiting ones included.
         most_tokens: Tokens that one choice may ask for; None: what the context leaves.
-        seconds: Time that one request may take.
+        seconds: Time that one request may take, routing included.
         routing: The router that is served as a model, if one is.
     """
 
@@ -151,12 +155,14 @@ class Completions:
         except (ExpressionError, PrefixError) as error:
             raise Failure(400, f"model: {error}", "model") from error
 
-    async def models(self, body: Body, count: int) -> list[Model]:
+    async def models(self, body: Body, count: int, line: Line, until: float) -> list[Model]:
         """What each of a request's prompts runs under.
 
         Args:
             body: What was sent.
             count: The number of its prompts.
+            line: What the request's line in the log tells.
+            until: When its time is over, by the event loop's clock.
 
         Raises:
             Failure: As `model`; or routing takes too long, or leads to what is not there.
@@ -164,10 +170,11 @@ class Completions:
         if self.routing is None or body.model != self.routing.name:
             return [await self.model(body)] * count
         try:
-            with self._held(count):
-                async with asyncio.timeout(self.seconds):
-                    names = await self.routing.names(body)
+            async with asyncio.timeout_at(until):
+                names = await self.routing.names(body)
         except TimeoutError:
+            line["ended"] = "timeout"
+            self.metrics.requests.labels(body.model, "timeout").inc(count * body.n)
             raise self._late() from None
         return await self.crews.disk.do(partial(self._routed, body, names))
 
@@ -191,7 +198,7 @@ class Completions:
         return Failure(504, f"the request took more than {self.seconds:g} s")
 
     async def asked(self, body: Body, line: Line) -> Asked:
-        """The engine's requests, each of which it would take.
+        """The engine's requests, each of which it would take; meanwhile its choices count as open.
 
         Args:
             body: What was sent.
@@ -203,18 +210,26 @@ class Completions:
             MismatchError: The prefix was made for another backbone.
             EngineClosed: The engine takes no more requests.
         """
+        began = asyncio.get_running_loop().time()
         line["model"] = body.model
         if isinstance(body, ChatRequest):
             kind, count, sampling = "chatcmpl", 1, self._chat_sampling(body)
         else:
             kind, count, sampling = "cmpl", len(body.prompts), self._plain_sampling(body)
         _check_that_fields_agree(body)
-        self._check_room_for(count * body.n)
-        models = await self.models(body, count)
-        line["request"] = f"{kind}-{line['request']}"
-        return await self.crews.text.do(partial(self._made, body, models, sampling, line))
+        try:
+            with self._held(count * body.n):
+                models = await self.models(body, count, line, began + self.seconds)
+                line["request"] = f"{kind}-{line['request']}"
+                make = partial(self._made, body, models, sampling, line, began)
+                return await self.crews.text.do(make)
+        except asyncio.CancelledError:  # the client went away
+            line["ended"] = "cancelled"
+            raise
 
-    def _made(self, body: Body, models: Sequence[Model], sampling: Sampling, line: Line) -> Asked:
+    def _made(
+        self, body: Body, models: Sequence[Model], sampling: Sampling, line: Line, began: float
+    ) -> Asked:
         """The engine's requests, in tokens, under each prompt's model."""
         identity = str(line["request"])
         field = "messages" if isinstance(body, ChatRequest) else "prompt"
@@ -239,7 +254,10 @@ class Completions:
         routed = tuple(model.routed for model in models if model.routed is not None)
         if routed:
             line["routed"] = sorted(set(routed))
-        return Asked(body, tuple(requests), echoed, identity, now, line, notices, routed)
+        until = began + self.seconds
+        return Asked(
+            body, tuple(requests), echoed, identity, now, line, began, until, notices, routed
+        )
 
     def _check(self, request: Request) -> None:
         """Check that the engine would take a request: a stream's status is sent before it is asked."""
@@ -365,7 +383,7 @@ class Completions:
         loop = asyncio.get_running_loop()
         places = {request.name: index for index, request in enumerate(asked.requests)}
         unfinished = set(range(len(places)))
-        last = [time.perf_counter()] * len(asked.requests)
+        last = [asked.began] * len(asked.requests)
         begun: set[int] = set()
         ended, generated = "cancelled", 0
 
@@ -374,15 +392,14 @@ class Completions:
                 self.engine.cancel(asked.requests[index].name)
 
         # While a client does not read, nothing asks for events, and the time would not be noticed.
-        until = loop.time() + self.seconds
-        alarm = loop.call_at(until, give_up)
+        alarm = loop.call_at(asked.until, give_up)
         stream = self.engine.stream(*asked.requests)
         try:
             while unfinished:
-                async with asyncio.timeout_at(until):
+                async with asyncio.timeout_at(asked.until):
                     event = await anext(stream)
                 index = places[event.request]
-                now = time.perf_counter()
+                now = loop.time()
                 generated += len(event.tokens)
                 if event.tokens:
                     first = index not in begun
@@ -391,7 +408,7 @@ class Completions:
                     (met.first_token if first else met.between_tokens).observe(now - last[index])
                     met.generated_tokens.labels(asked.counted(index)).inc(len(event.tokens))
                     last[index] = now
-                if event.finish == "cancelled" and loop.time() >= until:
+                if event.finish == "cancelled" and loop.time() >= asked.until:
                     raise TimeoutError
                 if event.finish is not None:
                     unfinished.discard(index)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from foreword.data.each import of_each
 from foreword.engine.checks import check_known
 from foreword.engine.protocol import TextFeatures
-from foreword.errors import ServeError, StoreError
-from foreword.prompts import text_ids
-from foreword.router import Router
+from foreword.errors import DataError, ServeError, StoreError
+from foreword.router import Router, as_routed
 from foreword.serve.crews import Crews
 from foreword.serve.failures import Failure
 from foreword.serve.registry import Registry
 from foreword.serve.schemas import ChatRequest, CompletionRequest
+from foreword.tasks import reader_for
 
 
 class Routing:
@@ -32,6 +34,7 @@ class Routing:
         MismatchError: The router was fitted on another backbone.
         ServeError: The engine computes no features, the backbone has the router's name, or it has no
             tokenizer.
+        DataError: The tokenizer cannot say where its tokens stand.
     """
 
     def __init__(
@@ -51,6 +54,8 @@ class Routing:
         self.name = name
         self.router = router
         self.features = features
+        # Without a limit: to cut is a state of the tokenizer, which the threads of the crew share.
+        self.reader = reader_for(backbone, backbone.bos, sys.maxsize)
         self.crews = crews
 
     def check_name(self, registry: Registry) -> None:
@@ -69,11 +74,12 @@ class Routing:
         """The prefix of each of a request's prompts, in order.
 
         Raises:
-            Failure: A chat has no message of the user.
+            Failure: A chat has no message of the user, or a text has no tokens.
             DataError: A token is not in the vocabulary.
             EngineClosed: The engine takes no more requests.
+            ForewordError: The features could not be computed.
         """
-        every = await self.crews.text.do(lambda: [self._ids(text) for text in self.texts(body)])
+        every = await self.crews.text.do(lambda: self._read(body))
         futures: list[asyncio.Future[Tensor]] = []
         try:
             futures.extend(asyncio.wrap_future(self.features.of(ids)) for ids in every)
@@ -102,10 +108,15 @@ class Routing:
             )
         return said[-1:]
 
-    def _ids(self, text: str) -> list[int]:
-        """Its tokens, as `foreword.features` has them: cut where the context ends."""
-        backbone = self.features.backbone
-        return text_ids(backbone, None, text)[: backbone.context]
+    def _read(self, body: CompletionRequest | ChatRequest) -> list[list[int]]:
+        """The tokens of what is routed, as `Router.route` has them, but no more than a step takes."""
+        field = "prompt" if isinstance(body, CompletionRequest) else "messages"
+        texts = self.texts(body)
+        try:
+            readings = of_each(texts, lambda text: self.reader.read(as_routed(text)))
+        except DataError as error:
+            raise Failure(400, f"{field}: {error}", field) from error
+        return [one.ids[: self.features.most] for one in readings]
 
     def _decoded(self, ids: Sequence[int]) -> str:
         backbone = self.features.backbone

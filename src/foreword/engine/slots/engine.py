@@ -72,12 +72,12 @@ class Engine(OpenEngine):
     def __init__(self, backbone: Backbone, limits: Limits | None = None) -> None:
         super().__init__()
         self.backbone = backbone
-        self.limits = limits or Limits()
+        self.limits = limits = limits or Limits()
         backbone.needs("decoder", what="serving in mixed batches")
         example = backbone.capture(PROBE)
         with ExitStack() as stack:  # which undoes what was done, if one of these fails
             attachment = stack.enter_context(backbone.inferring(None))
-            _ = backbone.fingerprint, backbone.context  # before the weights are packed
+            _ = backbone.fingerprint, backbone.context, backbone.width  # before weights are packed
             stack.enter_context(packed(backbone.model, partial(probed, backbone, attachment)))
             self.runner = Runner(
                 backbone, attachment, self.limits.cache_tokens, example, self.limits.copied
@@ -92,7 +92,7 @@ class Engine(OpenEngine):
         self.steps = 0
         self._inbox = Inbox(self._rest)
         self.features: Features = Features(
-            backbone, attachment, lambda call: self._hand_on(lambda: self._inbox.put(call))
+            backbone, attachment, limits, lambda call: self._hand_on(lambda: self._inbox.put(call))
         )
         self._stopping = False
         give_up_pool()

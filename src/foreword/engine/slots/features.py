@@ -5,6 +5,7 @@ Shapes: B = 1 row, T tokens, D hidden size.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -17,8 +18,11 @@ from foreword.backbone import Backbone
 from foreword.backbone.kinds import KINDS
 from foreword.engine.checks import check_known
 from foreword.engine.request import EngineClosed
-from foreword.errors import DataError, TooLong
+from foreword.engine.slots.scheduler import Limits
+from foreword.errors import DataError, ForewordError, TooLong, first_line
 from foreword.head import pooled
+
+log = logging.getLogger("foreword.engine")
 
 
 class Features:
@@ -27,6 +31,7 @@ class Features:
     Args:
         backbone: The backbone.
         attachment: Its attachment.
+        limits: What the engine computes at once.
         hand_on: Has something done by the engine's thread, if the engine takes requests.
     """
 
@@ -34,30 +39,37 @@ class Features:
         self,
         backbone: Backbone,
         attachment: Attachment,
+        limits: Limits,
         hand_on: Callable[[Callable[[], None]], None],
     ) -> None:
         self.backbone = backbone
         self.attachment = attachment
+        self.limits = limits
         self._hand_on = hand_on
         self._asked: deque[tuple[tuple[int, ...], Future[Tensor]]] = deque()
 
     # -- from any thread -------------------------------------------------------------------------
+
+    @property
+    def most(self) -> int:
+        """Tokens of the longest text: nobody waits longer for one than for a chunk of a prompt."""
+        return min(self.backbone.context, self.limits.prompt_tokens)
 
     def of(self, ids: Sequence[int]) -> Future[Tensor]:
         """The mean of a text's last hidden states under no prefix, float32 (D,), on the CPU.
 
         Raises:
             EngineClosed: The engine takes no more requests.
-            TooLong: The tokens are more than the context has.
+            TooLong: The tokens are more than the context or a step has room for.
             DataError: There are none, or one is not in the vocabulary.
         """
         tokens = tuple(ids)
         if not tokens:
             raise DataError("a text whose features are asked for has no tokens; give at least one")
-        context = self.backbone.context
-        if len(tokens) > context:
+        if len(tokens) > self.most:
             raise TooLong(
-                f"the text has {len(tokens)} tokens, and the backbone's context {context}; shorten it"
+                f"the text has {len(tokens)} tokens; the backbone's context is {self.backbone.context}, "
+                f"and a step takes {self.limits.prompt_tokens} tokens of prompts. Shorten it"
             )
         check_known(tokens, self.backbone.vocabulary)
         found: Future[Tensor] = Future()
@@ -79,9 +91,15 @@ class Features:
         if not found.set_running_or_notify_cancel():
             return
         try:
-            found.set_result(self._computed(tokens))
+            computed_D = self._computed(tokens)
         except Exception as error:  # the engine goes on
-            found.set_exception(error)
+            log.exception("the features of a text could not be computed")
+            why = first_line(error)
+        else:
+            found.set_result(computed_D)
+            return
+        # Outside of the handler, where the error would keep what the pass had made.
+        found.set_exception(ForewordError(f"the text's features could not be computed: {why}"))
 
     def give_up(self, why: str) -> None:
         """Tell all who wait that the engine goes on no more."""

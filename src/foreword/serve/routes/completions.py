@@ -56,11 +56,11 @@ def add_completion_routes(app: FastAPI, service: Completions) -> None:
     spelling = Spelling(service.backbone.tokenizer)
 
     async def answered(request: Request, body: CompletionRequest | ChatRequest) -> Response:
-        asked = await service.asked(body, line_of(request.scope))
+        asked = await _unless_gone(request, service.asked(body, line_of(request.scope)))
         answers = Answers(asked, spelling)
         if body.stream:
             chunks = _streamed(service, asked, answers)
-            return _Stream(chunks, service.place(asked), service.seconds + GRACE, _headers(asked))
+            return _Stream(chunks, service.place(asked), asked.until + GRACE, _headers(asked))
         with service.place(asked):
             found = await _unless_gone(request, service.whole(asked))
         whole = await service.crews.text.do(partial(answers.whole, found))
@@ -95,7 +95,7 @@ class _Stream(StreamingResponse):
     Args:
         chunks: What is sent.
         place: Held meanwhile.
-        seconds: Time until a client that does not read is given up.
+        until: When a client that does not read is given up, by the event loop's clock.
         headers: More headers.
     """
 
@@ -103,18 +103,18 @@ class _Stream(StreamingResponse):
         self,
         chunks: AsyncGenerator[bytes],
         place: AbstractContextManager[None],
-        seconds: float,
+        until: float,
         headers: dict[str, str],
     ) -> None:
         super().__init__(chunks, media_type="text/event-stream", headers=headers)
         self.chunks = chunks
         self.place = place
-        self.seconds = seconds
+        self.until = until
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self.place:
             try:
-                async with asyncio.timeout(self.seconds):
+                async with asyncio.timeout_at(self.until):
                     await super().__call__(scope, receive, send)
             except TimeoutError:
                 log.warning("a client was given up that does not read its stream")
