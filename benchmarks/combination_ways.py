@@ -61,9 +61,9 @@ class Parts:
         """The prompt that attributes were trained after."""
         return tuple(self.backbone.tokens(SENTIMENT.prompt))
 
-    def touched_up(self) -> Prefix:
+    def touched_up(self, *, distracted: bool = False) -> Prefix:
         """The attribute's, trained on beside the other tasks'."""
-        return self.trained.touched_up(self.task, self.attribute, self.seed)
+        return self.trained.touched_up(self.task, self.attribute, self.seed, distracted=distracted)
 
 
 Composed = Callable[[Parts], list[Branch]]
@@ -128,6 +128,12 @@ def at_strengths(of_task: float, of_attribute: float) -> Composed:
 def touched_up(parts: Parts) -> list[Branch]:
     """The task's before the attribute's, which was trained on beside the other tasks'."""
     return [Branch(foreword.cascade(parts.backbone, parts.of_task, parts.touched_up()))]
+
+
+def distracted(parts: Parts) -> list[Branch]:
+    """The same with one that saw rows of no task there."""
+    made = parts.touched_up(distracted=True)
+    return [Branch(foreword.cascade(parts.backbone, parts.of_task, made))]
 
 
 def control(parts: Parts) -> list[Branch]:
@@ -240,5 +246,6 @@ WAYS: dict[str, Way] = {
     ),
     "logits, over opposite, own prompt": Way(over_opposite_plain(0.5), 3),
     "touch-up": Way(touched_up),
+    "touch-up, rows of no task": Way(distracted),
     "control": Way(control),
 }

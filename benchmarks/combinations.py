@@ -158,16 +158,30 @@ class Trained:
         )
         return self._kept(f"control-{task.name}-{seed}", rows, settings)
 
-    def touched_up(self, task: Task, attribute: str, seed: int) -> Prefix:
-        """The attribute's after steps behind prefixes of the other tasks, half of the rows alone."""
-        place = self.folder / f"touched-{task.name}-{attribute}-{seed}.safetensors"
+    def touched_up(
+        self, task: Task, attribute: str, seed: int, *, distracted: bool = False
+    ) -> Prefix:
+        """The attribute's after steps behind prefixes of the other tasks, half of the rows alone.
+
+        Args:
+            task: The task that it did not see.
+            attribute: The attribute.
+            seed: Of the trainings.
+            distracted: Behind the other tasks too its rows are those of no task, so that it learns to be
+                itself there and not to do them.
+        """
+        kind = "distracted" if distracted else "touched"
+        place = self.folder / f"{kind}-{task.name}-{attribute}-{seed}.safetensors"
         if not place.is_file():
             texts = self.texts(attribute, seed)
             alone = [{"text": text, "given": SENTIMENT.prompt} for text in texts]
             others = [one for one in TASKS if one is not task]
             shares = [
                 Share(None, alone, 4),
-                *(Share(self.of_task(one, seed), one.rows(texts), 2) for one in others),
+                *(
+                    Share(self.of_task(one, seed), alone if distracted else one.rows(texts), 2)
+                    for one in others
+                ),
             ]
             made = touched_up(
                 self.backbone, self.of_attribute(attribute, seed), shares, self.steps // 2, seed
