@@ -20,7 +20,7 @@ from foreword.errors import DataError
 
 T = TypeVar("T")
 
-MOST = 8
+MAX_PREFIXES = 8
 """Prefixes of one mixture at most."""
 
 NIL = 1e-9
@@ -46,7 +46,7 @@ def branches_of(
     """The branches of a mixture: each prefix that takes part once, then the frozen model if it does.
 
     Args:
-        weighted: Weights and what they are of, at most `MOST`.
+        weighted: Weights and what they are of, at most `MAX_PREFIXES`.
         key: The same for those that are one.
 
     Returns:
@@ -56,8 +56,10 @@ def branches_of(
         DataError: There are too many, or their weights are no numbers or add up to none.
     """
     given = list(weighted)
-    if len(given) > MOST:
-        raise DataError(f"a mixture has at most {MOST} prefixes; found {len(given)}. Name fewer")
+    if len(given) > MAX_PREFIXES:
+        raise DataError(
+            f"a mixture has at most {MAX_PREFIXES} prefixes; found {len(given)}. Name fewer"
+        )
     for weight, _ in given:
         check_finite("weight", weight)
     firsts: dict[Hashable, T] = {}

@@ -15,7 +15,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 
 import foreword
-from foreword.branches import MOST, Branch, branches_of
+from foreword.branches import MAX_PREFIXES, Branch, branches_of
 from foreword.engine import Engine, Limits, Request, Weighted
 from foreword.engine.slots.job import Job, Mix
 from foreword.engine.slots.runner import Row, Runner
@@ -144,10 +144,10 @@ def test_too_many_prefixes_and_weights_that_are_no_numbers_are_refused(
         with pytest.raises(DataError, match="strength must be a finite number; found"):
             Weighted(prefix, strength=weight)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="at most 8 prefixes; found 9"):
-        mix([5], *[(0.1, prefix)] * (MOST + 1))
+        mix([5], *[(0.1, prefix)] * (MAX_PREFIXES + 1))
     with pytest.raises(DataError, match="more than a number can hold"):
         mix([5], (1.7e308, prefix), (1.7e308, prefix))
-    assert mix([5], *[(0.5, prefix)] * MOST).branches == (
+    assert mix([5], *[(0.5, prefix)] * MAX_PREFIXES).branches == (
         Branch(4.0, Weighted(prefix, 0.5)),
         Branch(-3.0, None),
     )

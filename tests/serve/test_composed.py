@@ -12,7 +12,7 @@ import foreword
 from foreword.description import Piece
 from foreword.prefix import Prefix
 from foreword.serve import create_app
-from foreword.serve.composed import MOST, Compositions
+from foreword.serve.composed import KEPT, Compositions
 from foreword.serve.residency import Residency
 from foreword.store import PrefixStore
 from tests.serve.behind import Behind
@@ -215,10 +215,10 @@ def test_what_was_made_for_requests_is_kept_while_it_is_used(
     both = prefix("one + two", "concat")
     assert prefix("one + two", "concat") is both
     for _ in range(2):
-        for start in range(MOST):
+        for start in range(KEPT):
             prefix(f"two[{start % 4}:{5 + start % 6}]")
             prefix(f"0.{start + 10}*one + two", "concat")
-    assert len(made._made) == MOST
+    assert len(made._made) == KEPT
     assert prefix("one + two", "concat") is not both
     store.save("two", store.load("one"), overwrite=True)
     try:
@@ -267,7 +267,7 @@ def test_what_is_kept_is_bounded_in_bytes(
 ) -> None:
     made = Compositions(Residency(store))
     both = made.of("one + two", "concat").prefixes[0].prefix
-    monkeypatch.setattr("foreword.serve.composed.MOST_BYTES", 3 * both.nbytes)
+    monkeypatch.setattr("foreword.serve.composed.KEPT_BYTES", 3 * both.nbytes)
     for number in range(10, 20):
         made.of(f"0.{number}*one + two", "concat")
     assert len(made._made) == 3

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from foreword.attention.strength import MOST
+from foreword.attention.strength import MAX_STRENGTHS
 from foreword.errors import MismatchError, RowsError, UnsupportedModel
 from foreword.prefix import SOFTMAX, Prefix, Site, Softmax
 
@@ -212,7 +212,7 @@ def bind(
     """
     if identity is None:
         identity = live_identity() if live else prefix.digest
-    present, strengths = audible(prefix)
+    present, strengths = effective(prefix)
     if present is None:
         return Bound((), None, (0,), identity)
     offset = _offset(prefix)
@@ -257,7 +257,7 @@ def bind_rows(
     if identity is None:
         digests = ",".join("" if p is None else p.digest for p in prefixes)
         identity = hashlib.sha256(digests.encode()).hexdigest()
-    found = [(None, ()) if p is None else audible(p) for p in prefixes]
+    found = [(None, ()) if p is None else effective(p) for p in prefixes]
     present = [one for one, _ in found]
     parts = (Part(softmax, _rows_at(present, sites, softmax)) for softmax in SOFTMAX)
     whole = zip(prefixes, present, strict=True)
@@ -282,7 +282,7 @@ _WHOLE: Columns = (0, 0, 1.0)
 """Of a row that has no strength of its own."""
 
 
-def audible(prefix: Prefix) -> tuple[Prefix | None, tuple[Columns, ...]]:
+def effective(prefix: Prefix) -> tuple[Prefix | None, tuple[Columns, ...]]:
     """A prefix without its pieces of strength 0, if any is left; and the strengths that are not 1.
 
     Raises:
@@ -299,15 +299,16 @@ def audible(prefix: Prefix) -> tuple[Prefix | None, tuple[Columns, ...]]:
         start, end = end, end + piece.length
         if piece.strength != 1.0:
             strengths.append((start, end, piece.strength))
-    if len(strengths) > MOST:
+    if len(strengths) > MAX_STRENGTHS:
         raise UnsupportedModel(
             f"the prefix has {len(strengths)} pieces at strengths other than 0 and 1; attention is "
-            f"computed for at most {MOST}, because each doubles its work. Give more of them strength 1"
+            f"computed for at most {MAX_STRENGTHS}, because each doubles its work. Give more of them "
+            "strength 1"
         )
-    return _heard(prefix), tuple(strengths)
+    return _without_silent(prefix), tuple(strengths)
 
 
-def _heard(prefix: Prefix) -> Prefix | None:
+def _without_silent(prefix: Prefix) -> Prefix | None:
     """A prefix without the virtual tokens of its pieces of strength 0, or None if that is all."""
     pieces = prefix.meta.pieces
     if all(piece.strength for piece in pieces):

@@ -21,7 +21,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-MOST = 4
+MAX_STRENGTHS = 4
 """Strengths that a row may have at most, 0 and 1 aside: each doubles what attention computes."""
 
 Absent = tuple[int, ...]

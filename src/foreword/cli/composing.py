@@ -12,7 +12,7 @@ from foreword.branches import check_finite
 from foreword.cli.console import working
 from foreword.cli.options import BackboneOptions
 from foreword.errors import ServeError
-from foreword.expressions import Mode, looked_up, meant
+from foreword.expressions import Mode, as_expression, looked_up
 from foreword.outline import Outline
 from foreword.store import PrefixStore
 
@@ -47,7 +47,7 @@ def outlines_of(store: PrefixStore, name: str, mode: Mode = "logits") -> list[Ou
         ExpressionError: The expression is wrong.
         NameUnknown: There is no such prefix.
     """
-    expression = meant(name)
+    expression = as_expression(name)
     found = []
     names = (name,) if expression is None else expression.names
     if expression is not None and mode == "logits":
@@ -65,7 +65,7 @@ def refuse_composing(name: str, composing: Composing) -> None:
     Raises:
         ServeError: A strength other than 1, or an expression.
     """
-    if composing.strength != 1 or meant(name) is not None:
+    if composing.strength != 1 or as_expression(name) is not None:
         what = f"--strength {composing.strength:g}" if composing.strength != 1 else f"{name!r}"
         raise ServeError(
             f"{what} is for Foreword's own engine (--engine embedded); vLLM serves prefixes as they are "
@@ -79,7 +79,7 @@ def loaded(
     """What a name or an expression stands for, at its strength, and its backbone."""
     from foreword.compose import compose, mixture_of
 
-    expression = meant(name)
+    expression = as_expression(name)
     first = store.load(name if expression is None else expression.names[0])
     if composing.mode == "cascade" and expression is not None and options.dtype == "auto":
         options = dataclasses.replace(options, dtype="float32")

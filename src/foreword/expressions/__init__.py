@@ -27,7 +27,7 @@ from foreword.expressions.expression import (
     is_expression,
     looked_up,
 )
-from foreword.expressions.parser import meant, parse
+from foreword.expressions.parser import as_expression, parse
 
 __all__ = [
     "MODES",
@@ -37,8 +37,8 @@ __all__ = [
     "Selection",
     "Span",
     "Term",
+    "as_expression",
     "is_expression",
     "looked_up",
-    "meant",
     "parse",
 ]

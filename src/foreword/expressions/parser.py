@@ -74,7 +74,7 @@ def parse(text: str) -> Expression:
     return _Parser(text).parse()
 
 
-def meant(text: str) -> Expression | None:
+def as_expression(text: str) -> Expression | None:
     """The expression that a text is meant as; None for a name, be it a right one or not.
 
     Raises:

@@ -16,16 +16,16 @@ from foreword.engine import Weighted
 from foreword.engine.checks import opened_prefixes
 from foreword.engine.request import branches_for
 from foreword.errors import DataError, ExpressionError, StoreError
-from foreword.expressions import Mode, Operand, meant
+from foreword.expressions import Mode, Operand, as_expression
 from foreword.mixture import is_mixture
 from foreword.prefix import Prefix
 from foreword.serve.failures import Failure, no_model
 from foreword.serve.registry import Registry
 
-MOST = 64
+KEPT = 64
 """Prefixes that were made for requests are kept, the last used ones, so many at most."""
 
-MOST_BYTES = 2**28
+KEPT_BYTES = 2**28
 """And so many bytes of them, unless the last one alone has more."""
 
 
@@ -71,7 +71,7 @@ class Compositions:
             StoreError: A prefix cannot be read.
         """
         try:
-            expression = meant(model)
+            expression = as_expression(model)
         except ExpressionError as error:
             raise Failure(400, f"model: {error}", "model") from error
         if expression is None:
@@ -157,7 +157,7 @@ class Compositions:
         _ = made.digest
         with self._lock:
             self._made[key] = made
-            while len(self._made) > MOST or (len(self._made) > 1 and self._bytes > MOST_BYTES):
+            while len(self._made) > KEPT or (len(self._made) > 1 and self._bytes > KEPT_BYTES):
                 self._made.popitem(last=False)
         return made
 

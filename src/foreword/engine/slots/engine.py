@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from foreword.attention.bound import audible
+from foreword.attention.bound import effective
 from foreword.backbone import Backbone
 from foreword.data.written import Written, written_for
 from foreword.described import Described
@@ -160,7 +160,7 @@ class Engine(OpenEngine):
             if prefix is not None:
                 refuse_head(prefix)
                 self.backbone.check(prefix)
-                _ = audible(prefix.strength(strength_of(one)))
+                _ = effective(prefix.strength(strength_of(one)))
         self._check_place(request, branches)
         check_tokens(request, self.backbone.vocabulary)
 

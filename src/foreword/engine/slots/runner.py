@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from foreword.attention.attachment import Attachment
-from foreword.attention.bound import Bound, Columns, audible, dials
+from foreword.attention.bound import Bound, Columns, dials, effective
 from foreword.attention.frame import Frame
 from foreword.attention.masks import as_additive
 from foreword.attention.segments import Segment
@@ -245,7 +245,7 @@ class Runner:
         """Put a prefix in front of what a slot will hold, at a strength of all of its pieces."""
         if prefix is None:
             return Front()
-        present, strengths = audible(prefix.strength(strength))
+        present, strengths = effective(prefix.strength(strength))
         if present is None:
             return Front()
         if not self.columns_of(prefix):
