@@ -32,12 +32,12 @@ class Share:
     """Some of each step's rows.
 
     Attributes:
-        front: What stands in front of the prefix in training there; None: nothing.
+        behind: What stands between the prefix and the text in training there; None: nothing.
         rows: Rows with ``given`` and ``text``.
         size: How many a step has.
     """
 
-    front: Prefix | None
+    behind: Prefix | None
     rows: Sequence[Row]
     size: int
 
@@ -45,11 +45,11 @@ class Share:
 def touched_up(
     backbone: Backbone, prefix: Prefix, shares: Sequence[Share], steps: int, seed: int
 ) -> Prefix:
-    """A prefix after some more steps, in each of which others are in front of it in some rows.
+    """A prefix after some more steps, in each of which it stands in front of others in some rows.
 
     Args:
         backbone: The backbone.
-        prefix: Where training goes on from. It stands where it stands alone, the others before it.
+        prefix: Where training goes on from. Where others are, it stands as in a cascade before them.
         shares: What each step is made of.
         steps: Steps, with half of the recipe's learning rate, falling to 0.
         seed: Of the order of rows.
@@ -57,9 +57,6 @@ def touched_up(
     torch.manual_seed(seed)
     plain = replace(prefix, start=None)
     trained = parameterise(backbone, plain, replace(RECIPE, length=prefix.length))
-    fronts = [
-        None if one.front is None else backbone.shifted(one.front, -prefix.length) for one in shares
-    ]
     order = [_endless(backbone, one.rows, prefix, seed) for one in shares]
     row_of_B = tuple(itertools.chain(*([at] * one.size for at, one in enumerate(shares))))
     assert backbone.tokenizer is not None
@@ -69,7 +66,7 @@ def touched_up(
     with backbone.attached(None) as attachment:
         for _ in range(steps):
             batch = [next(order[at]) for at in row_of_B]
-            bound = _behind(backbone, trained.materialise(), fronts, row_of_B)
+            bound = _before(backbone, trained.materialise(), shares, row_of_B)
             with attachment.using(bound):
                 scores = score(backbone.model, **collate(batch))
             scores.nll_N.mean().backward()
@@ -84,23 +81,24 @@ def touched_up(
     )
 
 
-def _behind(
-    backbone: Backbone,
-    prefix: Prefix,
-    fronts: Sequence[Prefix | None],
-    row_of_B: tuple[int, ...],
+def _before(
+    backbone: Backbone, prefix: Prefix, shares: Sequence[Share], row_of_B: tuple[int, ...]
 ) -> Bound:
-    """The live prefix for each row, behind what is in front of it there."""
-    every = [prefix if front is None else _joined(front, prefix) for front in fronts]
+    """The live prefix for each row, before what is behind it there."""
+    others = [one.behind for one in shares]
+    every = [
+        prefix if one is None else _joined(backbone.turned(prefix, -one.length), one)
+        for one in others
+    ]
     bound = bind_rows(every, backbone.sites, identity=live_identity())
     return replace(bound, row_of_B=row_of_B)
 
 
-def _joined(front: Prefix, prefix: Prefix) -> Prefix:
-    """Both, the first as it is and the second with its gradients."""
+def _joined(prefix: Prefix, behind: Prefix) -> Prefix:
+    """Both, the first with its gradients and the second as it is."""
     pairs = [
-        zip(of_front, own, strict=True)
-        for of_front, own in ((front.keys, prefix.keys), (front.values, prefix.values))
+        zip(own, of_other, strict=True)
+        for own, of_other in ((prefix.keys, behind.keys), (prefix.values, behind.values))
     ]
     keys, values = (tuple(torch.cat(pair, dim=1) for pair in of) for of in pairs)
     return replace(prefix, keys=keys, values=values)

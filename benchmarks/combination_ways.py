@@ -126,14 +126,14 @@ def at_strengths(of_task: float, of_attribute: float) -> Composed:
 
 
 def touched_up(parts: Parts) -> list[Branch]:
-    """The task's before the attribute's, which was trained on beside the other tasks'."""
-    return [Branch(foreword.cascade(parts.backbone, parts.of_task, parts.touched_up()))]
+    """The attribute's, which was trained on before the other tasks', before the task's."""
+    return [Branch(foreword.cascade(parts.backbone, parts.touched_up(), parts.of_task))]
 
 
 def distracted(parts: Parts) -> list[Branch]:
     """The same with one that saw rows of no task there."""
     made = parts.touched_up(distracted=True)
-    return [Branch(foreword.cascade(parts.backbone, parts.of_task, made))]
+    return [Branch(foreword.cascade(parts.backbone, made, parts.of_task))]
 
 
 def control(parts: Parts) -> list[Branch]:

@@ -161,13 +161,13 @@ class Trained:
     def touched_up(
         self, task: Task, attribute: str, seed: int, *, distracted: bool = False
     ) -> Prefix:
-        """The attribute's after steps behind prefixes of the other tasks, half of the rows alone.
+        """The attribute's after steps before prefixes of the other tasks, half of the rows alone.
 
         Args:
             task: The task that it did not see.
             attribute: The attribute.
             seed: Of the trainings.
-            distracted: Behind the other tasks too its rows are those of no task, so that it learns to be
+            distracted: Before the other tasks too its rows are those of no task, so that it learns to be
                 itself there and not to do them.
         """
         kind = "distracted" if distracted else "touched"
