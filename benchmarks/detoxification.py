@@ -248,7 +248,13 @@ def main() -> None:
         for seed in map(int, arguments.seeds.split(",")):
             rewriting(bench, seed)
             writing(bench, seed)
-    print(table([line for line in results if line["run"].startswith("detox")]))
+    known = [line for line in results if line["run"].startswith("detox")]
+    for lines in (
+        [one for one in known if "chrf" in one],
+        [one for one in known if "chrf" not in one],
+    ):
+        if lines:
+            print(f"\n{table(lines)}")
 
 
 if __name__ == "__main__":
