@@ -292,7 +292,7 @@ def test_inputs_that_wait_hold_their_places(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """All choices, until the time is up; what waited is called off, counted, and frees its place."""
-    app = served_by(behind, engine, store, router, queue=4, seconds=2.0)
+    app = served_by(behind, engine, store, router, queue=4, seconds=5.0)
     with TestClient(app) as client, ThreadPoolExecutor(1) as aside:
         with monkeypatch.context() as patch:
             asked = never(engine, patch)
@@ -315,7 +315,7 @@ def test_routing_takes_of_the_requests_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It had the whole time for itself, and the answer as much again."""
-    seconds, held = 2.0, threading.Event()
+    seconds, held = 4.0, threading.Event()
     with TestClient(served_by(behind, engine, store, router, seconds=seconds)) as client:
         of = engine.features.of
 
