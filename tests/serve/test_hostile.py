@@ -22,6 +22,7 @@ from foreword.serve.completions import Completions
 from foreword.store import PrefixStore
 from tests.attacks import make
 from tests.serve.behind import ECHO, Behind
+from tests.serve.leaving import leave
 
 JSON = {"content-type": "application/json"}
 ASKED = {"model": "one", "prompt": "once", "max_tokens": 4, "temperature": 0}
@@ -300,29 +301,7 @@ def test_a_stream_that_never_begins_gives_its_place_back(
 
     monkeypatch.setattr(Completions, "place", noted)
     content = json.dumps({**ASKED, "stream": True}).encode()
-    messages = [{"type": "http.request", "body": content}]
-
-    async def receive() -> dict[str, Any]:
-        if messages:
-            return messages.pop(0)
-        while not services:
-            await asyncio.sleep(0.01)
-        return {"type": "http.disconnect"}
-
-    async def send(message: Any) -> None:
-        await asyncio.sleep(0.01)
-
-    scope: dict[str, Any] = {
-        "type": "http",
-        "asgi": {"spec_version": "2.3"},
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "http",
-        "path": "/v1/completions",
-        "query_string": b"",
-        "headers": [(b"content-type", b"application/json")],
-    }
-    asyncio.run(app(scope, receive, send))  # type: ignore[arg-type]
+    asyncio.run(leave(app, content, lambda: bool(services), pause=0.01))
     assert [service.open for service in services] == [0]
 
 

@@ -17,6 +17,7 @@ from foreword.serve import ServeOptions, answers, create_app
 from foreword.serve.completions import Asked, Completions
 from foreword.serve.registry import Registry
 from tests.serve.behind import Behind
+from tests.serve.leaving import leave
 
 ASKED: dict[str, Any] = {"model": "one", "prompt": "secret words", "max_tokens": 4, "seed": 1}
 LONG = {**ASKED, "max_tokens": 200, "ignore_eos": True}
@@ -146,33 +147,12 @@ def test_a_client_that_goes_away_leaves_a_line(
 ) -> None:
     """Before the engine is asked, or while it answers."""
     content = json.dumps(LONG).encode()
-    messages = [{"type": "http.request", "body": content}]
     placed: list[Asked] = []
     place = Completions.place
     monkeypatch.setattr(
         Completions, "place", lambda self, asked: placed.append(asked) or place(self, asked)
     )
-
-    async def receive() -> dict[str, Any]:
-        if messages:
-            return messages.pop(0)
-        while not (at_once or placed):
-            await asyncio.sleep(0.001)
-        return {"type": "http.disconnect"}
-
-    async def send(message: Any) -> None:
-        pass
-
-    scope: dict[str, Any] = {
-        "type": "http",
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "http",
-        "path": "/v1/completions",
-        "query_string": b"",
-        "headers": [(b"content-type", b"application/json"), (b"authorization", b"bearer key")],
-    }
-    asyncio.run(app(scope, receive, send))  # type: ignore[arg-type]
+    asyncio.run(leave(app, content, lambda: at_once or bool(placed), key="key"))
     line = the_line(lines)
     assert (line["message"], line["status"], line["ended"]) == ("left", 499, "cancelled")
     assert len(placed) == (0 if at_once else 1)

@@ -22,6 +22,7 @@ from foreword.router import Router
 from foreword.serve import ServeOptions, create_app
 from foreword.store import PrefixStore
 from tests.serve.behind import Behind, smaller_backbone
+from tests.serve.leaving import leave
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 8}
 NUMBERS = [f"{i}{i + 3}{7 * i}" for i in range(12)]
@@ -373,30 +374,9 @@ def test_a_client_that_goes_away_while_its_input_is_routed_leaves_nothing(
     asked = never(engine, monkeypatch)
     app = served_by(behind, engine, store, router, queue=2, seconds=60.0)
     body = {"model": "router", "prompt": ["3", "4"], "stream": stream, **GREEDY}
-    messages = [{"type": "http.request", "body": json.dumps(body).encode()}]
-
-    async def receive() -> dict[str, Any]:
-        if messages:
-            return messages.pop(0)
-        while len(asked) < 2:
-            await asyncio.sleep(0.01)
-        return {"type": "http.disconnect"}
-
-    async def send(_: Any) -> None:
-        pass
-
-    scope: dict[str, Any] = {
-        "type": "http",
-        "asgi": {"spec_version": "2.3"},
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "http",
-        "path": "/v1/completions",
-        "query_string": b"",
-        "headers": [(b"content-type", b"application/json")],
-    }
+    content = json.dumps(body).encode()
     with caplog.at_level("INFO", logger="foreword.serve"):
-        asyncio.run(asyncio.wait_for(app(scope, receive, send), 20))
+        asyncio.run(asyncio.wait_for(leave(app, content, lambda: len(asked) == 2), 20))
     assert [one.cancelled() for one in asked] == [True, True]
     (line,) = (vars(one) for one in caplog.records if "model" in vars(one))
     assert (line["message"], line["status"], line["ended"]) == ("left", 499, "cancelled")
