@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 
 import torch
-from common import Row, read_rows
+from common import Row, kept, read_rows
 
 import foreword
 from foreword.backbone import Backbone
@@ -29,6 +29,8 @@ from foreword.train.objective import score
 LEARNED = 800
 """Rows of one attribute and seed that a prefix may learn from."""
 SEEDS = (0, 1, 2)
+STEPS = 90
+"""Steps of a prefix."""
 HELD = 1000
 """Rows of each attribute that nothing learns from."""
 
@@ -60,8 +62,8 @@ class Domain:
 
     @property
     def settings(self) -> TrainSettings:
-        """The recipe of a prefix: the defaults, in 90 steps."""
-        return TrainSettings(prompt=self.prompt, target=" {text}", length=16, steps=90)
+        """The recipe of a prefix: the defaults, in few steps."""
+        return TrainSettings(prompt=self.prompt, target=" {text}", length=16, steps=STEPS)
 
 
 SENTIMENT = Domain(
@@ -156,14 +158,16 @@ def judge(shared: Path, domain: Domain, encoder: Backbone, folder: Path) -> Judg
 
 def trained_judge(encoder: Backbone, rows: Sequence[Row], place: Path, steps: int = 600) -> Judge:
     """A judge that learned from rows with ``text`` and ``label``, or the file of one."""
-    if not place.is_file():
+
+    def made() -> foreword.Prefix:
         mixed = list(rows)
         random.Random(1).shuffle(mixed)
         settings = TrainSettings(
             prompt="{text}", target="{label}", task="classify", steps=steps, batch_size=32
         )
-        foreword.save_prefix(foreword.train(encoder, mixed, settings).prefix, place)
-    return Judge(encoder, foreword.load_prefix(place))
+        return foreword.train(encoder, mixed, settings).prefix
+
+    return Judge(encoder, kept(place, made))
 
 
 def _sst(shared: Path) -> list[Row]:

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from attributes import SENTIMENT, splits
+from attributes import SENTIMENT, STEPS, splits
 from beside import Share, touched_up
-from common import Row
+from common import Row, kept
 
 import foreword
 from foreword.backbone import Backbone
@@ -24,7 +24,6 @@ from foreword.prefix import Prefix
 from foreword.train import TrainSettings
 from foreword.train.begun import with_start
 
-STEPS = 90
 NOUNS = "business chicken customer drinks experience location lunch people place quality restaurant"
 KEYWORDS = frozenset([*NOUNS.split(), "rooms", "steak", "store", "time", "visit", "wait", "work"])
 """Nouns that sentences of both attributes have about as often: either has 35% of them at least."""
@@ -171,8 +170,8 @@ class Trained:
                 itself there and not to do them.
         """
         kind = "distracted" if distracted else "touched"
-        place = self.folder / f"{kind}-{task.name}-{attribute}-{seed}.safetensors"
-        if not place.is_file():
+
+        def made() -> Prefix:
             texts = self.texts(attribute, seed)
             alone = [{"text": text, "given": SENTIMENT.prompt} for text in texts]
             others = [one for one in TASKS if one is not task]
@@ -183,12 +182,10 @@ class Trained:
                     for one in others
                 ),
             ]
-            made = touched_up(
-                self.backbone, self.of_attribute(attribute, seed), shares, self.steps // 2, seed
-            )
-            foreword.save_prefix(made, place)
-            print(f"trained {place.name}", flush=True)
-        return foreword.load_prefix(place)
+            alone_so_far = self.of_attribute(attribute, seed)
+            return touched_up(self.backbone, alone_so_far, shares, self.steps // 2, seed)
+
+        return kept(self.folder / f"{kind}-{task.name}-{attribute}-{seed}.safetensors", made)
 
     def texts(self, attribute: str, seed: int) -> list[str]:
         """What prefixes of a seed learn of an attribute."""
@@ -207,12 +204,10 @@ class Trained:
 
     def _kept(self, name: str, rows: Sequence[Row], settings: TrainSettings) -> Prefix:
         """The prefix of a name, with the start that sums need, unless it has pieces."""
-        place = self.folder / f"{name}.safetensors"
-        if not place.is_file():
-            result = foreword.train(self.backbone, rows, settings)
-            foreword.save_prefix(result.prefix, place)
-            print(f"trained {name} in {result.seconds:.0f} s", flush=True)
-        prefix = foreword.load_prefix(place)
+        prefix = kept(
+            self.folder / f"{name}.safetensors",
+            lambda: foreword.train(self.backbone, rows, settings).prefix,
+        )
         return prefix if settings.attributes else with_start(self.backbone, prefix)
 
 

@@ -7,12 +7,15 @@ import json
 import os
 import platform
 import random
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+
+import foreword
 
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -64,6 +67,15 @@ def shuffled(rows: Sequence[T]) -> list[T]:
     mixed = list(rows)
     random.Random(0).shuffle(mixed)
     return mixed
+
+
+def kept(place: Path, make: Callable[[], foreword.Prefix]) -> foreword.Prefix:
+    """The prefix of a file, which is made and saved there where it is not yet."""
+    if not place.is_file():
+        start = time.perf_counter()
+        foreword.save_prefix(make(), place)
+        print(f"made {place.name} in {time.perf_counter() - start:.0f} s", flush=True)
+    return foreword.load_prefix(place)
 
 
 def reset_peak() -> None:

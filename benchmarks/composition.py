@@ -21,9 +21,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from attributes import SEEDS, SENTIMENT, Judge, distinct, judge, perplexity, splits
+from attributes import SEEDS, SENTIMENT, STEPS, Judge, distinct, judge, perplexity, splits
 from combination_ways import ASKED, WAYS, Composed, Parts
-from combinations import STEPS, TASKS, Task, Trained, as_in_rows, inputs
+from combinations import TASKS, Task, Trained, as_in_rows, inputs
 from common import SHARED, Results, Row, table
 from composition_figures import REAL, picture, ratios_of, tuned_rows, ways_rows
 from composition_inside import inside, inside_rows, size_rows

@@ -24,6 +24,7 @@ import torch
 from attributes import (
     DOMAINS,
     SEEDS,
+    STEPS,
     Domain,
     Judge,
     distinct,
@@ -32,7 +33,7 @@ from attributes import (
     perplexity,
     splits,
 )
-from common import SHARED, Results, Row, table
+from common import SHARED, Results, Row, kept, table
 from control_figures import Point, beside, curve, picture, real_rows, rows_of
 from sampling import Branch, drawn, drawn_each
 from transformers.utils import logging
@@ -52,6 +53,9 @@ MOST = 24
 """Most tokens of a text."""
 UNASKED, ALONE = "unasked", "alone"
 """Names of the points of the frozen model and of the prefix, which dials share."""
+LONGER_STEPS = 270
+LONGER = f"alone, {LONGER_STEPS} steps"
+"""A longer training, and the name of its point."""
 TEMPERATURE = 0.7
 COOLER = f"alone, temperature {TEMPERATURE}"
 """A temperature at which people draw, and the name of its point."""
@@ -215,16 +219,17 @@ class Bench:
     folder: Path
     results: Results
 
-    def prefix(self, attribute: str, seed: int) -> Prefix:
+    def prefix(self, attribute: str, seed: int, steps: int = STEPS) -> Prefix:
         """The attribute's prefix, trained once."""
-        place = self.folder / f"{attribute}-{seed}.safetensors"
-        if not place.is_file():
+
+        def made() -> Prefix:
             texts = splits(self.shared, self.domain)[attribute].learned[seed]
-            settings = replace(self.domain.settings, seed=seed)
-            result = foreword.train(self.backbone, [{"text": text} for text in texts], settings)
-            foreword.save_prefix(result.prefix, place)
-            print(f"trained {place.name} in {result.seconds:.0f} s", flush=True)
-        return foreword.load_prefix(place)
+            settings = replace(self.domain.settings, seed=seed, steps=steps)
+            rows = [{"text": text} for text in texts]
+            return foreword.train(self.backbone, rows, settings).prefix
+
+        name = f"{attribute}-{seed}" if steps == STEPS else f"{attribute}-{steps}-steps-{seed}"
+        return kept(self.folder / f"{name}.safetensors", made)
 
     def learned(self, attribute: str, seed: int, *, attention: bool) -> Learned:
         """What the dials of an attribute and seed have to do with, its share of attention if wanted."""
@@ -367,6 +372,16 @@ def cooler(bench: Bench, seed: int) -> None:
         bench.point(run, attribute, seed, branches, bench.backbone.tokens(bench.domain.prompt))
 
 
+def longer(bench: Bench, seed: int) -> None:
+    """What prefixes write that were trained for longer."""
+    for attribute in bench.domain.attributes:
+        run = f"{bench.domain.name} {attribute} {LONGER} seed {seed}"
+        if run not in bench.results:
+            bench.points(
+                {run: Branch(bench.prefix(attribute, seed, LONGER_STEPS))}, attribute, seed
+            )
+
+
 def prompts_of(bench: Bench, attribute: str, seed: int) -> dict[str, list[int]]:
     """Prompts of the frozen model: none, a question in its chat's form, examples."""
     tokenizer, domain = bench.backbone.tokenizer, bench.domain
@@ -406,7 +421,7 @@ def report(results: Results, domains: Sequence[Domain], path: Path | None) -> No
         for shown in ("share", "perplexity", "distinct-2", "loops") if found else ():
             print(f"\n{domain.name}: {shown}\n\n{table(rows_of(found, shown))}")
             curves[domain.name] = found
-        if lines := beside(results, domain, (UNASKED, "asked", "shown", ALONE, COOLER)):
+        if lines := beside(results, domain, (UNASKED, "asked", "shown", ALONE, COOLER, LONGER)):
             print(f"\n{domain.name}: texts beside them\n\n{table(lines)}")
     if curves and path is not None:
         picture(curves, {domain.name: real_rows(results, domain) for domain in domains}, path)
@@ -421,6 +436,7 @@ def main() -> None:
     parser.add_argument("--only", help="sentiment or style")
     parser.add_argument("--dials", default=",".join(DIALS))
     parser.add_argument("--strengths", help="those of the dials that are measured")
+    parser.add_argument("--longer", action="store_true", help=f"train for {LONGER_STEPS} steps too")
     parser.add_argument("--table", action="store_true", help="run nothing")
     parser.add_argument("--picture", type=Path, help="PNG file of the curves")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
@@ -440,6 +456,8 @@ def main() -> None:
             for seed in map(int, arguments.seeds.split(",")):
                 asked(bench, seed)
                 cooler(bench, seed)
+                if arguments.longer:
+                    longer(bench, seed)
                 sweep(bench, seed, arguments.dials.split(","), some)
     report(results, domains, arguments.picture)
 

@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from attributes import SEEDS, Judge, distinct, perplexity, trained_judge
-from common import SHARED, Results, Row, read_rows, table
+from attributes import SEEDS, STEPS, Judge, distinct, perplexity, trained_judge
+from common import SHARED, Results, Row, kept, read_rows, table
 from control import against, between, less
 from sacrebleu.metrics import CHRF
 from sampling import Branch, drawn
@@ -42,7 +42,6 @@ MOST = 32
 WEIGHTS = (0.0, 0.25, 0.5, 1.0)
 """How much of the rude prefix is taken away."""
 SHOTS = 6
-STEPS = 90
 REWRITE = TrainSettings(
     prompt="{toxic}\nThe same, said politely:", target=" {neutral}", steps=STEPS
 )
@@ -100,15 +99,16 @@ class Bench:
 
     def prefix(self, name: str, seed: int) -> Prefix:
         """The prefix that rewrites, or writes toxic or neutral texts; trained once."""
-        place = self.folder / f"detox-{name}-{seed}.safetensors"
-        if not place.is_file():
+
+        def made() -> Prefix:
             rows: list[Row] = [
                 {"toxic": row["toxic"], "neutral": row["neutral"][0]}
                 for row in self.rows.learned[seed]
             ]
             settings = replace(self.settings(name), seed=seed)
-            foreword.save_prefix(foreword.train(self.backbone, rows, settings).prefix, place)
-        return foreword.load_prefix(place)
+            return foreword.train(self.backbone, rows, settings).prefix
+
+        return kept(self.folder / f"detox-{name}-{seed}.safetensors", made)
 
     def settings(self, name: str) -> TrainSettings:
         """The recipe of a prefix."""
@@ -122,9 +122,9 @@ class Bench:
         """Figures of the held-out rude texts, rewritten greedily."""
         if run not in self.results:
             texts = self._written(seed, branches, prompts, greedy=True)
-            self._add(run, texts, **self.kept(texts))
+            self._add(run, texts, **self.content(texts))
 
-    def kept(self, texts: Sequence[str]) -> Row:
+    def content(self, texts: Sequence[str]) -> Row:
         """What rewritten texts keep of their content."""
         held = self.rows.held
         most = max(len(row["neutral"]) for row in held)
