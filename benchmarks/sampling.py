@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from foreword.attention.bound import Bound, Dial, SiteTensors, bound_to
 from foreword.backbone import Backbone
+from foreword.backbone.output_layer import head_sees_last
 from foreword.data import left_padded
 from foreword.data.collate import padding_of
 from foreword.data.written import Written
@@ -20,9 +22,6 @@ from foreword.prefix import Prefix
 
 BATCH = 288
 """Texts that are written at once, in every branch."""
-LAST = torch.tensor([-1])
-"""Place whose logits are wanted. A number would slice the hidden states, and torch multiplies a slice
-by a copy of the frozen output layer for each row."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +74,36 @@ def drawn(
     return texts
 
 
+class _Rows:
+    """Rows of tokens that a backbone reads, each going on until it is left out."""
+
+    def __init__(self, backbone: Backbone, read: Sequence[Sequence[int]]) -> None:
+        assert backbone.tokenizer is not None
+        given = left_padded(read, padding_of(backbone.tokenizer, backbone.vocabulary))
+        self.model = backbone.model
+        self.ids_BT, self.mask_BT = given["input_ids"], given["attention_mask"]
+        self.cache: Any = None
+
+    def logits(self) -> Tensor:
+        """Of the next token of each row, (B, V); the backbone reads what it has not read yet."""
+        with head_sees_last(self.model):
+            out = self.model(
+                input_ids=self.ids_BT,
+                attention_mask=self.mask_BT,
+                past_key_values=self.cache,
+                use_cache=True,
+            )
+        self.cache = out.past_key_values
+        logits_BV: Tensor = out.logits[:, -1].float()
+        return logits_BV
+
+    def go_on(self, rows_B: Tensor, token_B: Tensor) -> None:
+        """Only these rows go on, each with its next token."""
+        self.cache.batch_select_indices(rows_B)
+        self.ids_BT, mask_BT = token_B[:, None], self.mask_BT[rows_B]
+        self.mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(mask_BT), 1)], dim=1)
+
+
 def _part(branch: Branch, part: slice) -> Branch:
     """The branch of some of the texts."""
     own = branch.prefix
@@ -112,28 +141,17 @@ def drawn_each(
     most: int,
 ) -> list[list[str]]:
     """As `drawn`, of each branch alone, whatever its weight: so many texts of each, all in one batch."""
-    assert backbone.tokenizer is not None
     read = [list(branch.prompt or prompt) for branch in branches for _ in range(count)]
-    given = left_padded(read, padding_of(backbone.tokenizer, backbone.vocabulary))
-    ids, mask = given["input_ids"], given["attention_mask"]
+    rows = _Rows(backbone, read)
     draws = [torch.Generator().manual_seed(seed) for _ in branches]
     bound, ending = _bound(backbone, branches), torch.tensor(sorted(written.ends))
     made: list[list[int]] = [[] for _ in read]
     place_N = torch.arange(len(read))  # of the texts that go on
-    cache = None
     with backbone.inferring(None) as attachment:
         for _ in range(most):
             of_N = place_N // count
             with attachment.using(_of_rows(bound, of_N.tolist(), len(branches))):
-                out = backbone.model(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    past_key_values=cache,
-                    use_cache=True,
-                    logits_to_keep=LAST,
-                )
-            cache = out.past_key_values
-            logits_NV = out.logits[:, -1].float()
+                logits_NV = rows.logits()
             parts = [logits_NV[of_N == which] for which in range(len(branches))]
             chosen = [_chosen(part, draw) for part, draw in zip(parts, draws, strict=True)]
             token_N = torch.cat(chosen)  # rows stand in the order of their branches
@@ -142,9 +160,8 @@ def drawn_each(
             going = (~torch.isin(token_N, ending)).nonzero()[:, 0]
             if not len(going):
                 break
-            cache.batch_select_indices(going)
-            place_N, ids, mask = place_N[going], token_N[going][:, None], mask[going]
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            rows.go_on(going, token_N[going])
+            place_N = place_N[going]
     texts = [written.text(row) for row in made]
     return [texts[first : first + count] for first in range(0, len(texts), count)]
 
@@ -174,42 +191,26 @@ def _batch(
     generator: torch.Generator | None,
 ) -> list[list[int]]:
     """Token ids of a text for each of N prompts; without a generator the likeliest."""
-    assert backbone.tokenizer is not None
-    pad = padding_of(backbone.tokenizer, backbone.vocabulary)
-    read = [branch.prompt or prompt for branch in branches for prompt in prompts]
-    given = left_padded(read, pad)
-    ids, mask = given["input_ids"], given["attention_mask"]
+    rows = _Rows(backbone, [one.prompt or prompt for one in branches for prompt in prompts])
     weights = [branch.weight for branch in branches]
     ending = torch.tensor(sorted(ends))
     made: list[list[int]] = [[] for _ in prompts]
     place_N = torch.arange(len(prompts))  # of the texts that go on
-    cache = None
     different, row_of = _different(branches, len(prompts))
     bound = _bound(backbone, different)
     with backbone.inferring(None) as attachment:
         for _ in range(most):
             with attachment.using(_of_rows(bound, row_of, len(different))):
-                out = backbone.model(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    past_key_values=cache,
-                    use_cache=True,
-                    logits_to_keep=LAST,
-                )
-            cache = out.past_key_values
-            token_N = _chosen(_mixed(out.logits[:, -1], weights), generator)
+                token_N = _chosen(_mixed(rows.logits(), weights), generator)
             for place, token in zip(place_N.tolist(), token_N.tolist(), strict=True):
                 made[place].append(token)
             going_N = ~torch.isin(token_N, ending)
             if not bool(going_N.any()):
                 break
             going = going_N.repeat(len(branches)).nonzero()[:, 0]
-            cache.batch_select_indices(going)
+            rows.go_on(going, token_N[going_N].repeat(len(branches)))
             place_N = place_N[going_N]
             row_of = [row_of[row] for row in going.tolist()]
-            ids = token_N[going_N].repeat(len(branches))[:, None]
-            mask = mask[going]
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
     return made
 
 
@@ -240,7 +241,7 @@ def _biased(bound: Bound, bias: float) -> Bound:
 
 def _mixed(logits: Tensor, weights: Sequence[float]) -> Tensor:
     """The weighted sum (N, V) of the log-probabilities of logits (K * N, V)."""
-    log_p_KNV = logits.float().log_softmax(-1).unflatten(0, (len(weights), -1))
+    log_p_KNV = logits.log_softmax(-1).unflatten(0, (len(weights), -1))
     mixed_NV = weights[0] * log_p_KNV[0]
     for weight, log_p_NV in zip(weights[1:], log_p_KNV[1:], strict=True):
         mixed_NV += weight * log_p_NV

@@ -32,7 +32,7 @@ def needs_backbone(expression: Expression, mode: Mode) -> bool:
     A file does not hold where training started, which weights of a sum are about; and positions are
     moved by the rotation that is measured on the backbone.
     """
-    return mode in ("sum", "cascade") and not _is_operand(expression)
+    return mode in ("sum", "cascade") and expression.operand is None
 
 
 def compose(
@@ -87,7 +87,7 @@ def compose(
     if backbone is not None and mode == "sum" and needs_backbone(expression, mode):
         stored = {name: _started(name, one, backbone, rows, store) for name, one in stored.items()}
     parts = [(term, _part(stored[term.operand.name], term.operand)) for term in expression.terms]
-    if _is_operand(expression):
+    if expression.operand is not None:
         made, record = parts[0][1], {}
         if made is stored[expression.names[0]]:
             return made
@@ -155,10 +155,6 @@ def operands(expression: str | Expression, load: Callable[[str], Prefix]) -> dic
 def _unless_plain(pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
     """The pieces; none if all are at full strength, as a plain prefix is."""
     return () if all(piece.strength == 1 for piece in pieces) else pieces
-
-
-def _is_operand(expression: Expression) -> bool:
-    return len(expression.terms) == 1 and expression.terms[0].weight == 1
 
 
 @contextmanager

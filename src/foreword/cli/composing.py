@@ -87,8 +87,7 @@ def loaded(
         backbone = options.load(first)
     if expression is None:
         return first.strength(composing.strength), backbone
-    terms = expression.terms
-    if composing.mode == "logits" and (terms[1:] or terms[0].weight != 1):
+    if composing.mode == "logits" and expression.operand is None:
         return mixture_of(expression, store.load, strength=composing.strength), backbone
     made = compose(expression, store.load, mode=composing.mode, backbone=backbone, store=store)
     return made.strength(composing.strength), backbone

@@ -107,10 +107,19 @@ class Expression:
         return tuple(dict.fromkeys(term.operand.name for term in self.terms))
 
     @property
+    def operand(self) -> Operand | None:
+        """The operand, if the expression is nothing but one of weight 1; else None.
+
+        Such an expression means the same in every mode.
+        """
+        first, *others = self.terms
+        return first.operand if first.weight == 1 and not others else None
+
+    @property
     def name(self) -> str | None:
         """The name, if the expression is nothing but one; else None."""
-        whole = Expression((Term(1.0, Operand(self.terms[0].operand.name)),))
-        return self.names[0] if self == whole else None
+        only = self.operand
+        return only.name if only is not None and only == Operand(only.name) else None
 
 
 def is_expression(text: str) -> bool:

@@ -76,8 +76,8 @@ class Compositions:
             raise Failure(400, f"model: {error}", "model") from error
         if expression is None:
             return self._one(Operand(model), strength, model)
-        if len(expression.terms) == 1 and expression.terms[0].weight == 1:
-            return self._one(expression.terms[0].operand, strength, model)
+        if expression.operand is not None:
+            return self._one(expression.operand, strength, model)
         if mode in ("sum", "cascade"):
             raise Failure(
                 400,
