@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -68,12 +68,17 @@ def engine(behind: Behind) -> Engine:
     return engine
 
 
-def served_by(
-    behind: Behind, engine: Engine, store: PrefixStore, router: Router, **options: Any
-) -> FastAPI:
-    """An application over that engine."""
-    given = ServeOptions(router=("router", router), **options)
-    return create_app(engine.backbone, engine, behind.registry(store), given)
+@pytest.fixture
+def served(
+    behind: Behind, engine: Engine, store: PrefixStore, router: Router
+) -> Callable[..., FastAPI]:
+    """Makes an application over that engine, of a server's options."""
+
+    def made(**options: Any) -> FastAPI:
+        given = ServeOptions(router=("router", router), **options)
+        return create_app(engine.backbone, engine, behind.registry(store), given)
+
+    return made
 
 
 def never(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[Future[torch.Tensor]]:
@@ -176,9 +181,8 @@ def test_a_stream_is_routed_and_says_so(client: TestClient) -> None:
 @OURS
 def test_features_are_of_what_a_router_is_fitted_on_and_no_more_than_a_step_takes(
     behind: Behind,
+    served: Callable[..., FastAPI],
     engine: Engine,
-    store: PrefixStore,
-    router: Router,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of a JSON object the values; what is written is under the prefix as under its name."""
@@ -188,7 +192,7 @@ def test_features_are_of_what_a_router_is_fitted_on_and_no_more_than_a_step_take
     row = json.dumps({"input": ASKED["words"], "more": 3})
     long = " ".join(WORDS)
     tokens = behind.backbone.tokens
-    with TestClient(served_by(behind, engine, store, router)) as client:
+    with TestClient(served()) as client:
         found = chat(client, "router", ("user", row))
         assert told(found) == told(chat(client, "words", ("user", row)))
         assert complete(client, "router", row).status_code == 200
@@ -286,14 +290,12 @@ def test_no_prefix_takes_the_routers_name(client: TestClient, store: PrefixStore
 
 @OURS
 def test_inputs_that_wait_hold_their_places(
-    behind: Behind,
+    served: Callable[..., FastAPI],
     engine: Engine,
-    store: PrefixStore,
-    router: Router,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """All choices, until the time is up; what waited is called off, counted, and frees its place."""
-    app = served_by(behind, engine, store, router, queue=4, seconds=5.0)
+    app = served(queue=4, seconds=5.0)
     with TestClient(app) as client, ThreadPoolExecutor(1) as aside:
         with monkeypatch.context() as patch:
             asked = never(engine, patch)
@@ -309,15 +311,13 @@ def test_inputs_that_wait_hold_their_places(
 
 @OURS
 def test_routing_takes_of_the_requests_time(
-    behind: Behind,
+    served: Callable[..., FastAPI],
     engine: Engine,
-    store: PrefixStore,
-    router: Router,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It had the whole time for itself, and the answer as much again."""
     seconds, held = 4.0, threading.Event()
-    with TestClient(served_by(behind, engine, store, router, seconds=seconds)) as client:
+    with TestClient(served(seconds=seconds)) as client:
         of = engine.features.of
 
         def late(ids: list[int]) -> Future[torch.Tensor]:
@@ -343,12 +343,11 @@ def test_routing_takes_of_the_requests_time(
 @OURS
 def test_the_first_token_is_counted_from_before_routing(
     behind: Behind,
+    served: Callable[..., FastAPI],
     engine: Engine,
-    store: PrefixStore,
-    router: Router,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with TestClient(served_by(behind, engine, store, router)) as client:
+    with TestClient(served()) as client:
         found = engine.features.of(behind.backbone.tokens(ASKED["numbers"])).result(60)
         slow: Future[torch.Tensor] = Future()
         monkeypatch.setattr(engine.features, "of", lambda _: slow)
@@ -362,17 +361,15 @@ def test_the_first_token_is_counted_from_before_routing(
 @OURS
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_goes_away_while_its_input_is_routed_leaves_nothing(
-    behind: Behind,
+    served: Callable[..., FastAPI],
     engine: Engine,
-    store: PrefixStore,
-    router: Router,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     stream: bool,
 ) -> None:
     """Its place was held, and its inputs kept their turns, until the time was over."""
     asked = never(engine, monkeypatch)
-    app = served_by(behind, engine, store, router, queue=2, seconds=60.0)
+    app = served(queue=2, seconds=60.0)
     body = {"model": "router", "prompt": ["3", "4"], "stream": stream, **GREEDY}
     content = json.dumps(body).encode()
     with caplog.at_level("INFO", logger="foreword.serve"):
@@ -386,13 +383,11 @@ def test_a_client_that_goes_away_while_its_input_is_routed_leaves_nothing(
 
 @OURS
 def test_what_cannot_be_computed_is_told(
-    behind: Behind,
+    served: Callable[..., FastAPI],
     engine: Engine,
-    store: PrefixStore,
-    router: Router,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with TestClient(served_by(behind, engine, store, router)) as client:
+    with TestClient(served()) as client:
         with monkeypatch.context() as patch:
             patch.setattr(engine.features, "_computed", lambda _: 1 / 0)
             answer = complete(client, "router", "3")
