@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 
 from attributes import SENTIMENT
 from combinations import TASKS, Task, Trained
@@ -115,14 +116,25 @@ def cascade_behind(parts: Parts) -> list[Branch]:
     return [Branch(foreword.cascade(parts.backbone, parts.of_task, parts.of_attribute))]
 
 
-def at_strengths(of_task: float, of_attribute: float) -> Composed:
-    """The attribute's before the task's, each at a strength."""
+def _parts_at(parts: Parts, of_task: float, of_attribute: float) -> tuple[Prefix, Prefix]:
+    """The attribute's and the task's, each at a strength."""
+    return parts.of_attribute.strength(of_attribute), parts.of_task.strength(of_task)
 
-    def composed(parts: Parts) -> list[Branch]:
-        pair = parts.of_attribute.strength(of_attribute), parts.of_task.strength(of_task)
-        return [Branch(foreword.cascade(parts.backbone, *pair))]
 
-    return composed
+def cascade_at(*strengths: float) -> Composed:
+    """The attribute's before the task's, each at a strength: the task's, then the attribute's."""
+    return lambda parts: [Branch(foreword.cascade(parts.backbone, *_parts_at(parts, *strengths)))]
+
+
+def concat_at(*strengths: float) -> Composed:
+    """As `cascade_at`, side by side."""
+    return lambda parts: [Branch(foreword.concat(*_parts_at(parts, *strengths)))]
+
+
+def _at_strengths(made: Callable[..., Composed]) -> dict[str, Composed]:
+    """By what they are called, every pair of strengths that is tried."""
+    pairs = product(TASK_STRENGTHS, ATTRIBUTE_STRENGTHS)
+    return {f"task {t:g}, attribute {a:g}": made(t, a) for t, a in pairs}
 
 
 def touched_up(parts: Parts) -> list[Branch]:
@@ -223,13 +235,8 @@ WAYS: dict[str, Way] = {
     "concat": Way(concat),
     "cascade": Way(cascade),
     "cascade, attribute behind": Way(cascade_behind),
-    "cascade, strengths chosen": Way(
-        tuned={
-            f"task {t:g}, attribute {a:g}": at_strengths(t, a)
-            for t in TASK_STRENGTHS
-            for a in ATTRIBUTE_STRENGTHS
-        }
-    ),
+    "concat, strengths chosen": Way(tuned=_at_strengths(concat_at)),
+    "cascade, strengths chosen": Way(tuned=_at_strengths(cascade_at)),
     "sum": Way(whole_sum),
     "sum of halves": Way(halves),
     "task + 0.5 (attribute - opposite)": Way(difference(0.5)),

@@ -5,8 +5,8 @@
 Three tasks on Yelp's sentences (see `combinations.py`) and two attributes. Prefixes of 16 by the default
 recipe in 90 steps. No way but joint training sees rows of a combination that it is measured on. Texts
 are drawn at temperature 1. Figures: share of texts that do the task, that have the attribute by a
-judge, and both. Strengths and weights that a way chooses are chosen with the first seed's prefixes, on
-other inputs, one for all combinations.
+judge, and both. Strengths and weights that a way chooses are chosen with one seed's prefixes, on other
+inputs, one for all combinations.
 
 Then what happens inside (`composition_inside.py`), and arithmetic (`prefix_arithmetic.py`).
 
@@ -67,12 +67,14 @@ class Bench:
         judge: What tells the attributes apart.
         results: Figures of finished points.
         samples: Inputs of a combination.
+        tuned_with: The seed of the prefixes that strengths and weights are chosen with.
     """
 
     trained: Trained
     judge: Judge
     results: Results
     samples: int
+    tuned_with: int = SEEDS[0]
 
     def measure(self, way: str, seed: int) -> None:
         """Figures of every combination in one way, unless they are known."""
@@ -89,7 +91,7 @@ class Bench:
         for name, composed in tuned.items():
             named = {one: f"tuning {way}, {name}: {one.name}" for one in COMBINATIONS}
             if any(run not in self.results for run in named.values()):
-                self.points(named, composed, SEEDS[0], TUNING, tuning=True)
+                self.points(named, composed, self.tuned_with, TUNING, tuning=True)
             lines = [self.results[run] for run in named.values()]
             both[name] = sum(line["both"] for line in lines) / len(lines)
         return tuned[max(both, key=lambda name: both[name])]
@@ -228,6 +230,9 @@ def main() -> None:
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--samples", type=int, default=48, help="inputs of a combination, even")
+    parser.add_argument(
+        "--tuned-with", type=int, default=SEEDS[0], help="seed that strengths are chosen with"
+    )
     parser.add_argument("--parts", default="combinations,inside,arithmetic")
     parser.add_argument("--table", action="store_true", help="run nothing")
     parser.add_argument("--picture", type=Path, help="PNG file")
@@ -241,7 +246,7 @@ def main() -> None:
         encoder = foreword.load(str(arguments.models / "minilm-l6-v2"))
         told = judge(arguments.shared, SENTIMENT, encoder, arguments.output)
         trained = Trained(foreword.load(), arguments.shared, arguments.output, arguments.steps)
-        bench = Bench(trained, told, results, arguments.samples)
+        bench = Bench(trained, told, results, arguments.samples, arguments.tuned_with)
     if "combinations" in parts:
         combinations(bench, arguments.ways.split(";"), seeds)
     if "inside" in parts:

@@ -10,7 +10,7 @@ from attributes import SEEDS, SENTIMENT
 from combination_ways import JOINT, WAYS
 from combinations import TASKS
 from common import Results, Row
-from control_figures import interval
+from control_figures import interval, interval_of_ratio
 
 REAL = "real rows"
 """Name of the points of rows that have both, and that nothing learned from."""
@@ -18,15 +18,19 @@ SHOWN = ("task", "attribute", "both")
 COLORS = ("#9db4c8", "#c2a03a", "#1f4e79")
 
 
-def lines_of(results: Results, way: str) -> list[list[Row]]:
-    """The lines of a way, by combination one for each seed; none if a combination has none."""
-    found = [
-        [line for seed in SEEDS if (line := results.get(f"{t.name} {a} {way} seed {seed}"))]
-        for t in TASKS
-        for a in SENTIMENT.attributes
-    ]
-    seeds = min(map(len, found))
-    return [lines[:seeds] for lines in found] if seeds else []
+COMBINED = [f"{task.name} {one}" for task in TASKS for one in SENTIMENT.attributes]
+"""What the combinations are called."""
+
+
+def seeds_of(results: Results, way: str) -> list[int]:
+    """The seeds that every combination was measured with."""
+    return [s for s in SEEDS if all(f"{one} {way} seed {s}" in results for one in COMBINED)]
+
+
+def lines_of(results: Results, way: str, seeds: Sequence[int] | None = None) -> list[list[Row]]:
+    """The lines of a way, by combination one for each of some seeds, by default of all; or none."""
+    wanted = seeds_of(results, way) if seeds is None else seeds
+    return [[results[f"{one} {way} seed {s}"] for s in wanted] for one in COMBINED if wanted]
 
 
 def mean(lines: Sequence[Sequence[Row]], name: str) -> float:
@@ -41,10 +45,11 @@ def bounds(lines: Sequence[Sequence[Row]], name: str) -> tuple[float, float]:
 
 def ways_rows(results: Results) -> list[Row]:
     """A row for each way that every combination was measured in."""
-    return [_way_row(way, lines) for way in (*WAYS, REAL) if (lines := lines_of(results, way))]
+    found = ((way, seeds_of(results, way)) for way in (*WAYS, REAL))
+    return [_way_row(way, lines_of(results, way), seeds) for way, seeds in found if seeds]
 
 
-def _way_row(way: str, lines: Sequence[Sequence[Row]]) -> Row:
+def _way_row(way: str, lines: Sequence[Sequence[Row]], seeds: Sequence[int]) -> Row:
     low, high = bounds(lines, "both")
     every = [line for of_one in lines for line in of_one]
     by_task = {
@@ -59,7 +64,7 @@ def _way_row(way: str, lines: Sequence[Sequence[Row]]) -> Row:
         **by_task,
         "perplexity": f"{statistics.median(line['perplexity'] for line in every):.0f}",
         "distinct-2": f"{mean(lines, 'distinct_2'):.2f}",
-        "seeds": len(lines[0]),
+        "seeds": ", ".join(map(str, seeds)),
     }
 
 
@@ -74,17 +79,29 @@ def _mean_of(values: Iterable[float]) -> float:
 
 def ratios_of(results: Results) -> list[Row]:
     """What each way keeps of the upper bound, over the seeds that both were measured with."""
-    best = lines_of(results, JOINT)
     rows = []
     for way in WAYS:
-        lines = lines_of(results, way)
-        if not best or not lines or way == JOINT:
+        seeds = [s for s in seeds_of(results, way) if s in seeds_of(results, JOINT)]
+        if not seeds or way == JOINT:
             continue
-        seeds = min(len(best[0]), len(lines[0]))
-        own, bound = ([of_one[:seeds] for of_one in found] for found in (lines, best))
-        kept = mean(own, "both") / mean(bound, "both")
-        rows.append({"way": way, "passes": WAYS[way].passes, "kept": f"{kept:.0%}", "seeds": seeds})
+        own, bound = (_both(lines_of(results, one, seeds)) for one in (way, JOINT))
+        kept = mean(own, "share") / mean(bound, "share")
+        low, high = interval_of_ratio(own, bound)
+        rows.append(
+            {
+                "way": way,
+                "passes": WAYS[way].passes,
+                "kept": f"{kept:.0%}",
+                "interval": f"{low:.0%}-{high:.0%}",
+                "seeds": ", ".join(map(str, seeds)),
+            }
+        )
     return rows
+
+
+def _both(lines: Sequence[Sequence[Row]]) -> list[list[Row]]:
+    """Lines whose share is that of texts that are both."""
+    return [[{**line, "share": line["both"]} for line in of_one] for of_one in lines]
 
 
 def tuned_rows(results: Results) -> list[Row]:
@@ -92,12 +109,8 @@ def tuned_rows(results: Results) -> list[Row]:
     rows = []
     for way, found in WAYS.items():
         for name in found.tuned or {}:
-            lines = [
-                line
-                for t in TASKS
-                for a in SENTIMENT.attributes
-                if (line := results.get(f"tuning {way}, {name}: {t.name} {a}"))
-            ]
+            runs = (results.get(f"tuning {way}, {name}: {one}") for one in COMBINED)
+            lines = [line for line in runs if line is not None]
             if lines:
                 figures = {at: f"{_mean_of(line[at] for line in lines):.2f}" for at in SHOWN}
                 rows.append({"way": way, "at": name, **figures})
@@ -126,7 +139,9 @@ def picture(results: Results, path: Path) -> None:
             label = name if place == 0 else None
             axes.barh(at, mean(found[way], name), 0.24, color=color, label=label)
             axes.plot([low, high], [at, at], color="#333333", lw=1)
-    axes.set_yticks(range(len(order)), order, fontsize=8)
+    most = max(len(lines[0]) for lines in found.values())
+    names = [way if len(found[way][0]) == most else f"{way} (one seed)" for way in order]
+    axes.set_yticks(range(len(order)), names, fontsize=8)
     axes.set_xlim(0, 1)
     axes.set_xlabel("share of texts; three tasks, two attributes, no combination seen in training")
     axes.grid(axis="x", alpha=0.3)

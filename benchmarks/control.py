@@ -415,16 +415,25 @@ def real(bench: Bench) -> None:
 def report(results: Results, domains: Sequence[Domain], path: Path | None) -> None:
     """Print the tables of what is measured, and draw its curves."""
     curves: dict[str, dict[str, list[Point]]] = {}
+    each: dict[str, dict[str, list[Point]]] = {}
     for domain in domains:
         every = {dial: curve(results, domain, dial, name_at, at) for dial, at in STRENGTHS.items()}
         found = {dial: points for dial, points in every.items() if len(points) > 2}
         for shown in ("share", "perplexity", "distinct-2", "loops") if found else ():
             print(f"\n{domain.name}: {shown}\n\n{table(rows_of(found, shown))}")
             curves[domain.name] = found
+        first, at = next(iter(STRENGTHS.items()))
+        alone = {
+            one: curve(results, domain, first, name_at, at, [one]) for one in domain.attributes
+        }
+        if all(alone.values()):
+            each[domain.name] = alone
+            print(f"\n{domain.name}: share by {first}, each attribute\n")
+            print(table(rows_of(alone, "share")))
         if lines := beside(results, domain, (UNASKED, "asked", "shown", ALONE, COOLER, LONGER)):
             print(f"\n{domain.name}: texts beside them\n\n{table(lines)}")
     if curves and path is not None:
-        picture(curves, {domain.name: real_rows(results, domain) for domain in domains}, path)
+        picture(curves, each, {domain.name: real_rows(results, domain) for domain in domains}, path)
 
 
 def main() -> None:

@@ -64,11 +64,26 @@ def point(strength: float, lines: Sequence[Sequence[Row]]) -> Point:
 def interval(lines: Sequence[Sequence[Row]]) -> tuple[float, float]:
     """95% of what comes out if seeds and, within a seed, texts are drawn again (bootstrap)."""
     draw = numpy.random.default_rng(0)
-    means = sorted(
-        _mean([_mean([_redrawn(of_one, draw) for _ in of_one]) for of_one in lines])
-        for _ in range(RESAMPLES)
-    )
-    return means[round(0.025 * RESAMPLES)], means[round(0.975 * RESAMPLES) - 1]
+    return middle(_mean_redrawn(lines, draw) for _ in range(RESAMPLES))
+
+
+def interval_of_ratio(
+    lines: Sequence[Sequence[Row]], others: Sequence[Sequence[Row]]
+) -> tuple[float, float]:
+    """As `interval`, of the mean of some lines over that of others."""
+    draw = numpy.random.default_rng(0)
+    pairs = ((_mean_redrawn(lines, draw), _mean_redrawn(others, draw)) for _ in range(RESAMPLES))
+    return middle(one / other for one, other in pairs)
+
+
+def middle(values: Iterable[float]) -> tuple[float, float]:
+    """The ends of the 95% in the middle."""
+    ordered = sorted(values)
+    return ordered[round(0.025 * len(ordered))], ordered[round(0.975 * len(ordered)) - 1]
+
+
+def _mean_redrawn(lines: Sequence[Sequence[Row]], draw: numpy.random.Generator) -> float:
+    return _mean([_mean([_redrawn(of_one, draw) for _ in of_one]) for of_one in lines])
 
 
 def _redrawn(lines: Sequence[Row], draw: numpy.random.Generator) -> float:
@@ -87,29 +102,46 @@ def curve(
     dial: str,
     name_at: Callable[[str, float], str],
     strengths: Sequence[float],
+    attributes: Sequence[str] = (),
 ) -> list[Point]:
-    """The points of a dial; below 0 the opposite's where the dial has two sides."""
+    """The points of a dial; below 0 the opposite's where the dial has two sides.
+
+    Args:
+        results: What is known.
+        domain: The texts.
+        dial: Its name.
+        name_at: The name of its points.
+        strengths: Where it was set.
+        attributes: Those whose mean is taken, by default both; of seeds that all of them have.
+    """
+    own = attributes or domain.attributes
     found = []
     sides = [-one for one in strengths if one > 0] if dial in TWO_SIDED else []
     for strength in sorted({*strengths, *sides}):
         name = name_at(dial, abs(strength) if strength in sides else strength)
-        if strength in sides:
-            attributes = [domain.opposite(one) for one in domain.attributes]
-            lines = [
-                [_turned(line) for line in lines_of(results, domain, one, name)]
-                for one in attributes
-            ]
-        else:
-            lines = [lines_of(results, domain, one, name) for one in domain.attributes]
-        if all(lines):
-            found.append(point(strength, lines))
+        lines = lines_of(
+            results,
+            domain,
+            [domain.opposite(one) if strength in sides else one for one in own],
+            name,
+        )
+        if lines:
+            turned = [[_turned(line) for line in of_one] for of_one in lines]
+            found.append(point(strength, turned if strength in sides else lines))
     return found
 
 
-def lines_of(results: Results, domain: Domain, attribute: str, name: str) -> list[Row]:
-    """The lines of a point's seeds."""
-    named = (results.get(f"{domain.name} {attribute} {name} seed {seed}") for seed in SEEDS)
-    return [line for line in named if line is not None]
+def lines_of(
+    results: Results, domain: Domain, attributes: Sequence[str], name: str
+) -> list[list[Row]]:
+    """By attribute the lines of a point, one for each seed that all have; none without any."""
+    found = [
+        {s: results.get(f"{domain.name} {one} {name} seed {s}") for s in SEEDS}
+        for one in attributes
+    ]
+    seeds = [seed for seed in SEEDS if all(of_one[seed] is not None for of_one in found)]
+    lines = [[line for s in seeds if (line := of_one[s]) is not None] for of_one in found]
+    return lines if seeds else []
 
 
 def _turned(line: Row) -> Row:
@@ -121,11 +153,16 @@ def beside(results: Results, domain: Domain, names: Sequence[str]) -> list[Row]:
     """Figures of points that are on no dial, and of real rows, by attribute."""
     made = []
     for attribute in domain.attributes:
-        known = {name: lines_of(results, domain, attribute, name) for name in names}
+        known = {name: lines_of(results, domain, [attribute], name) for name in names}
         real = results.get(f"{domain.name} {attribute} real")
-        known["real rows"] = [] if real is None else [real]
+        known["real rows"] = [] if real is None else [[real]]
         made += [
-            {"attribute": attribute, "texts": name, **_cells(point(0, [lines]))}
+            {
+                "attribute": attribute,
+                "texts": name,
+                **_cells(point(0, lines)),
+                "seeds": len(lines[0]),
+            }
             for name, lines in known.items()
             if lines
         ]
@@ -176,11 +213,17 @@ def _shown(points: Sequence[Point], strength: float, shown: str) -> str:
     return f"{one.distinct:.2f}" if shown == "distinct-2" else f"{one.loops:.2f}"
 
 
-def picture(curves: dict[str, dict[str, list[Point]]], real: dict[str, Row], path: Path) -> None:
+def picture(
+    curves: dict[str, dict[str, list[Point]]],
+    each: dict[str, dict[str, list[Point]]],
+    real: dict[str, Row],
+    path: Path,
+) -> None:
     """Share, perplexity, distinct-2 and loops over strength, a row of panels for each domain.
 
     Args:
-        curves: By domain and dial.
+        curves: By domain and dial, means over both attributes.
+        each: By domain and attribute, of the first dial.
         real: By domain the figures of real rows.
         path: The PNG file.
     """
@@ -193,8 +236,11 @@ def picture(curves: dict[str, dict[str, list[Point]]], real: dict[str, Row], pat
     for row, (domain, dials) in zip(panels, curves.items(), strict=True):
         for color, (dial, points) in zip(COLORS, dials.items(), strict=False):
             _draw(row, points, color, dial)
+        for style, (attribute, points) in zip((":", "--"), each[domain].items(), strict=True):
+            at, shares = zip(*((point.strength, point.share) for point in points), strict=True)
+            row[0].plot(at, shares, style, color=COLORS[0], lw=1, label=f"{attribute} alone")
         _finish(row, domain, real[domain])
-    panels[0][0].legend(fontsize=8)
+        row[0].legend(fontsize=7)
     figure.savefig(path, dpi=130)
 
 

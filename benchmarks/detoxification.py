@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from pathlib import Path
 from attributes import SEEDS, STEPS, Judge, distinct, perplexity, trained_judge
 from common import SHARED, Results, Row, kept, read_rows, table
 from control import against, between, less
+from control_figures import interval
 from sacrebleu.metrics import CHRF
 from sampling import Branch, drawn
 from transformers.utils import logging
@@ -122,7 +124,7 @@ class Bench:
         """Figures of the held-out rude texts, rewritten greedily."""
         if run not in self.results:
             texts = self._written(seed, branches, prompts, greedy=True)
-            self._add(run, texts, **self.content(texts))
+            self.add(run, texts, **self.content(texts))
 
     def content(self, texts: Sequence[str]) -> Row:
         """What rewritten texts keep of their content."""
@@ -140,7 +142,7 @@ class Bench:
         """Figures of comments that are written freely."""
         if run not in self.results:
             prompts = [self.backbone.tokens(COMMENT)] * HELD
-            self._add(run, self._written(seed, branches, prompts, greedy=False))
+            self.add(run, self._written(seed, branches, prompts, greedy=False))
 
     def _written(
         self, seed: int, branches: Sequence[Branch], prompts: list[list[int]], *, greedy: bool
@@ -150,7 +152,8 @@ class Bench:
         made = drawn(self.backbone, branches, prompts, written, seed=seed, most=MOST, greedy=greedy)
         return [text.strip().partition("\n")[0].strip() for text in made]
 
-    def _add(self, run: str, texts: Sequence[str], **more: float) -> None:
+    def add(self, run: str, texts: Sequence[str], **more: float) -> None:
+        """Keep the figures of texts."""
         with (self.folder / "texts.jsonl").open("a") as file:
             file.write(json.dumps({"run": run, "texts": texts}) + "\n")
         figures = {
@@ -223,7 +226,31 @@ def sources(bench: Bench) -> None:
             texts = [
                 row[column] if column == "toxic" else row[column][0] for row in bench.rows.held
             ]
-            bench._add(run, texts, **bench.kept(texts))
+            bench.add(run, texts, **bench.content(texts))
+
+
+def report(results: Results) -> tuple[list[Row], list[Row]]:
+    """Rows of what was rewritten, and of what was written freely: means over seeds, with intervals."""
+    found: dict[str, list[Row]] = {}
+    for line in results:
+        if line["run"].startswith("detox "):
+            name = line["run"].removeprefix("detox ").rpartition(" seed ")
+            found.setdefault(name[0] or name[2], []).append(line)
+    rows = {name: _row(name, lines) for name, lines in found.items()}
+    rewritten = [row for row in rows.values() if "chrf" in row]
+    return rewritten, [row for row in rows.values() if "chrf" not in row]
+
+
+def _row(name: str, lines: Sequence[Row]) -> Row:
+    low, high = interval([[{**line, "share": line["toxic"]} for line in lines]])
+    shown = [one for one in ("chrf", "copied", "perplexity", "distinct_2") if one in lines[0]]
+    toxic = statistics.mean(line["toxic"] for line in lines)
+    return {
+        "texts": name,
+        "toxic": f"{toxic:.2f} ({low:.2f}-{high:.2f})",
+        **{one: f"{statistics.mean(line[one] for line in lines):.4g}" for one in shown},
+        "seeds": len(lines),
+    }
 
 
 def main() -> None:
@@ -248,13 +275,9 @@ def main() -> None:
         for seed in map(int, arguments.seeds.split(",")):
             rewriting(bench, seed)
             writing(bench, seed)
-    known = [line for line in results if line["run"].startswith("detox")]
-    for lines in (
-        [one for one in known if "chrf" in one],
-        [one for one in known if "chrf" not in one],
-    ):
-        if lines:
-            print(f"\n{table(lines)}")
+    for rows in report(results):
+        if rows:
+            print(f"\n{table(rows)}")
 
 
 if __name__ == "__main__":
