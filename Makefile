@@ -26,7 +26,7 @@ lint: $(READY)   ## ruff: rules and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(READY)  ## mypy, strict
+types: $(READY)  ## mypy, strict, over src and benchmarks
 	$(BIN)/mypy
 
 docs: $(READY)   ## build the documentation; warnings are errors

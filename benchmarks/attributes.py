@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import Row, kept, read_rows
@@ -23,6 +24,7 @@ from foreword.backbone import Backbone
 from foreword.backbone.kinds.base import IGNORED
 from foreword.data import Collator, Encoded
 from foreword.data.collate import padding_of
+from foreword.tasks import Classified, Prediction
 from foreword.train import TrainSettings
 from foreword.train.objective import score
 
@@ -137,11 +139,16 @@ class Judge:
         """Whether it takes each text for the attribute's; an empty one is nobody's."""
         full = [{"text": text} for text in texts if text]
         said = iter(foreword.predict(self.encoder, full, self.prefix) if full else [])
-        return [bool(text) and next(said).label == attribute for text in texts]
+        return [bool(text) and _label(next(said)) == attribute for text in texts]
 
     def share(self, texts: Sequence[str], attribute: str) -> float:
         """Share of the texts that it takes for the attribute's."""
         return sum(self.each(texts, attribute)) / len(texts)
+
+
+def _label(said: Prediction) -> str:
+    assert isinstance(said, Classified)
+    return said.label
 
 
 def judge(shared: Path, domain: Domain, encoder: Backbone, folder: Path) -> Judge:
@@ -194,7 +201,7 @@ def perplexity(backbone: Backbone, prompt: str, texts: Sequence[str], size: int 
     total, count = 0.0, 0
     with torch.inference_mode(), backbone.inferring(None):
         for first in range(0, len(rows), size):
-            batch = collate(rows[first : first + size])
+            batch: dict[str, Any] = collate(rows[first : first + size])
             nll_N = score(backbone.model, **batch).nll_N
             total, count = total + float(nll_N.sum()), count + len(nll_N)
     return math.exp(total / count)

@@ -9,6 +9,7 @@ import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from common import Row
@@ -65,10 +66,10 @@ def touched_up(
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
     with backbone.attached(None) as attachment:
         for _ in range(steps):
-            batch = [next(order[at]) for at in row_of_B]
+            batch: dict[str, Any] = collate([next(order[at]) for at in row_of_B])
             bound = _before(backbone, trained.materialise(), shares, row_of_B)
             with attachment.using(bound):
-                scores = score(backbone.model, **collate(batch))
+                scores = score(backbone.model, **batch)
             scores.nll_N.mean().backward()
             optimizer.step()
             schedule.step()

@@ -8,7 +8,7 @@ import os
 import platform
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,7 +62,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def shuffled(rows: Sequence[T]) -> list[T]:
+def shuffled(rows: Iterable[T]) -> list[T]:
     """The rows in an order that is the same in every run."""
     mixed = list(rows)
     random.Random(0).shuffle(mixed)

@@ -35,7 +35,8 @@ def lines_of(results: Results, way: str, seeds: Sequence[int] | None = None) -> 
 
 def mean(lines: Sequence[Sequence[Row]], name: str) -> float:
     """The mean of a figure over combinations and seeds."""
-    return statistics.mean(line[name] for of_one in lines for line in of_one)
+    found: float = statistics.mean(line[name] for of_one in lines for line in of_one)
+    return found
 
 
 def bounds(lines: Sequence[Sequence[Row]], name: str) -> tuple[float, float]:

@@ -54,7 +54,7 @@ def inside(trained: Trained, results: Results, seed: int) -> None:
             for attribute in SENTIMENT.attributes:
                 parts = Parts(trained, task, attribute, seed)
                 (branch,) = composed(parts)
-                assert branch.prefix is not None
+                assert isinstance(branch.prefix, Prefix)
                 lines.append(_figures(eager, branch.prefix, _rows(parts)))
         figures = {
             name: [

@@ -233,6 +233,7 @@ class Bench:
 
     def learned(self, attribute: str, seed: int, *, attention: bool) -> Learned:
         """What the dials of an attribute and seed have to do with, its share of attention if wanted."""
+        assert self.backbone.tokenizer is not None
         return Learned(
             self.prefix(attribute, seed),
             self.prefix(self.domain.opposite(attribute), seed),

@@ -88,7 +88,7 @@ def _mean_redrawn(lines: Sequence[Sequence[Row]], draw: numpy.random.Generator) 
 
 def _redrawn(lines: Sequence[Row], draw: numpy.random.Generator) -> float:
     """The share of one of the seeds, of as many texts as it has, each with its share's chance."""
-    line = lines[draw.integers(len(lines))]
+    line = lines[int(draw.integers(len(lines)))]
     return float(draw.binomial(line["count"], line["share"]) / line["count"])
 
 

@@ -20,12 +20,13 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from attributes import SEEDS, STEPS, Judge, distinct, perplexity, trained_judge
 from common import SHARED, Results, Row, kept, read_rows, table
 from control import against, between, less
 from control_figures import interval
-from sacrebleu.metrics import CHRF
+from sacrebleu.metrics.chrf import CHRF
 from sampling import Branch, drawn
 from transformers.utils import logging
 
@@ -130,7 +131,7 @@ class Bench:
         """What rewritten texts keep of their content."""
         held = self.rows.held
         most = max(len(row["neutral"]) for row in held)
-        references = [
+        references: list[list[Any]] = [  # sacrebleu passes over None
             [row["neutral"][place] if place < len(row["neutral"]) else None for row in held]
             for place in range(most)
         ]
@@ -275,9 +276,9 @@ def main() -> None:
         for seed in map(int, arguments.seeds.split(",")):
             rewriting(bench, seed)
             writing(bench, seed)
-    for rows in report(results):
-        if rows:
-            print(f"\n{table(rows)}")
+    for shown in report(results):
+        if shown:
+            print(f"\n{table(shown)}")
 
 
 if __name__ == "__main__":

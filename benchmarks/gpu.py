@@ -153,11 +153,13 @@ def sides(
 
     def ours() -> Tensor:
         output = module(**batch)
-        return output["loss"] / output["targets"]
+        loss: Tensor = output["loss"] / output["targets"]
+        return loss
 
     def frozen() -> Tensor:
         embeddings = plain.get_input_embeddings()(ids).requires_grad_()
-        return plain(inputs_embeds=embeddings, labels=ids).loss
+        loss: Tensor = plain(inputs_embeds=embeddings, labels=ids).loss
+        return loss
 
     return {
         "frozen backbone": Side(frozen, lambda _: None, None),

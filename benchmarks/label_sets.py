@@ -18,13 +18,20 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypedDict
 
 from common import Row, shuffled
 
 HELD = 1000
 """Most rows that rates are chosen on."""
 
-Split = dict[str, list[Row]]
+
+class Split(TypedDict):
+    """Rows to train on, rows that rates are chosen on, and rows that figures come from."""
+
+    train: list[Row]
+    held: list[Row]
+    test: list[Row]
 
 
 def sick(folder: Path) -> Split:

@@ -116,7 +116,7 @@ def peft_prefix(
     config = PrefixTuningConfig(
         num_virtual_tokens=settings.length or 16,
         prefix_projection=projection,
-        encoder_hidden_size=512 if projection else None,
+        encoder_hidden_size=512 if projection else None,  # type: ignore[arg-type]  # PEFT's default
         task_type=TaskType.CAUSAL_LM,
     )
     model = get_peft_model(backbone.model, config)

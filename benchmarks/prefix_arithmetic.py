@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from attributes import SENTIMENT, perplexity, splits
@@ -134,8 +134,9 @@ def _nll(trained: Trained, prefix: Prefix, rows: Sequence[Row]) -> float:
     assert backbone.tokenizer is not None
     collate = Collator(padding_of(backbone.tokenizer, backbone.vocabulary))
     encoded, _ = encode(backbone, rows, RECIPE, prefix)
+    batch: dict[str, Any] = collate(encoded)
     with backbone.inferring(prefix):
-        return float(score(backbone.model, **collate(encoded)).nll_N.mean())
+        return float(score(backbone.model, **batch).nll_N.mean())
 
 
 def cosine(one: Prefix, other: Prefix, first: Prefix) -> float:

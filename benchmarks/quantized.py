@@ -95,7 +95,8 @@ def nll(
         total, targets = 0.0, 0
         with backbone.attached(bound), torch.no_grad():
             for first in range(0, len(encoded), BATCH):
-                scores = score(backbone.model, **collate(encoded[first : first + BATCH]))
+                batch: dict[str, Any] = collate(encoded[first : first + BATCH])
+                scores = score(backbone.model, **batch)
                 total += float(scores.nll_N.sum())
                 targets += len(scores.nll_N)
         found[name] = total / targets
@@ -122,7 +123,8 @@ def child(side: str) -> None:
     if "own" in side:
         for module in backbone.model.modules():
             if isinstance(module, Int8Linear):
-                module.__class__ = torch.nn.Linear
+                layer: torch.nn.Linear = module
+                layer.__class__ = torch.nn.Linear
     step = Step(backbone)
     step(0)
     gc.collect()
@@ -155,7 +157,7 @@ class Step:
 
     def __call__(self, index: int) -> float:
         """Forward and backward pass of the batch."""
-        batch = self.collate(self.rows[index * BATCH : (index + 1) * BATCH])
+        batch: dict[str, Any] = self.collate(self.rows[index * BATCH : (index + 1) * BATCH])
         with self.backbone.attached(None) as attachment:
             began = time.process_time()
             with attachment.using(bind(self.module.materialise(), self.backbone.sites, live=True)):

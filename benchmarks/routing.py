@@ -78,7 +78,7 @@ def _means(groups: Sequence[Tensor]) -> Tensor:
 
 def inputs(shared: Path, tested: int) -> dict[str, list[str]]:
     """By task as many different inputs as are fitted on and tested."""
-    found = {}
+    found: dict[str, list[str]] = {}
     for name, (file, column) in SETS.items():
         rows = read_rows(shared / "data" / file)
         found[name] = shuffled(dict.fromkeys(row[column] for row in rows))[: FITTED + tested]

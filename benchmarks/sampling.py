@@ -216,7 +216,10 @@ def _batch(
 
 def _bound(backbone: Backbone, branches: Sequence[Branch]) -> Bound | None:
     """What the branches attend to, a row for each where there are several."""
-    prefixes = [branch.prefix for branch in branches]
+    prefixes: list[Prefix | None] = []
+    for branch in branches:
+        assert branch.prefix is None or isinstance(branch.prefix, Prefix), "see `_different`"
+        prefixes.append(branch.prefix)
     if all(prefix is None for prefix in prefixes):
         return None
     alone = prefixes[0] if len(prefixes) == 1 else None
@@ -241,7 +244,7 @@ def _biased(bound: Bound, bias: float) -> Bound:
 
 def _mixed(logits: Tensor, weights: Sequence[float]) -> Tensor:
     """The weighted sum (N, V) of the log-probabilities of logits (K * N, V)."""
-    log_p_KNV = logits.log_softmax(-1).unflatten(0, (len(weights), -1))
+    log_p_KNV: Tensor = logits.log_softmax(-1).unflatten(0, (len(weights), -1))
     mixed_NV = weights[0] * log_p_KNV[0]
     for weight, log_p_NV in zip(weights[1:], log_p_KNV[1:], strict=True):
         mixed_NV += weight * log_p_NV

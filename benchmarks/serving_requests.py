@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from foreword.backbone import Backbone
+from foreword.described import Described
 from foreword.engine import Event, Request, Sampling, Weighted
 from foreword.prefix import Prefix
 
@@ -42,7 +43,7 @@ def asked(
 
 
 def request_of(
-    prompt: Sequence[int], new: int, prefix: Prefix | None = None, name: str = ""
+    prompt: Sequence[int], new: int, prefix: Described | None = None, name: str = ""
 ) -> Request:
     """A request for so many new tokens, whatever these are."""
     sampling = Sampling(max_tokens=new, temperature=0, ignore_eos=True)

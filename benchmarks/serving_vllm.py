@@ -106,7 +106,7 @@ def compared(sides: Mapping[str, Side], prompts: Prompts, rounds: int) -> None:
 
 def told(sides: Mapping[str, Side], over: Mapping[str, str]) -> dict[str, Any]:
     """Medians of sides, and the medians of the rounds' ratios to others."""
-    lines = [
+    lines: list[dict[str, Any]] = [
         {
             "side": name,
             "tokens/s": statistics.median(side.rates),
@@ -261,7 +261,8 @@ class Measured:
         return {f"prefixes of {length}": self._burst(length) for length in LENGTHS}
 
     def _burst(self, length: int) -> dict[str, Any]:
-        sides, over = {}, {}
+        sides: dict[str, Side] = {}
+        over: dict[str, str] = {}
         for kind, run in {"vLLM": self.vllm().answer, "embedded": self.embedded().run}.items():
             made = self.fresh(length, FRESH * (self.rounds + 1), f"{kind}b".lower())
             new = {index - 1: made[FRESH * index :][:FRESH] for index in range(self.rounds + 1)}
@@ -288,7 +289,8 @@ class Measured:
         def embedded(asks: list[Ask], clients: int) -> Times:
             began = time.perf_counter() if clients == 1 == len(asks) else None
             requests = [
-                request_of(ids, new, name and own.residency.get(name)) for name, ids, new in asks
+                request_of(ids, new, None if name is None else own.residency.get(name))
+                for name, ids, new in asks
             ]
             return ask(own.engine, requests, clients, began)
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import foreword
-from foreword.attention import call as attention
+from foreword.attention import call
 from foreword.attention.bound import Bound, bind
 from foreword.backbone import Backbone
 from foreword.data import left_padded
@@ -91,6 +91,7 @@ def measured(dtype: str, length: int, rows: int, steps: int) -> dict[str, Any]:
     prefix = backbone.capture(text, "offset")
     bare = copy.deepcopy(backbone.model)
     mask, prompt = batch["attention_mask"], batch["input_ids"]
+    attention: Any = call  # Any: it exports no `merge_pays`, which is set here
     with backbone.attached(None) as attachment, torch.no_grad():
         bound, pays = bind(prefix, backbone.sites), attention.merge_pays
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from typing import Any
 
 import torch
 import transformers
 
 import foreword
-from foreword.attention import call as attention
+from foreword.attention import call
 from foreword.attention.bound import bind
 from foreword.data import Collator
 from foreword.data.collate import padding_of
@@ -37,6 +38,7 @@ def main() -> None:
     rows, _ = encode(backbone, "foreword/e2e:train", settings, first)
     module = DirectParameterization(first, *scales(backbone, first))
     collate = Collator(padding_of(backbone.tokenizer))
+    attention: Any = call  # Any: it exports no `pays`, which is set here
     pays = attention.pays
     sides = {"sdpa": lambda *_: False, "plain": pays}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -44,7 +46,7 @@ def main() -> None:
     tokens = 0
     with backbone.attached(None) as attachment:
         for index in range(ROUNDS + 1):
-            batch = collate(rows[index * BATCH : (index + 1) * BATCH])
+            batch: dict[str, Any] = collate(rows[index * BATCH : (index + 1) * BATCH])
             tokens += int(batch["attention_mask"].sum())
             for name, choose in sides.items():
                 attention.pays = choose

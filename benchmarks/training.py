@@ -33,6 +33,7 @@ from peft import PrefixTuningConfig, TaskType, get_peft_model
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
+    PreTrainedModel,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -182,7 +183,7 @@ def limit(rows: list[Row], rounds: int) -> dict[str, Any]:
 
 
 def matrix_seconds(
-    model: nn.Module, tokens: int, targets: int, dtype: torch.dtype
+    model: PreTrainedModel, tokens: int, targets: int, dtype: torch.dtype
 ) -> tuple[float, float]:
     """Seconds and FLOPs of a step's products x @ W.T and g @ W, each shape's median times its count."""
     head = model.get_output_embeddings()
@@ -249,7 +250,8 @@ def memory_of(side: str) -> dict[str, Any]:
 
         def loss() -> Tensor:
             output = module(**batch)
-            return output["loss"] / output["targets"]
+            mean: Tensor = output["loss"] / output["targets"]
+            return mean
 
         return _peak(loss)
 

@@ -38,7 +38,7 @@ def main() -> None:
         told = json.loads(line)
         began = time.perf_counter() if told["clients"] == 1 == len(told["asked"]) else None
         requests = [
-            request_of(ids, new, name and prefixes.get(name), name or "")
+            request_of(ids, new, None if name is None else prefixes.get(name), name or "")
             for name, ids, new in told["asked"]
         ]
         print(json.dumps(asdict(ask(engine, requests, told["clients"], began))), file=answers)

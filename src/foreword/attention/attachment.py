@@ -43,7 +43,7 @@ _HELD = "_foreword_attachment"
 
 def _untraced(function: F) -> F:
     """A function that torch.compile leaves alone."""
-    return cast("F", torch.compiler.disable(function))  # type: ignore[no-untyped-call]
+    return cast("F", torch.compiler.disable(function))
 
 
 @dataclass(frozen=True)
