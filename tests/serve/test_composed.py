@@ -131,6 +131,14 @@ def test_a_part_of_a_prefix(client: TestClient, behind: Behind, store: PrefixSto
 
 
 @OURS
+@pytest.mark.parametrize("mode", ["sum", "concat", "cascade", "logits"])
+def test_one_prefix_is_the_same_in_every_mode(client: TestClient, mode: str) -> None:
+    """As the guide says: there is nothing to put together, and nothing to compute."""
+    for model in ("one", "1*one", "two[2:6]", "mixed", "half", "tiny", "task[mood=kind]"):
+        assert text(client, model, mode=mode) == text(client, model)
+
+
+@OURS
 def test_values_of_attributes_are_selected(
     client: TestClient, behind: Behind, store: PrefixStore
 ) -> None:
