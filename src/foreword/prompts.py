@@ -9,6 +9,7 @@ from foreword.backbone.served import Served
 from foreword.data import Encoder, Task
 from foreword.data.chat import rendered
 from foreword.data.room import Room
+from foreword.data.selecting import values_of
 from foreword.data.seq2seq import encoder_of
 from foreword.data.template import as_row
 from foreword.described import Described
@@ -74,6 +75,19 @@ def chat_ids(
     encoder = encoder_for(backbone, prefix, CHAT)
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     return encoder.within_recipe(encoder.without_doubled_bos(ids))
+
+
+def values_in(prefix: Described, text: str) -> dict[str, str]:
+    """By attribute of a prefix with control the value that an input's text names, as in `generate`.
+
+    Where the prefix was trained with templates, a JSON object with their columns is a row.
+
+    Raises:
+        DataError: The text cannot be told apart into the columns, or a value cannot be read.
+    """
+    if not prefix.meta.attributes or not has_templates(prefix):
+        return {}
+    return values_of(prefix.meta, as_row(text, task_of(prefix)))
 
 
 def under_bos(

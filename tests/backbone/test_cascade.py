@@ -186,3 +186,16 @@ def test_what_cannot_be_behind_one_another_is_refused(tiny: Backbone) -> None:
     part = stretched.capture([5, 6, 7])
     with pytest.raises(UnsupportedModel, match="'dynamic'"):
         foreword.cascade(stretched, part, part)
+
+
+def test_rotations_are_kept_while_they_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server measures one for each shift that its clients think of."""
+    own = foreword.Backbone(tiny_model(), name="tiny")
+    monkeypatch.setattr("foreword.backbone.backbone.TURNS", 3)
+    prefix = own.capture([5, 6, 7])
+    first = own.turned(prefix, 1)
+    for by in (2, 3, -3, 4, 5, 1):
+        again = own.turned(prefix, by)
+        assert len(own._turns) <= 3
+    assert list(own._turns) == [4, 5, 1]
+    assert all(map(torch.equal, again.keys, first.keys))

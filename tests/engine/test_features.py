@@ -13,7 +13,7 @@ import torch
 
 import foreword
 from foreword.engine import Engine, EngineClosed, Event, Limits, Request, Sampling, Weighted
-from foreword.errors import DataError, ForewordError, TooLong
+from foreword.errors import DataError, ForewordError, TooLong, UnsupportedModel
 from foreword.predict import prefix_reader
 from foreword.prefix import Prefix
 from tests.conftest import byte_tokenizer, tiny_model
@@ -193,3 +193,31 @@ def test_those_who_wait_are_told_when_the_engine_ends(
             assert found[0].result(60).shape == (backbone.width,)
             with pytest.raises(EngineClosed, match="the engine stopped: division by zero"):
                 found[2].result(60)
+
+
+def test_other_work_is_done_by_the_engines_thread_between_steps(
+    backbone: foreword.Backbone, prefix: Prefix
+) -> None:
+    """What it makes are ordinary tensors, and an error of ours comes as it is."""
+    ids = backbone.tokens("a text in front")
+
+    def refusing() -> None:
+        raise UnsupportedModel("no such thing") from RuntimeError("beneath")
+
+    with Engine(backbone, SMALL) as engine:
+        features = engine.features
+        assert features.made(lambda: threading.current_thread().name, "a name").result(60) == (
+            "foreword-engine"
+        )
+        made = features.made(lambda: backbone.capture(ids), "a prefix").result(60)
+        assert not any(tensor.is_inference() or tensor.requires_grad for tensor in made.keys)
+        assert made.digest == prefix.digest
+        error = features.made(refusing, "nothing").exception(60)
+        assert isinstance(error, UnsupportedModel)
+        assert (str(error), error.__traceback__, error.__cause__) == ("no such thing", None, None)
+        failed = features.made(lambda: 1 / 0, "a quotient").exception(60)
+        assert type(failed) is ForewordError
+        assert str(failed) == "a quotient could not be computed: division by zero"
+        assert engine.generate([decoding(None, 3)])[0].finish == "length"
+    with pytest.raises(EngineClosed, match="takes no more"):
+        engine.features.made(lambda: None, "nothing")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import warnings
 from collections import Counter
@@ -14,9 +15,10 @@ from fastapi.testclient import TestClient
 import foreword
 from foreword import format as prefix_file
 from foreword.backbone.served import Served
+from foreword.engine.vllm.requests import check_served
 from foreword.errors import FormatError, MismatchError, StoreError
 from foreword.serve import create_app
-from foreword.serve.catalogue import Catalogue
+from foreword.serve.catalogue import FREE, Catalogue
 from foreword.store import PrefixStore
 from tests.attacks import make
 from tests.serve.behind import Behind, smaller_backbone
@@ -128,6 +130,53 @@ def test_prefixes_that_differ_by_their_policy_alone_are_told_apart(behind: Behin
     assert list(Catalogue(behind.served, store)) == ["a", "c"]
     store.remove("a")
     assert list(Catalogue(behind.served, store)) == ["c"]
+
+
+class Choosy:
+    """A backbone as an engine has it that serves no strengths: the tests' own, which refuses more."""
+
+    context = 256
+    name = "choosy"
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def check(self, prefix: foreword.Prefix, *, warn: bool = True) -> None:
+        self.asked += 1
+        check_served(prefix)
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
+def test_prefixes_that_differ_by_their_pieces_alone_are_told_apart(
+    behind: Behind, tmp_path: Path, names: tuple[str, str]
+) -> None:
+    """Of files of one geometry the first decided for all, be it at full strength or not."""
+    backbone, store = behind.backbone, PrefixStore(tmp_path)
+    one, two = (backbone.capture(backbone.tokens(text)) for text in ("one", "two"))
+    half, full = names
+    store.save(half, foreword.concat(one.strength(0.5), two, names=["x", "y"]))
+    store.save(full, foreword.concat(one, two, names=["x", "y"]))
+    pieces = store.load(full).meta.pieces
+    store.save("mixed", store.load(full).with_meta(combination="logits"))
+    assert len(pieces) == 2
+    choosy = Choosy()
+    assert list(Catalogue(choosy, store)) == [full]  # type: ignore[arg-type]
+    assert choosy.asked == 3
+
+
+def test_how_a_prefix_was_made_tells_no_kinds_apart(behind: Behind, tmp_path: Path) -> None:
+    """Any other field does, a later format's too."""
+    prefix, store = behind.backbone.capture([5, 6, 7]), PrefixStore(tmp_path)
+    for number in range(3):
+        recipe = {"method": "prefix", "prompt": f"{number}: {{input}}", "target": "{output}"}
+        training, parents = {"seconds": number}, (f"{number}" * 64,)
+        made = prefix.with_meta(recipe=recipe, training=training, parents=parents)
+        store.save(f"p{number}", made)
+    choosy = Choosy()
+    assert list(Catalogue(choosy, store)) == ["p0", "p1", "p2"]  # type: ignore[arg-type]
+    assert choosy.asked == 1
+    fields = {field.name for field in dataclasses.fields(prefix.meta)}
+    assert fields >= FREE
 
 
 def test_hostile_headers_are_not_listed(served: Served, tmp_path: Path) -> None:

@@ -131,6 +131,14 @@ def test_a_part_of_a_prefix(client: TestClient, behind: Behind, store: PrefixSto
 
 
 @OURS
+@pytest.mark.parametrize("mode", ["sum", "concat", "cascade", "logits"])
+def test_one_prefix_is_the_same_in_every_mode(client: TestClient, mode: str) -> None:
+    """As the guide says: there is nothing to put together, and nothing to compute."""
+    for model in ("one", "1*one", "two[2:6]", "mixed", "half", "tiny", "task[mood=kind]"):
+        assert text(client, model, mode=mode) == text(client, model)
+
+
+@OURS
 def test_values_of_attributes_are_selected(
     client: TestClient, behind: Behind, store: PrefixStore
 ) -> None:
@@ -171,7 +179,13 @@ def test_a_value_that_was_not_trained_leaves_the_shared_part_and_says_so(
         ("one[3:99]", {}, 400, "model", "11 virtual tokens"),
         ("task[colour=red]", {}, 400, "model", "no attribute 'colour'"),
         ("one[mood=kind]", {}, 400, "model", "no attributes"),
-        ("one + two", {"mode": "sum"}, 400, "mode", "foreword compose"),
+        (
+            "one + two",
+            {"mode": "sum"},
+            400,
+            "model",
+            "one: the start of this prefix cannot be recomp",
+        ),
         ("one + two", {"mode": "product"}, 400, "mode", ""),
         ("tiny", {"strength": 0.5}, 400, "strength", "the backbone has none"),
         ("one", {"strength": 1e9}, 400, "strength", ""),
@@ -292,6 +306,8 @@ def test_a_backbone_of_any_name_is_counted_by_it(behind: Behind, store: PrefixSt
         ("one + two", {}, "model", "a mixture of 2 prefixes is not served by vLLM"),
         ("0.5*one", {}, "model", "weight 0.5 is not served by vLLM"),
         ("one + two", {"mode": "concat"}, "model", "foreword compose"),
+        ("one + two", {"mode": "sum"}, "mode", "'sum' needs what the backbone computes"),
+        ("2*one", {"mode": "cascade"}, "mode", "foreword compose"),
         ("one[:3]", {}, "model", "foreword compose"),
         ("half", {}, None, "piece at strength 0.5"),
         ("mixed", {}, "model", "stands for a mixture"),
@@ -304,3 +320,14 @@ def test_vllm_refuses_by_name_what_it_cannot_do(
     error = refused(client, model, **more)
     assert (error["status"], error["param"]) == (400, param)
     assert said in error["message"]
+
+
+@pytest.mark.engines("scripted", "vllm", reason="these engines compute nothing beside requests")
+@pytest.mark.parametrize("mode", ["sum", "cascade"])
+def test_an_engine_that_computes_nothing_beside_requests_makes_no_sums(
+    client: TestClient, mode: str
+) -> None:
+    error = refused(client, "one + two", mode=mode)
+    assert (error["status"], error["param"]) == (400, "mode")
+    assert f"mode: {mode!r} needs what the backbone computes" in error["message"]
+    assert "save the composition with `foreword compose`" in error["message"]

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 import foreword
+from foreword.description import Piece
 from foreword.errors import BackboneError, DataError, MismatchError, PrefixError
 from foreword.prefix import Prefix
 from foreword.store import PrefixStore
+from foreword.train.begun import check_recomputable
 from foreword.train.initialisation import start
 from foreword.train.parameterise import parameterise
 from tests.conftest import byte_tokenizer, tiny_model
@@ -209,3 +211,48 @@ def test_what_has_no_start_says_why(tiny: foreword.Backbone, rows: Rows, tmp_pat
         PrefixError, match="cannot be recomputed: layers '9': the backbone's decoder"
     ):
         foreword.with_start(tiny, beyond)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, None),
+        ({"init": "noise", "length": 20}, None),
+        ({"length": 21}, "its start takes 21 tokens to recompute, .* at most 20 are read here"),
+        ({"init": "zeros", "length": 10**9}, "its start takes 1000000000 tokens"),
+        ({"init_text": "long " * 300}, "from a text of 1500 characters"),
+        ({"init": "demonstrations"}, "it started from demonstrations, .* `foreword compose`"),
+        (
+            {"init": "/etc/passwd.safetensors"},
+            "it started from '/etc/passwd.safetensors', of which",
+        ),
+        ({"lr": "high"}, "its recipe is no set of settings"),
+        ({"init": None}, "its recipe is no set of settings"),
+    ],
+)
+def test_what_a_start_costs_is_told_by_its_recipe(fields: dict[str, Any], said: str | None) -> None:
+    """Nothing is computed or read for it, whatever a file says."""
+    backbone = foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
+    recipe = {"init": "text", "length": 6, "prompt": "{a}", "target": "{b}", **fields}
+    prefix = backbone.capture([3, 4, 5]).with_meta(recipe=recipe)
+    if said is None:
+        check_recomputable(prefix, 20)
+        return
+    with pytest.raises(PrefixError, match=said):
+        check_recomputable(prefix, 20)
+
+
+def test_values_of_attributes_count_into_what_a_start_costs() -> None:
+    backbone = foreword.Backbone(tiny_model(), byte_tokenizer(), name="tiny")
+    recipe = {"init": "text", "length": 5, "prompt": "{a}", "target": "{b}"}
+    recipe |= {"attributes": "mood", "attribute_length": 2}
+    pieces = (Piece("", 5), Piece("mood=a", 2), Piece("mood=b", 2))
+    meta: dict[str, Any] = {"recipe": recipe, "pieces": pieces, "combination": "control"}
+    prefix = backbone.capture([3] * 9).with_meta(**meta)
+    check_recomputable(
+        prefix, 28
+    )  # the shared part's text, and four times that with a value's place
+    with pytest.raises(PrefixError, match="takes 28 tokens"):
+        check_recomputable(prefix, 27)
+    with pytest.raises(PrefixError, match="cannot be recomputed"):
+        check_recomputable(prefix.select({}), 28)

@@ -40,6 +40,9 @@ from foreword.weights.placement import input_device
 from foreword.weights.quantise import quantization_of
 from foreword.weights.stored import resident_bytes
 
+TURNS = 256
+"""Shifts of positions whose rotations are kept, the last measured ones."""
+
 
 class Backbone:
     """A frozen transformers model, its tokenizer, and what the probe measured of it.
@@ -399,12 +402,17 @@ class Backbone:
                     "no rotation can be measured between position policies; use a prefix under the "
                     "policy that you need"
                 )
-            self._turns[shift] = still
-            return still
+            return self._remembered(shift, still)
         refuse_stretched(self.model, self.family)
         allowed = EXACT if self.dtype == torch.float32 else ROUNDED
         vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
         rotations = measured(self._run_at, shift, vocabulary, self.family, allowed)
+        return self._remembered(shift, rotations)
+
+    def _remembered(self, shift: int, rotations: tuple[Rotation, ...]) -> tuple[Rotation, ...]:
+        """The rotations of a shift, kept while there are few."""
+        while len(self._turns) >= TURNS:
+            del self._turns[next(iter(self._turns))]
         self._turns[shift] = rotations
         return rotations
 

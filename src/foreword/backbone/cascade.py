@@ -49,16 +49,25 @@ def cascade(backbone: Backbone, *prefixes: Prefix, names: Sequence[str] | None =
         backbone.check(one, warn=False)
     if len(prefixes) == 1 and names is None:
         return prefixes[0]
-    lengths = [one.length for one in prefixes]
-    _check_room(backbone, sum(lengths))
-    if backbone.positions == "offset":
-        shifts = [0] * len(prefixes)
-    elif prefixes[0].meta.positions == "offset":
-        shifts = [end - own for end, own in zip(accumulate(lengths), lengths, strict=True)]
-    else:
-        shifts = [end - sum(lengths) for end in accumulate(lengths)]
+    _check_room(backbone, sum(one.length for one in prefixes))
+    shifts = shifts_of(backbone, prefixes)
     moved = [backbone.turned(one, by) for one, by in zip(prefixes, shifts, strict=True)]
     return joined("cascade", moved, [one.digest for one in prefixes], names)
+
+
+def shifts_of(backbone: Backbone, prefixes: Sequence[Prefix]) -> list[int]:
+    """By how many positions `cascade` moves each prefix.
+
+    Args:
+        backbone: The backbone that they were made on.
+        prefixes: At least one, under one position policy.
+    """
+    lengths = [one.length for one in prefixes]
+    if backbone.positions == "offset":
+        return [0] * len(prefixes)
+    if prefixes[0].meta.positions == "offset":
+        return [end - own for end, own in zip(accumulate(lengths), lengths, strict=True)]
+    return [end - sum(lengths) for end in accumulate(lengths)]
 
 
 def _check_room(backbone: Backbone, length: int) -> None:

@@ -26,10 +26,19 @@ def chosen_by(meta: PrefixMeta, row: Input) -> Selection:
     Warns:
         UnseenValue: The prefix has no piece for a value.
     """
-    if meta.combination != "control" or isinstance(row, str):
-        return ()
+    return numbers_of(meta, values_of(meta, row))
+
+
+def values_of(meta: PrefixMeta, row: Input) -> dict[str, str]:
+    """The values that a row has of a prefix's attributes; none without control, or of a text.
+
+    Raises:
+        DataError: A value cannot be read.
+    """
+    if isinstance(row, str):
+        return {}
     values = {name: value_of(row, name) for name in meta.attributes}
-    return numbers_of(meta, {name: value for name, value in values.items() if value is not None})
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def selecting(

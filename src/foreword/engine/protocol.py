@@ -6,13 +6,15 @@ import operator
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
 from foreword.backbone import Backbone
 from foreword.described import Described
 from foreword.engine.request import Event, Request
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Stats:
 
 
 class TextFeatures(Protocol):
-    """What an engine makes of texts beside its requests. May be asked from several threads.
+    """What an engine computes beside its requests. May be asked from several threads.
 
     Shapes: D hidden size.
     """
@@ -108,6 +110,20 @@ class TextFeatures(Protocol):
             EngineClosed: The engine takes no more requests.
             TooLong: They are more than `most`.
             DataError: There are none, or one is not in the vocabulary.
+        """
+
+    def made(self, work: Callable[[], T], what: str) -> Future[T]:
+        """What some work gives that runs the backbone, which nothing else may meanwhile.
+
+        Requests that run wait for it: it should take no longer than a chunk of a prompt. An error of
+        ours is raised as it is. A future that is cancelled before its turn costs nothing.
+
+        Args:
+            work: What to do, without gradients.
+            what: What errors and the log call it.
+
+        Raises:
+            EngineClosed: The engine takes no more requests.
         """
 
 

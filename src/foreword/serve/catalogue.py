@@ -13,6 +13,9 @@ from foreword.prefix import Prefix
 from foreword.prompts import refuse_head
 from foreword.store import PrefixStore, Stamp
 
+FREE = frozenset({"recipe", "training", "parents"})
+"""Fields of a prefix's meta that say how it was made; nothing that serves a prefix depends on them."""
+
 
 def check_servable(backbone: Served, prefix: Prefix, *, warn: bool = True) -> None:
     """Check that a backbone can serve a prefix.
@@ -32,8 +35,8 @@ def check_servable(backbone: Served, prefix: Prefix, *, warn: bool = True) -> No
 class Catalogue:
     """Tells which prefixes fit a backbone, without reading their tensors.
 
-    A header is read once, and again when its file was replaced. Headers that name the same
-    sites, length, weights, tokenizer and policies are checked once. May be used from several threads.
+    A header is read once, and again when its file was replaced. Headers that differ in nothing but
+    `FREE` are checked once. May be used from several threads.
 
     Args:
         backbone: The backbone.
@@ -93,7 +96,7 @@ class Catalogue:
     def _looked(self, name: str) -> bool:
         """Whether it fits, as its header is now."""
         try:
-            kind = self._kind(prefix_file.claims(self.store.path(name)))
+            kind = _kind(prefix_file.claims(self.store.path(name)))
             if kind not in self._kinds:
                 self.check(name)
                 self._kinds[kind] = True
@@ -103,11 +106,13 @@ class Catalogue:
             self._kinds[kind] = False
         return self._kinds[kind]
 
-    def _kind(self, claims: Mapping[str, Any]) -> str:
-        """What of a header decides whether a prefix fits."""
-        meta = claims.get("meta")
-        meta = meta if isinstance(meta, dict) else {}
-        weights = meta.get("tokenizer"), meta.get("fingerprint")
-        policies = meta.get("positions"), meta.get("softmax"), meta.get("windows")
-        shape = claims.get("sites"), claims.get("length"), claims.get("head")
-        return json.dumps((*shape, *weights, *policies))
+
+def _kind(claims: Mapping[str, Any]) -> str:
+    """What of a header decides whether a prefix fits: all of it but what no check reads.
+
+    A field that is new is told apart by itself; at worst a header is checked that need not have been.
+    """
+    meta = claims.get("meta")
+    if isinstance(meta, dict):
+        meta = {name: value for name, value in meta.items() if name not in FREE}
+    return json.dumps({**claims, "meta": meta}, sort_keys=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from foreword.backbone.served import Served
 from foreword.data.written import end_of_turn, stop_of_turn
@@ -17,7 +17,6 @@ from foreword.engine import EngineClient, Event, Request, Sampling, Weighted
 from foreword.engine.checks import left_of, opened_prefixes, room_of
 from foreword.engine.request import Completion, NotServed, branches_for, completion
 from foreword.errors import (
-    ExpressionError,
     ForewordError,
     PrefixError,
     TooLong,
@@ -25,16 +24,18 @@ from foreword.errors import (
 )
 from foreword.expressions import is_expression
 from foreword.prompts import chat_ids, has_templates, text_ids
-from foreword.serve.composed import Compositions, Model
+from foreword.serve.composed import Compositions, Model, Wanted
 from foreword.serve.crews import Crews
 from foreword.serve.failures import TOO_LONG, Failure
 from foreword.serve.journal import Line
+from foreword.serve.making import Making, blaming_model
 from foreword.serve.metrics import Metrics
 from foreword.serve.registry import Registry
 from foreword.serve.routing import Routing
 from foreword.serve.schemas import ChatRequest, CompletionRequest, Sampled
 
 Body = CompletionRequest | ChatRequest
+T = TypeVar("T")
 
 _FIELDS = {"prompt_logprobs": "echo", "prefixes": "model", "weight": "model"}
 """By what an engine does not serve the field that asks for it, where that has another name."""
@@ -126,7 +127,8 @@ class Completions:
         self.backbone = backbone
         self.engine = engine
         self.registry = registry
-        self.compositions = Compositions(registry)
+        self.compositions = Compositions(registry, computes=engine.features is not None)
+        self.making = Making(self.compositions, engine.features, crews)
         self.metrics = metrics
         self.crews = crews
         self.queue = queue
@@ -137,8 +139,8 @@ class Completions:
 
     # -- what is asked ---------------------------------------------------------------------------
 
-    async def model(self, body: Sampled) -> Model:
-        """What a request's model and strength stand for.
+    def _model(self, body: Body) -> Model | Wanted:
+        """What a request's model and strength stand for, or what is to be made for it.
 
         Raises:
             Failure: There is no such model, or it is wrong.
@@ -147,13 +149,12 @@ class Completions:
             if body.strength != 1:
                 raise Failure(400, "strength: the backbone has none; name a prefix", "strength")
             return Model()
-        return await self.crews.disk.do(partial(self._composed, body, body.model))
+        return self._composed(body, body.model)
 
-    def _composed(self, body: Sampled, name: str) -> Model:
-        try:
-            return self.compositions.of(name, body.mode, body.strength)
-        except (ExpressionError, PrefixError) as error:
-            raise Failure(400, f"model: {error}", "model") from error
+    def _composed(self, body: Body, name: str) -> Model | Wanted:
+        given = body.lone if isinstance(body, ChatRequest) else None
+        with blaming_model():
+            return self.compositions.of(name, body.mode, body.strength, given)
 
     async def models(self, body: Body, count: int, line: Line, until: float) -> list[Model]:
         """What each of a request's prompts runs under.
@@ -165,18 +166,29 @@ class Completions:
             until: When its time is over, by the event loop's clock.
 
         Raises:
-            Failure: As `model`; or routing takes too long, or leads to what is not there.
+            Failure: There is no such model, or it is wrong; or routing or composing takes too long, or
+                leads to what is not there.
         """
-        if self.routing is None or body.model != self.routing.name:
-            return [await self.model(body)] * count
+        in_time = partial(self._in_time, count * body.n, line, until)
+        if self.routing is not None and body.model == self.routing.name:
+            names = await in_time(body.model, self.routing.names(body))
+            return await self.crews.disk.do(partial(self._routed, body, names))
+        found = await self.crews.disk.do(partial(self._model, body))
+        if isinstance(found, Wanted):
+            found = await in_time(COMPOSED, self.making.made(found))
+        return [found] * count
+
+    async def _in_time(
+        self, count: int, line: Line, until: float, name: str, work: Awaitable[T]
+    ) -> T:
+        """What some work gives, if it does so before a request's time is over; else that is counted."""
         try:
             async with asyncio.timeout_at(until):
-                names = await self.routing.names(body)
+                return await work
         except TimeoutError:
             line["ended"] = "timeout"
-            self.metrics.requests.labels(body.model, "timeout").inc(count * body.n)
+            self.metrics.requests.labels(name, "timeout").inc(count)
             raise self._late() from None
-        return await self.crews.disk.do(partial(self._routed, body, names))
 
     def _routed(self, body: Body, names: Sequence[str]) -> list[Model]:
         """The models that a router has named, by prompt."""
@@ -189,10 +201,11 @@ class Completions:
                     "model",
                     code="model_not_found",
                 )
-        made = {
-            name: replace(self._composed(body, name), routed=name) for name in dict.fromkeys(names)
+        made = {name: self._composed(body, name) for name in dict.fromkeys(names)}
+        found = {
+            name: replace(one, routed=name) for name, one in made.items() if isinstance(one, Model)
         }
-        return [made[name] for name in names]
+        return [found[name] for name in names]
 
     def _late(self) -> Failure:
         return Failure(504, f"the request took more than {self.seconds:g} s")

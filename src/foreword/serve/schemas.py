@@ -212,6 +212,12 @@ class ChatRequest(Sampled):
     response_format: TextFormat | None = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
 
+    @property
+    def lone(self) -> str | None:
+        """The text of the one message, if that is all, and the user's; else None."""
+        first, *others = (message.turn for message in self.messages)
+        return first["content"] if first["role"] == "user" and not others else None
+
 
 class LoadRequest(Strict):
     """Body of POST /v1/load_prefix: a file on the server's disk, under a name."""

@@ -27,7 +27,13 @@ from foreword.prefix import Prefix, check_prefix
 from foreword.store import PrefixStore
 from foreword.train.initialisation import start
 from foreword.train.run import encode, rows_digest, spread, started_from
-from foreword.train.settings import TrainSettings
+from foreword.train.settings import ATTRIBUTE_LENGTH, LENGTH, TrainSettings
+
+LETTERS = 64
+"""Characters of a start's text for each token that may be read: far more than tokens have."""
+
+ONCE = "save the composition with `foreword compose`, and use it by its name"
+"""What to do where a start is not recomputed."""
 
 _SETTINGS = {field.name for field in dataclasses.fields(TrainSettings)}
 
@@ -82,6 +88,36 @@ def with_start(
         _check_rows(backbone, settings, first, given, record["data"])
     found = _as_it_is_now(backbone, prefix, started_from(first, settings), record["tokens"])
     return dataclasses.replace(prefix, start=found)
+
+
+def check_recomputable(prefix: Prefix, most: int) -> None:
+    """Check that a start can be recomputed from the recipe alone, and what it costs.
+
+    Nothing is computed, and nothing read: a file that says anything costs no more than this.
+
+    Args:
+        prefix: The prefix.
+        most: Tokens that the backbone may read for it, of all texts together.
+
+    Raises:
+        PrefixError: It cannot, as `with_start` says; or it started from demonstrations or from another
+            prefix; or it takes more tokens.
+    """
+    _record_of(prefix)
+    settings = _settings_of(prefix)
+    _refuse_part(prefix, settings)
+    if settings.init == "demonstrations" or settings.starts_from_prefix:
+        what = "demonstrations" if settings.init == "demonstrations" else f"{settings.init!r}"
+        raise PrefixError(f"it started from {what}, of which its recipe has only the name; {ONCE}")
+    known = prefix.meta.attributes
+    of_values = len(known) * (settings.attribute_length or ATTRIBUTE_LENGTH)
+    texts = 2 + sum(map(len, known.values())) if known else 1
+    read = texts * ((settings.length or LENGTH) + of_values)
+    if max(read, len(settings.init_text or "") // LETTERS) > most:
+        raise PrefixError(
+            f"its start takes {read} tokens to recompute, from a text of "
+            f"{len(settings.init_text or '')} characters; at most {most} are read here. Instead {ONCE}"
+        )
 
 
 def _record_of(prefix: Prefix) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from tokenizers import AddedToken
 
 import foreword
+from foreword.description import Piece
 from foreword.engine.vllm import Named, OfflinePrefixes, engine_arguments, placeholder_of, prefixed
 from foreword.engine.vllm import requests as vllm_requests
 from foreword.errors import DataError, MismatchError, ServeError
@@ -93,13 +94,34 @@ def test_prefixes_that_are_no_plain_cache_are_refused_by_name(store, backbone) -
     store.save("gated", prefix.with_meta(softmax="own"))
     other = tuple(replace(site, stack="encoder") for site in prefix.sites)
     store.save("encoder", replace(prefix, sites=other))
+    store.save("half", prefix.strength(0.5))
+    store.save("beside", foreword.concat(prefix, prefix.strength(-1.5)))
+    store.save("mixed", foreword.concat(prefix, prefix.strength(-0.5), combination="logits"))
+    pieces = (Piece("", 3), Piece("mood=kind", 2))
+    store.save("control", prefix.with_meta(pieces=pieces, combination="control"))
     for name, said in {
         "headed": "carries a head for 'classify'",
         "gated": "has a softmax of its own",
         "encoder": "site encoder.0 of this prefix is of stack 'encoder'",
+        "half": "piece at strength 0.5, and vLLM's attention knows of none but 1; use Foreword's own",
+        "beside": "piece at strength -1.5,",
+        "mixed": r"combination of pieces \('logits'\), .* to all; use .* one of its pieces",
+        "control": r"combination of pieces \('control'\), ",
     }.items():
         with pytest.raises(MismatchError, match=said):
             prefixed([7], 263, name, store.outline(name))
+
+
+def test_pieces_at_full_strength_are_a_plain_cache(store) -> None:
+    """Also what a selection leaves of a prefix with control."""
+    five = store.load("five")
+    pieces = (Piece("", 3), Piece("mood=kind", 1), Piece("mood=rude", 1))
+    control = five.with_meta(pieces=pieces, combination="control")
+    store.save("both", foreword.concat(five, five.strength(1.0), names=["a", "b"]))
+    store.save("kind", control.select(mood="kind"))
+    assert store.outline("both").meta.pieces
+    for name, length in {"both": 10, "kind": 4}.items():
+        assert prefixed([7], 263, name, store.outline(name)).token_ids == (263,) * length + (7,)
 
 
 @pytest.mark.parametrize(

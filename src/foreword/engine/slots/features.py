@@ -1,4 +1,4 @@
-"""`Features`: what the frozen model makes of texts, computed in the engine's thread between steps.
+"""`Features`: what is computed with the backbone beside requests, in the engine's thread between steps.
 
 Shapes: B = 1 row, T tokens, D hidden size.
 """
@@ -9,6 +9,8 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,10 +25,11 @@ from foreword.errors import DataError, ForewordError, TooLong, first_line
 from foreword.head import pooled
 
 log = logging.getLogger("foreword.engine")
+T = TypeVar("T")
 
 
 class Features:
-    """Means of texts' last hidden states, one text between two steps, so that many stall nobody.
+    """Means of texts' last hidden states, and other work: one piece between two steps stalls nobody.
 
     Args:
         backbone: The backbone.
@@ -46,7 +49,7 @@ class Features:
         self.attachment = attachment
         self.limits = limits
         self._hand_on = hand_on
-        self._asked: deque[tuple[tuple[int, ...], Future[Tensor]]] = deque()
+        self._asked: deque[tuple[Callable[[], Any], str, Future[Any]]] = deque()
 
     # -- from any thread -------------------------------------------------------------------------
 
@@ -72,8 +75,19 @@ class Features:
                 f"and a step takes {self.limits.prompt_tokens} tokens of prompts. Shorten it"
             )
         check_known(tokens, self.backbone.vocabulary)
-        found: Future[Tensor] = Future()
-        self._hand_on(lambda: self._asked.append((tokens, found)))
+        return self._ask(lambda: self._computed(tokens), "the text's features")
+
+    def made(self, work: Callable[[], T], what: str) -> Future[T]:
+        """What some work with the backbone gives, which is done in one piece.
+
+        Raises:
+            EngineClosed: The engine takes no more requests.
+        """
+        return self._ask(partial(_outside_inference, work), what)
+
+    def _ask(self, work: Callable[[], T], what: str) -> Future[T]:
+        found: Future[T] = Future()
+        self._hand_on(lambda: self._asked.append((work, what, found)))
         return found
 
     # -- in the engine's thread ------------------------------------------------------------------
@@ -84,27 +98,31 @@ class Features:
         return not self._asked
 
     def step(self) -> None:
-        """Compute the next text's, if there is one; what goes wrong is told to who asked for it."""
+        """Do the next piece of work, if there is one; what goes wrong is told to who asked for it."""
         if self.is_idle:
             return
-        tokens, found = self._asked.popleft()
+        work, what, found = self._asked.popleft()
         if not found.set_running_or_notify_cancel():
             return
+        refusal: ForewordError
         try:
-            computed_D = self._computed(tokens)
+            made = work()
+        except ForewordError as error:  # of what was asked for
+            refusal = error
         except Exception as error:  # the engine goes on
-            log.exception("the features of a text could not be computed")
-            why = first_line(error)
+            log.exception("%s could not be computed", what)
+            refusal = ForewordError(f"{what} could not be computed: {first_line(error)}")
         else:
-            found.set_result(computed_D)
+            found.set_result(made)
             return
         # Outside of the handler, where the error would keep what the pass had made.
-        found.set_exception(ForewordError(f"the text's features could not be computed: {why}"))
+        refusal.__cause__ = refusal.__context__ = None
+        found.set_exception(refusal.with_traceback(None))
 
     def give_up(self, why: str) -> None:
         """Tell all who wait that the engine goes on no more."""
         while self._asked:
-            _, found = self._asked.popleft()
+            *_, found = self._asked.popleft()
             if found.set_running_or_notify_cancel():
                 found.set_exception(EngineClosed(why))
 
@@ -115,3 +133,9 @@ class Features:
         with self.attachment.using(None):
             hidden_BTD = kind.hidden(model, {"input_ids": ids_BT, "attention_mask": mask_BT})
         return pooled(hidden_BTD, mask_BT, "mean")[0].cpu()
+
+
+def _outside_inference(work: Callable[[], T]) -> T:
+    """What some work gives, as ordinary tensors, which outlive the engine."""
+    with torch.inference_mode(False), torch.no_grad():
+        return work()
