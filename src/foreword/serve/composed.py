@@ -167,13 +167,6 @@ class Compositions:
                 "for a request; save the composition with `foreword compose`, and ask for its name",
                 "mode",
             )
-        if mode != "concat" and not self.computes:
-            raise Failure(
-                400,
-                f"mode: {mode!r} needs what the backbone computes for it, which this engine does not do "
-                "for a request; save the composition with `foreword compose`, and ask for its name",
-                "mode",
-            )
         wanted = self._wanted(model, expression, mode, strength)
         made = self.kept(wanted.key)
         if made is None and mode != "concat":
