@@ -56,13 +56,16 @@ def said(backbone: foreword.Backbone, prefix: Prefix | None, ids: Sequence[int])
 
 
 def mixture(backbone: foreword.Backbone, request: Request, tokens: Sequence[int] = ()) -> Tensor:
-    """Log p = (1 - sum w) log p(base) + sum w_i log p(prefix i), renormalised: (tokens + 1, V)."""
+    """Log p = (1 - sum w) log p(base) + sum w_i log p(prefix i), renormalised: (tokens + 1, V).
+
+    Each prefix is at its strength.
+    """
     ids = [*request.prompt, *tokens]
     weights = [one.weight for one in request.prefixes]
     total = (1 - sum(weights)) * said(backbone, None, ids)
     for one in request.prefixes:
         assert isinstance(one.prefix, Prefix)
-        total = total + one.weight * said(backbone, one.prefix, ids)
+        total = total + one.weight * said(backbone, one.prefix.strength(one.strength), ids)
     return total.log_softmax(dim=-1)[len(request.prompt) - 1 :]
 
 
