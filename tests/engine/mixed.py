@@ -51,8 +51,9 @@ def drawn(seed: int, prefixes: list[Prefix], count: int = 16) -> list[Request]:
 def said(backbone: foreword.Backbone, prefix: Prefix | None, ids: Sequence[int]) -> Tensor:
     """Log-probabilities (T, V) of the token after each of some ids, float64."""
     with backbone.attached(prefix), torch.no_grad():
-        logits: Tensor = backbone.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
-    return logits.double().log_softmax(dim=-1)
+        given = torch.tensor([ids], device=backbone.device)
+        logits: Tensor = backbone.model(input_ids=given, use_cache=False).logits[0]
+    return logits.double().cpu().log_softmax(dim=-1)
 
 
 def mixture(backbone: foreword.Backbone, request: Request, tokens: Sequence[int] = ()) -> Tensor:
