@@ -136,7 +136,13 @@ def test_texts_with_and_without_a_cache_are_those_of_the_formula(
     backbone = foreword.Backbone(tiny_model().to(dtype), byte_tokenizer())
     text, row = ids(6, 9)
     prefix = at(backbone.capture(text.tolist()), 0.5, 1.3)
-    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None, **how}
+    options = {
+        "max_new_tokens": 8,
+        "do_sample": False,
+        "pad_token_id": 0,
+        "eos_token_id": None,
+        **how,
+    }
     with backbone.attached(prefix):
         found = backbone.model.generate(row[None], **options)
         one = backbone.model(found).logits

@@ -44,7 +44,9 @@ def test_at_every_stack_attention_gives_what_the_formula_gives(family: Family) -
         only = prefix.only([site.label])
         outs: list[Tensor] = []
 
-        def keep(_: nn.Module, __: object, out: tuple[Tensor, ...], kept: list[Tensor] = outs) -> None:
+        def keep(
+            _: nn.Module, __: object, out: tuple[Tensor, ...], kept: list[Tensor] = outs
+        ) -> None:
             kept.append(out[0])
 
         module = case.model.get_submodule(site.name)

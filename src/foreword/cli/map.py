@@ -28,7 +28,8 @@ class MapArguments:
 
     to: str | None = None
     """Name of a prefix, such as one that was trained for a few steps on a new task: list the others, the
-    nearest first, from which training may start (`train --init`)."""
+    nearest first. That says how alike they are in what they learned, and not which of them training had
+    better start from; it can start from any (`train --init`)."""
 
     image: Path | None = None
     """Draw all of it into this file, .png or .svg: a heat map, and places in a plane."""
@@ -141,7 +142,7 @@ def _started(
             check_agreement("a comparison", first, prefix)
             found[name] = with_start(backbone, prefix, data, store)
         except (PrefixError, MismatchError, DataError) as error:
-            left_out[name] = str(error)
+            left_out[name] = error.for_commands
     return found
 
 
