@@ -144,6 +144,11 @@ def test_who_is_left_out(
     assert "same fingerprint" in found["left_out"]["else"]
     code, out, err = call("--to", "else", *F32)
     assert code == 1
+    for raw in ([], ["--raw"]):
+        code, out, err = call("--json", *raw, *F32)
+        found = json.loads(out)
+        assert found["left_out"]["else"].endswith("train both on the same weights")
+        assert ("captured" in found["names"]) == bool(raw)
 
 
 def test_what_is_refused(place: Path, call) -> None:

@@ -115,9 +115,24 @@ def _compared(
             stored[name] = store.load(name)
         except FormatError as error:
             left_out[name] = str(error)
+    stored = _agreeing(stored, left_out)
     if not arguments.raw:
         stored = _started(store, stored, left_out, arguments.data, options)
     return similarity(stored, raw=arguments.raw, pooling=arguments.pooling, left_out=left_out)
+
+
+def _agreeing(stored: dict[str, Prefix], left_out: dict[str, str]) -> dict[str, Prefix]:
+    """The prefixes that were made for the backbone of the first one, under its policies."""
+    from foreword.arithmetic.agreement import check_agreement
+
+    found: dict[str, Prefix] = {}
+    for name, prefix in stored.items():
+        try:
+            check_agreement("a comparison", next(iter(stored.values())), prefix)
+            found[name] = prefix
+        except PrefixError as error:
+            left_out[name] = error.for_commands
+    return found
 
 
 def _started(
@@ -127,19 +142,17 @@ def _started(
     data: str | None,
     options: BackboneOptions,
 ) -> dict[str, Prefix]:
-    """The prefixes of the first one's backbone, with their starts."""
+    """The prefixes with their starts."""
     first = next(iter(stored.values()), None)
     if first is None:
         return {}
     with working("loading the backbone"):
         backbone = options.load(first)
-    from foreword.arithmetic.agreement import check_agreement
     from foreword.train import with_start
 
     found: dict[str, Prefix] = {}
     for name, prefix in stored.items():
         try:
-            check_agreement("a comparison", first, prefix)
             found[name] = with_start(backbone, prefix, data, store)
         except (PrefixError, MismatchError, DataError) as error:
             left_out[name] = error.for_commands
