@@ -126,6 +126,7 @@ def test_training_rows_for_what_started_from_demonstrations(composable: Path, ca
     code, _, err = call("compose", "0.5*shown", "--name", "made", *F32)
     assert code == 1
     assert "error: shown: this prefix started from demonstrations" in err
+    assert "rows: give them to foreword compose or foreword map (--data)\n" in err
     code, _, err = call("compose", "0.5*shown", "--name", "made", "--data", "rows.jsonl", *F32)
     assert code == 0, err
     live = compose("0.5*shown", {"shown": shown}.__getitem__)
@@ -188,6 +189,11 @@ def test_a_mode_is_for_several_prefixes(
         (["compose", "offset + offset[:2]", "--mode", "concat"], "behind one another with --mode"),
         (["compose", "offset[1:]"], "Cut the end off (prefix[:8])"),
         (["compose", "e2e + long", "--mode", "sum"], "or put them side by side (--mode concat)"),
+        (
+            ["train", "rows.jsonl", "--init", "task"],
+            "save a part of it, with foreword compose 'task[",
+        ),
+        (["train", "rows.jsonl", "--init", "half"], "training starts from one at full strength"),
         (["compose", "e2e[a=b]"], "trained with attributes has (foreword train --attributes)"),
     ],
 )
@@ -201,12 +207,23 @@ def test_errors_say_what_to_do_on_the_command_line(
     for name, changes in (("late", {"init_text": "Other words."}), ("long", {"length": 6})):
         settings = dataclasses.replace(SETTINGS, **changes)
         store.save(name, foreword.train(backbone, MEMORY[:4], settings).prefix)
-    named = ["--name", "made"] if words[0] == "compose" else []
+    store.save("half", e2e.strength(0.5))
+    named = ["--name", "made"] if words[0] != "generate" else []
+    if words[0] == "train":
+        named += ["--backbone", "tiny-model", "--prompt", "{mr} ->", "--target", " {ref}"]
     code, _, err = call(*words, *named, *F32)
     assert code == 1
     shown = " ".join(err.split())
     assert said.lower() in shown.lower()
-    for python in ("interpolate", "dataclasses", "foreword.", "backbone.", "with_meta", "Settings"):
+    for python in (
+        "interpolate",
+        "dataclasses",
+        "foreword.",
+        "backbone.",
+        "with_meta",
+        "Settings",
+        "prefix.",
+    ):
         assert python not in shown
 
 
