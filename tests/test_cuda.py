@@ -13,6 +13,7 @@ from foreword.attention.merge import cascade_attention
 from foreword.engine import Engine, Limits, Request, Sampling, Weighted
 from tests.conftest import byte_tokenizer, tiny_model
 from tests.engine.lone import alone, generated
+from tests.engine.mixed import below_best
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -91,6 +92,40 @@ def test_every_request_of_a_mixed_batch_is_answered_as_alone(copied: int) -> Non
     for request, answer in zip(requests, answers, strict=True):
         if answer.tokens != generated(gpu, request):
             assert alone(gpu, request, answer.tokens) < CLOSE
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_strength_is_what_it_is_on_the_cpu(attention: str) -> None:
+    gpu, cpu = backbone(attention=attention), backbone("cpu", attention)
+    prefix = gpu.capture(TEXT[:20])
+    plain, whole = logits(gpu, None, TEXT[20:]), logits(gpu, prefix, TEXT[20:])
+    assert torch.equal(logits(gpu, prefix.strength(0.0), TEXT[20:]), plain)
+    assert torch.equal(logits(gpu, prefix.strength(1.0), TEXT[20:]), whole)
+    for strength in (0.5, -0.3, 1.5):
+        found = logits(gpu, prefix.strength(strength), TEXT[20:])
+        expected = logits(cpu, prefix.strength(strength), TEXT[20:])
+        torch.testing.assert_close(found, expected, rtol=0, atol=10 * CLOSE)
+        assert min(float((found - end).abs().max()) for end in (plain, whole)) > 100 * CLOSE
+
+
+@pytest.mark.parametrize("copied", [128, 0])
+def test_mixtures_and_strengths_of_one_batch_are_those_of_the_formula(copied: int) -> None:
+    gpu = backbone()
+    one, two = gpu.capture(TEXT[:7]), gpu.capture(TEXT[7:30])
+    kinds = [
+        (Weighted(one, 1.3), Weighted(two, -0.6)),
+        (Weighted(two, strength=0.4),),
+        (Weighted(one, 0.8, strength=0.4), Weighted(two, -0.5, strength=1.5)),
+        (),
+    ]
+    greedy = Sampling(max_tokens=8, temperature=0, ignore_eos=True)
+    requests = [
+        Request(tuple(range(60 + i, 65 + 3 * i)), greedy, kinds[i % len(kinds)]) for i in range(8)
+    ]
+    with Engine(gpu, Limits(rows=8, prompt_tokens=16, copied=copied)) as engine:
+        answers = engine.generate(requests)
+    for request, answer in zip(requests, answers, strict=True):
+        assert below_best(gpu, request, answer.tokens) < CLOSE
 
 
 @pytest.mark.parametrize("optimizer", ["soap", "adamw"])

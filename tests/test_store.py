@@ -76,6 +76,14 @@ def test_odd_but_plain_names_are_allowed(name: str, store: PrefixStore) -> None:
     assert store.load(name).digest == prefix(3).digest
 
 
+@pytest.mark.parametrize("name", ["one + two", "0.5*one", "a - b", "-a", "a[:8]", "(a)"])
+def test_an_expression_is_told_from_a_wrong_name(name: str, store: PrefixStore) -> None:
+    with pytest.raises(StoreError, match=r"digit\. Expressions .* here; foreword\.compose makes"):
+        store.path(name)
+    with pytest.raises(StoreError, match="starting with a letter or digit$"):
+        store.path("../a b")
+
+
 @pytest.mark.parametrize("name", REFUSED_NAMES)
 def test_names_that_could_lead_elsewhere_are_refused(name: str, store: PrefixStore) -> None:
     store.save("good", prefix())

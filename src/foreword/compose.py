@@ -163,7 +163,7 @@ def _named(what: object) -> Iterator[None]:
     try:
         yield
     except ForewordError as error:
-        raise type(error)(f"{what}: {error}") from error
+        raise error.about(what) from error
 
 
 def _loaded(name: str, load: Callable[[str], Prefix]) -> Prefix:

@@ -28,9 +28,30 @@ The tree, which is also what a caller can catch::
 Each message names the thing, what was expected, what was found and the remedy.
 """
 
+from typing import Self
+
 
 class ForewordError(Exception):
-    """Root of the tree: anything that Foreword refuses."""
+    """Root of the tree: anything that Foreword refuses.
+
+    Args:
+        said: The message.
+        remedy: Its end, where that is something to do in Python.
+        command: What it ends with instead where a command fails; None: no other.
+    """
+
+    def __init__(self, said: object = "", remedy: str = "", *, command: str | None = None) -> None:
+        super().__init__(f"{said}{remedy}")
+        self._said, self._remedy, self._command = said, remedy, command
+
+    def about(self, what: object) -> Self:
+        """The same error, which begins with what it is about."""
+        return type(self)(f"{what}: {self._said}", self._remedy, command=self._command)
+
+    @property
+    def for_commands(self) -> str:
+        """The message with the remedy that the command line has."""
+        return str(self) if self._command is None else f"{self._said}{self._command}"
 
 
 class FormatError(ForewordError):

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """What a prefix can be called."""
 
+OPERATOR = re.compile(r"[*+()\[\]]|-\s|^-")
+"""What an expression of prefixes has, and a name has not."""
+
 SHOWN = 10
 """Names that an error shows at most."""
 
@@ -58,9 +61,12 @@ class PrefixStore:
             StoreError: The name could lead out of the folder, or is not a plain word.
         """
         if not isinstance(name, str) or not NAME.fullmatch(name):
+            python, command = _what_expressions_are_for(name)
             raise StoreError(
                 f"{name!r} is not a name for a prefix; expected 1 to 128 letters, digits, '.', '_' "
-                "and '-', starting with a letter or digit"
+                "and '-', starting with a letter or digit",
+                python,
+                command=command,
             )
         return self.folder / f"{name}{SUFFIX}"
 
@@ -190,6 +196,17 @@ class PrefixStore:
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         near = did_you_mean(name, names)
         return f"no prefix is called {name!r} in {self.folder} ({known}{more}){near}"
+
+
+def _what_expressions_are_for(name: object) -> tuple[str, str]:
+    """What to do in Python, and on the command line, if a name is an expression of several."""
+    if not isinstance(name, str) or not OPERATOR.search(name):
+        return "", ""
+    said = ". Expressions of prefixes are not taken here; "
+    return (
+        f"{said}foreword.compose makes a prefix of one",
+        f"{said}save what it stands for, with foreword compose, and give the name of that",
+    )
 
 
 def taken(name: str, folder: Path) -> str:

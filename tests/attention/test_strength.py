@@ -15,7 +15,7 @@ from foreword.attention.frame import Frame
 from foreword.description import Piece
 from foreword.errors import ForewordError, UnsupportedModel
 from foreword.prefix import Prefix
-from tests.backbone.test_attach import close, ids, logits, together_equals_alone
+from tests.backbone.test_attach import close, ids, in_context, logits, together_equals_alone
 from tests.conftest import byte_tokenizer, tiny_model
 from tests.oracle.by_hand import by_hand
 from tests.oracle.families import BY_NAME, FAMILIES, attention_of
@@ -136,18 +136,44 @@ def test_texts_with_and_without_a_cache_are_those_of_the_formula(
     backbone = foreword.Backbone(tiny_model().to(dtype), byte_tokenizer())
     text, row = ids(6, 9)
     prefix = at(backbone.capture(text.tolist()), 0.5, 1.3)
-    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, **how}
+    options = {
+        "max_new_tokens": 8,
+        "do_sample": False,
+        "pad_token_id": 0,
+        "eos_token_id": None,
+        **how,
+    }
     with backbone.attached(prefix):
         found = backbone.model.generate(row[None], **options)
         one = backbone.model(found).logits
     with backbone.attached([prefix, None]):
         both = backbone.model.generate(row.expand(2, -1), **options)
     assert torch.equal(found[0], both[0])
-    if dtype == torch.float32 and not how:
+    if dtype == torch.float32:
         with by_hand(prefix), torch.no_grad():
-            wanted = backbone.model(found, use_cache=False).logits
-        assert close(one[0].detach(), wanted[0])
-        assert torch.equal(wanted[0, 8:-1].argmax(-1), found[0, 9:])
+            wanted = backbone.model.generate(row[None], **{**options, "use_cache": False})
+            logits_wanted = backbone.model(found, use_cache=False).logits
+        assert torch.equal(found, wanted)
+        assert close(one[0].detach(), logits_wanted[0])
+    with backbone.attached(prefix.with_meta(pieces=())):
+        assert not torch.equal(found, backbone.model.generate(row[None], **options))
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "mpt"])
+@pytest.mark.parametrize("cut", [1, 4])
+def test_the_halves_of_a_text_side_by_side_are_the_text_in_context(family: str, cut: int) -> None:
+    spec = BY_NAME[family]
+    backbone = foreword.Backbone(spec.build(attention_of(spec)))
+    text, row = (tokens % 97 for tokens in ids(7, 9))
+    prefix = backbone.capture(text.tolist()).with_meta(windows="windowed")
+    found = []
+    for one in (prefix, foreword.concat(prefix[:cut], prefix[cut:])):
+        with backbone.attached(one):
+            found.append(logits(backbone.model, row))
+    assert torch.equal(*found)
+    assert close(found[1], in_context(backbone, text, row))
+    with backbone.attached(prefix[cut:]):
+        assert not close(logits(backbone.model, row), found[1])
 
 
 def test_few_queries_on_a_shared_copy_equal_each_row_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,16 @@ def of_python(
     return compose(expression, PrefixStore().load, mode=mode, backbone=backbone)  # type: ignore[arg-type]
 
 
+@pytest.fixture
+def control(composable: Path) -> Prefix:
+    """A prefix with a mood, in the store as task, and rows.jsonl."""
+    pieces = (Piece("", 1), Piece("mood=good", 2), Piece("mood=bad", 1))
+    whole = PrefixStore().load("e2e").with_meta(pieces=pieces, combination="control")
+    PrefixStore().save("task", whole)
+    (composable / "rows.jsonl").write_text(json.dumps(MEMORY[0]))
+    return whole
+
+
 def test_a_sum(composable: Path, call) -> None:
     text = "0.7*formal + e2e - toxic-1"
     code, out, err = call("compose", text, "--name", "nice", *F32)
@@ -116,22 +126,132 @@ def test_training_rows_for_what_started_from_demonstrations(composable: Path, ca
     code, _, err = call("compose", "0.5*shown", "--name", "made", *F32)
     assert code == 1
     assert "error: shown: this prefix started from demonstrations" in err
+    assert "rows: give them to foreword compose or foreword map (--data)\n" in err
     code, _, err = call("compose", "0.5*shown", "--name", "made", "--data", "rows.jsonl", *F32)
     assert code == 0, err
     live = compose("0.5*shown", {"shown": shown}.__getitem__)
     assert PrefixStore().load("made").digest == live.digest
 
 
-def test_a_value_that_training_did_not_see_is_a_warning(composable: Path, call) -> None:
-    whole = PrefixStore().load("e2e")
-    pieces = (Piece("", 1), Piece("mood=good", 2), Piece("mood=bad", 1))
-    PrefixStore().save("task", whole.with_meta(pieces=pieces, combination="control"))
+def test_a_value_that_training_did_not_see_is_a_warning(control: Prefix, call) -> None:
     code, _, err = call("compose", "task[mood=bad]", "--name", "bad")
     assert (code, "warning" in err) == (0, False)
     code, _, err = call("compose", "task[mood=odd]", "--name", "odd")
     assert code == 0
     assert "warning: task was trained for mood = 'good', 'bad', and not for 'odd'" in err
     assert [PrefixStore().load(name).length for name in ("bad", "odd")] == [2, 1]
+
+
+@pytest.mark.parametrize("rest", ["", " - 0.5*formal"])
+def test_a_value_that_training_did_not_see_is_said_where_texts_are_made_and_scored(
+    control: Prefix, call, rest: str
+) -> None:
+    backbone, shared = foreword.load("tiny-model", dtype="float32"), control.select({})
+    wanted: Prefix | foreword.Mixture = shared
+    if rest:
+        wanted = foreword.Mixture(((1.0, shared), (-0.5, PrefixStore().load("formal"))))
+    options = foreword.GenerateOptions(max_new_tokens=4)
+    flags = (*F32, "--max-new-tokens", "4")
+    ((text,),) = foreword.generate(backbone, ["Zizzi"], wanted, options)
+    nll = foreword.evaluate(backbone, wanted, "rows.jsonl", options=options, base=False).prefix.nll
+    for value, odd in (("good", False), ("odd", True)):
+        expression = f"task[mood={value}]{rest}"
+        code, out, err = call("generate", expression, "Zizzi", *flags)
+        assert code == 0
+        assert out == f"{text}\n" or not odd
+        assert ("trained for mood = 'good', 'bad', and not for 'odd'" in err) == odd
+        code, out, err = call("evaluate", expression, "rows.jsonl", *flags, "--no-base", "--json")
+        assert (code, json.loads(out)["prefix"]["nll"] == nll) == (0, odd)
+        assert ("trained for mood = 'good', 'bad', and not for 'odd'" in err) == odd
+
+
+@pytest.mark.parametrize("verb", ["generate", "evaluate"])
+@pytest.mark.parametrize("name", ["e2e", "e2e[:2]", "(e2e)", "task[mood=bad]"])
+def test_a_mode_is_for_several_prefixes(
+    control: Prefix, call, monkeypatch: pytest.MonkeyPatch, verb: str, name: str
+) -> None:
+    words = (verb, name, "rows.jsonl" if verb == "evaluate" else "Zizzi", *F32)
+    assert call(*words, "--max-new-tokens", "2")[0] == 0
+    monkeypatch.setattr("foreword.cli.options.load", lambda *_, **__: pytest.fail("it was loaded"))
+    for mode in ("sum", "logits"):
+        code, _, err = call(*words, "--mode", mode)
+        assert code == 1
+        assert f"--mode {mode} puts several prefixes together, and {name!r} is one of them" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["compose", "0.5*captured"], "no start is needed by foreword compose --mode concat"),
+        (["generate", "0.5*captured", "x", "--mode", "sum"], "No start is needed by"),
+        (["compose", "e2e + late"], "or compose them in another mode: --mode concat"),
+        (["compose", "e2e + offset", "--mode", "concat"], "train both under one position policy"),
+        (["compose", "offset + offset[:2]", "--mode", "concat"], "behind one another with --mode"),
+        (["compose", "offset[1:]"], "Cut the end off (prefix[:8])"),
+        (["compose", "e2e + long", "--mode", "sum"], "or put them side by side (--mode concat)"),
+        (
+            ["train", "rows.jsonl", "--init", "task"],
+            "save a part of it, with foreword compose 'task[",
+        ),
+        (["train", "rows.jsonl", "--init", "half"], "training starts from one at full strength"),
+        (["compose", "e2e[a=b]"], "trained with attributes has (foreword train --attributes)"),
+    ],
+)
+def test_errors_say_what_to_do_on_the_command_line(
+    control: Prefix, call, words: list[str], said: str
+) -> None:
+    store, backbone = PrefixStore(), foreword.load("tiny-model", dtype="float32")
+    e2e = store.load("e2e")
+    store.save("captured", e2e.with_meta(recipe={}))
+    store.save("offset", backbone.moved(e2e, "offset"))
+    for name, changes in (("late", {"init_text": "Other words."}), ("long", {"length": 6})):
+        settings = dataclasses.replace(SETTINGS, **changes)
+        store.save(name, foreword.train(backbone, MEMORY[:4], settings).prefix)
+    store.save("half", e2e.strength(0.5))
+    named = ["--name", "made"] if words[0] != "generate" else []
+    if words[0] == "train":
+        named += ["--backbone", "tiny-model", "--prompt", "{mr} ->", "--target", " {ref}"]
+    code, _, err = call(*words, *named, *F32)
+    assert code == 1
+    shown = " ".join(err.split())
+    assert said.lower() in shown.lower()
+    for python in (
+        "interpolate",
+        "dataclasses",
+        "foreword.",
+        "backbone.",
+        "with_meta",
+        "Settings",
+        "prefix.",
+    ):
+        assert python not in shown
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["predict", "e2e + formal", "x"],
+        ["inspect", "0.5*e2e"],
+        ["export", "e2e - formal", "there", "--to", "peft"],
+        ["push", "e2e[:2]", "me/e2e"],
+        ["remove", "e2e + formal"],
+        ["map", "e2e", "2*formal"],
+        ["map", "--to", "e2e + formal"],
+        ["route", "--with", "r.safetensors", "--fit", "e2e + formal=rows.jsonl"],
+        ["train", "rows.jsonl", "--name", "e2e + formal"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_where_a_name_alone_is_taken_an_expression_is_told_from_a_wrong_name(
+    control: Prefix, call, words: list[str]
+) -> None:
+    code, _, err = call(*words)
+    assert code == 1
+    assert (
+        "Expressions of prefixes are not taken here; save what it stands for, with foreword" in err
+    )
+    code, _, err = call("inspect", "../e2e")
+    assert (code, "not a name" in err, "Expressions" in err) == (1, True, False)
 
 
 def test_taken_names(composable: Path, call) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import foreword
 from foreword.cli.main import main
@@ -96,6 +97,23 @@ def test_the_nearest_to_one(place: Path, call) -> None:
     assert rows == [[name, f"{number:.3f}"] for name, number in of_python().nearest("c")]
 
 
+def test_training_starts_from_the_nearest(composable: Path, call) -> None:
+    code, out, err = call("--to", "c", "--json", *F32)
+    assert code == 0, err
+    nearest = json.loads(out)["nearest"][0][0]
+    words = ["train", "rows.jsonl", "--backbone", "tiny-model", "--init", nearest, "--name", "on"]
+    (composable / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in MEMORY))
+    templates = ["--prompt", "{mr} ->", "--target", " {ref}"]
+    assert main([*words, *templates, "--steps", "2", *F32]) == 0
+    store, backbone = PrefixStore(), foreword.load("tiny-model", dtype="float32")
+    begun, on = store.load(nearest), foreword.with_start(backbone, store.load("on"))
+    assert on.meta.parents[0] == begun.digest
+    assert on.start is not None
+    for start, key, end in zip(on.start.keys, begun.keys, on.keys, strict=True):
+        assert torch.equal(start, key)
+        assert not torch.equal(start, end)
+
+
 def test_raw_needs_no_backbone(place: Path, call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("foreword.cli.options.load", lambda *_, **__: pytest.fail("it was loaded"))
     code, out, err = call("--raw", "--json", "--pooling", "mean")
@@ -121,9 +139,16 @@ def test_who_is_left_out(
     assert found["names"] == [*NAMES]
     assert [*sorted(found["left_out"])] == ["broken", "captured", "else"]
     assert "its recipe does not say how it was trained" in found["left_out"]["captured"]
+    assert "nor by foreword map --raw" in found["left_out"]["captured"]
+    assert "interpolate" not in found["left_out"]["captured"]
     assert "same fingerprint" in found["left_out"]["else"]
     code, out, err = call("--to", "else", *F32)
     assert code == 1
+    for raw in ([], ["--raw"]):
+        code, out, err = call("--json", *raw, *F32)
+        found = json.loads(out)
+        assert found["left_out"]["else"].endswith("train both on the same weights")
+        assert ("captured" in found["names"]) == bool(raw)
 
 
 def test_what_is_refused(place: Path, call) -> None:

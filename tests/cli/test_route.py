@@ -153,6 +153,10 @@ def test_what_cannot_be_routed_is_refused(place: Path, call) -> None:
         (["1 plus 2", "--router", "labels.safetensors"], "labels: this prefix carries a head"),
         (["1", "--router", "other.safetensors", "--backbone", "tiny-model"], "fitted on 'other'"),
         (["--input", "rows.jsonl", *known], "input 1: expected a text to route, found a row"),
+        (
+            ["1", *known, "--mode", "logits"],
+            "--mode logits puts several prefixes together, and a rout",
+        ),
         (["1", *known, "--engine", "vllm"], "--router is for Foreword's own engine"),
         ([], "name a prefix of the store, or let a router choose it"),
     ):

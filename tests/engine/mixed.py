@@ -51,18 +51,22 @@ def drawn(seed: int, prefixes: list[Prefix], count: int = 16) -> list[Request]:
 def said(backbone: foreword.Backbone, prefix: Prefix | None, ids: Sequence[int]) -> Tensor:
     """Log-probabilities (T, V) of the token after each of some ids, float64."""
     with backbone.attached(prefix), torch.no_grad():
-        logits: Tensor = backbone.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
-    return logits.double().log_softmax(dim=-1)
+        given = torch.tensor([ids], device=backbone.device)
+        logits: Tensor = backbone.model(input_ids=given, use_cache=False).logits[0]
+    return logits.double().cpu().log_softmax(dim=-1)
 
 
 def mixture(backbone: foreword.Backbone, request: Request, tokens: Sequence[int] = ()) -> Tensor:
-    """Log p = (1 - sum w) log p(base) + sum w_i log p(prefix i), renormalised: (tokens + 1, V)."""
+    """Log p = (1 - sum w) log p(base) + sum w_i log p(prefix i), renormalised: (tokens + 1, V).
+
+    Each prefix is at its strength.
+    """
     ids = [*request.prompt, *tokens]
     weights = [one.weight for one in request.prefixes]
     total = (1 - sum(weights)) * said(backbone, None, ids)
     for one in request.prefixes:
         assert isinstance(one.prefix, Prefix)
-        total = total + one.weight * said(backbone, one.prefix, ids)
+        total = total + one.weight * said(backbone, one.prefix.strength(one.strength), ids)
     return total.log_softmax(dim=-1)[len(request.prompt) - 1 :]
 
 

@@ -15,7 +15,9 @@ from foreword.errors import UnsupportedModel
 from foreword.prefix import Prefix
 from tests.conftest import byte_tokenizer, tiny_model
 from tests.engine.lone import alone, generated
-from tests.engine.test_engine import SMALL, TIE
+from tests.engine.mixed import fits, mix, mixture
+from tests.engine.test_engine import SMALL, TIE, check_streams
+from tests.engine.test_engine import ask as plainly
 from tests.oracle.families import STANDARD, attention_of
 from tests.oracle.family import Family
 
@@ -113,6 +115,78 @@ def test_the_ends_are_the_backbone_and_the_prefix(
             )
         assert off.tokens == none.tokens
         assert whole.tokens == plain.tokens
+
+
+def held(prompt: Sequence[int], *parts: Weighted) -> Request:
+    """A request under prefixes with weights and strengths, which reports log-probabilities."""
+    sampling = Sampling(max_tokens=9, temperature=0.0, ignore_eos=True, logprobs=2)
+    return Request(tuple(prompt), sampling, parts)
+
+
+@pytest.mark.parametrize("copied", [0, 10, 128], ids=["shared", "both", "copied"])
+def test_a_batch_of_strengths_modes_and_none_gives_each_what_it_has_alone(
+    backbone: foreword.Backbone, prefixes: list[Prefix], copied: int
+) -> None:
+    one, two, short, *_ = prefixes
+    control = foreword.concat(
+        one, two, short, names=["", "tone=polite", "tone=rude"], combination="control"
+    )
+    kinds = [
+        (Weighted(one, strength=0.35),),
+        (Weighted(two, strength=-0.3),),
+        (Weighted(one, 1.3), Weighted(two, -0.6)),
+        (Weighted(foreword.concat(one.strength(0.5), two.strength(1.3))),),
+        (Weighted(foreword.cascade(backbone, two.strength(0.7), one)),),
+        (Weighted(control.select({"tone": "rude"}), strength=0.6),),
+        (Weighted(one, 0.8, strength=0.4), Weighted(two, -0.5, strength=1.5)),
+        (Weighted(one, 0.5), Weighted(one, 0.7, strength=0.2)),
+        (Weighted(two),),
+        (),
+    ]
+    requests = [
+        held([3 + 5 * i % 80] * (1 + 7 * i % 30), *kind) for i, kind in enumerate([*kinds, *kinds])
+    ]
+    with Engine(backbone, Limits(rows=24, prompt_tokens=16, copied=copied)) as engine:
+        together = engine.generate(requests)
+        apart = [engine.generate([request])[0] for request in requests]
+    for request, found, lone in zip(requests, together, apart, strict=True):
+        assert found.tokens == lone.tokens
+        assert fits(backbone, request, found.tokens)
+        wanted = mixture(backbone, request, found.tokens)[:-1]
+        for place, beside, said_alone in zip(wanted, found.logprobs, lone.logprobs, strict=True):
+            assert beside.logprob == pytest.approx(said_alone.logprob, abs=1e-4)
+            assert beside.logprob == pytest.approx(float(place[beside.token]), abs=1e-4)
+    assert len({found.tokens for found in together}) > len(kinds)
+
+
+def test_a_mixture_of_strengths_writes_as_without_the_engine(spelled: foreword.Backbone) -> None:
+    one, two = (spelled.capture(text) for text in ("one text", "another, longer text in front"))
+    prompt, sampling = "a few words", Sampling(max_tokens=12, temperature=0.0, ignore_eos=True)
+    parts = (Weighted(one, 0.8, strength=0.4), Weighted(two, -0.5, strength=1.5))
+    live = foreword.Mixture(((0.8, one.strength(0.4)), (-0.5, two.strength(1.5))))
+    spelled.model.generation_config.eos_token_id = None
+    options = foreword.GenerateOptions(max_new_tokens=12)
+    ((wanted,),) = foreword.generate(spelled, [prompt], live, options)
+    with Engine(spelled, SMALL) as engine:
+        found, at_full = engine.generate(
+            [
+                Request(tuple(spelled.tokens(prompt)), sampling, parts),
+                mix(spelled.tokens(prompt), (0.8, one), (-0.5, two), max_tokens=12),
+            ]
+        )
+    assert found.text.strip() == wanted
+    assert at_full.tokens != found.tokens
+
+
+def test_a_strength_streams_what_it_gives_at_once(
+    backbone: foreword.Backbone, prefixes: list[Prefix]
+) -> None:
+    request = ask((5, 6, 7), prefixes[0], 0.35, max_tokens=20)
+    found = check_streams(backbone, SMALL, ask((8, 9), prefixes[1], 1.4, max_tokens=200), request)
+    check(backbone, request, found)
+    with Engine(backbone, SMALL) as engine:
+        (whole,) = engine.generate([plainly([5, 6, 7], prefixes[0], max_tokens=20)])
+    assert found.tokens != whole.tokens
 
 
 def test_requests_that_begin_alike_at_other_strengths_share_nothing(

@@ -84,6 +84,32 @@ def test_a_new_length_is_compiled_once_and_never_again(tiny: Backbone) -> None:
     assert counter.frame_count == 2
 
 
+def test_strengths_break_no_graph_and_share_one(tiny: Backbone) -> None:
+    """A pass under a strength is one graph, and another strength needs no new one."""
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(tiny.model, backend=counter)
+    whole = text_prefix(tiny, 6)
+    foreword.attach(tiny.model, whole)
+    seen = [logits(tiny.model)]
+    for strength in (0.3, 0.7, -0.2, 1.5):
+        foreword.attach(tiny.model, whole.strength(strength))
+        seen.append(logits(tiny.model))
+        assert difference(logits(compiled), seen[-1]) <= EXACT
+    assert all(difference(a, b) > checks.MOVED for a, b in itertools.combinations(seen, 2))
+    assert counter.frame_count == 1
+
+
+def test_strengths_per_row_and_of_pieces(tiny: Backbone) -> None:
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(tiny.model, backend=counter)
+    short, long = text_prefix(tiny, 5), text_prefix(tiny, 9)
+    both = foreword.concat(short.strength(0.4), long.strength(1.3))
+    for rows in ([short.strength(0.4), long], [None, both]):
+        foreword.attach(tiny.model, rows)
+        assert difference(logits(compiled), logits(tiny.model)) <= EXACT
+    assert counter.frame_count == 2
+
+
 def test_prefixes_per_row(tiny: Backbone) -> None:
     compiled = torch.compile(tiny.model, backend="aot_eager")
     short, long = text_prefix(tiny, 5), text_prefix(tiny, 9)

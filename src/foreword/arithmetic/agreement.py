@@ -9,17 +9,27 @@ from foreword.arithmetic.base import Composable
 from foreword.errors import PrefixError
 
 _KNOWN = {
-    "family": "use prefixes of one backbone",
-    "fingerprint": "train both on the same weights, or drop a claim: prefix.with_meta(fingerprint='')",
-    "tokenizer": "train both with one tokenizer, or drop a claim: prefix.with_meta(tokenizer='')",
+    "family": ("use prefixes of one backbone", ""),
+    "fingerprint": (
+        "train both on the same weights",
+        ", or drop a claim: prefix.with_meta(fingerprint='')",
+    ),
+    "tokenizer": (
+        "train both with one tokenizer",
+        ", or drop a claim: prefix.with_meta(tokenizer='')",
+    ),
 }
-"""Fields of the meta that agree where they are equal, or one is not known; and what to do."""
+"""Fields of the meta that agree where they are equal, or one is not known; and what to do, of which the
+second part is for Python alone."""
 
 _EQUAL = {
-    "positions": "move one with backbone.moved(prefix, positions)",
-    "windows": "train both under one window policy",
-    "bos": "train both on inputs with, or both without, the BOS",
-    "softmax": "train both gated, or neither",
+    "positions": (
+        "train both under one position policy",
+        ", or move one with backbone.moved(prefix, positions)",
+    ),
+    "windows": ("train both under one window policy", ""),
+    "bos": ("train both on inputs with, or both without, the BOS", ""),
+    "softmax": ("train both gated, or neither", ""),
 }
 """Fields of the meta that agree where they are equal; and what to do."""
 
@@ -40,7 +50,7 @@ def check_agreement(what: str, first: Composable, other: Composable) -> None:
         has, found = getattr(first.meta, name), getattr(other.meta, name)
         unknown = name in _KNOWN and not (has and found)
         if has != found and not unknown:
-            raise _differing(what, name, has, found, remedy)
+            raise _differing(what, name, has, found, *remedy)
 
 
 def _check_sites(what: str, first: Composable, other: Composable) -> None:
@@ -49,7 +59,9 @@ def _check_sites(what: str, first: Composable, other: Composable) -> None:
         lacking = sorted(set(labels[0]) ^ set(labels[1])) or ["another order of sites"]
         raise PrefixError(
             f"{what} needs prefixes at the same sites; found {len(labels[0])} and {len(labels[1])}, "
-            f"and only one has {lacking[0]}. Cut one down with prefix.only(labels)"
+            f"and only one has {lacking[0]}. ",
+            "Cut one down with prefix.only(labels)",
+            command="Train both on the same sites (--sites)",
         )
     for own, site in zip(first.sites, other.sites, strict=True):
         if own.geometry != site.geometry:
@@ -67,10 +79,16 @@ def check_length(what: str, first: Composable, other: Composable) -> None:
         PrefixError: They have not.
     """
     if first.length != other.length:
-        remedy = (
-            "cut the longer one, as in prefix[:8], or put them side by side with foreword.concat"
+        remedy = "cut the longer one, as in prefix[:8], or put them side by side"
+        raise _differing(
+            what,
+            "length",
+            first.length,
+            other.length,
+            remedy,
+            " with foreword.concat",
+            command=" (--mode concat)",
         )
-        raise _differing(what, "length", first.length, other.length, remedy)
 
 
 def check_pieces_alike(what: str, first: Composable, other: Composable) -> None:
@@ -88,8 +106,9 @@ def check_pieces_alike(what: str, first: Composable, other: Composable) -> None:
     if sizes[0] != sizes[1]:
         raise PrefixError(
             f"{what} needs prefixes with pieces of the same (length, strength); found "
-            f"{reprlib.repr(sizes[0])} and {reprlib.repr(sizes[1])}. Set strengths afterwards, as in "
-            "(a + b).strength(0.5)"
+            f"{reprlib.repr(sizes[0])} and {reprlib.repr(sizes[1])}. Set strengths afterwards",
+            ", as in (a + b).strength(0.5)",
+            command=", with --strength",
         )
 
 
@@ -102,7 +121,9 @@ def check_attention(what: str, prefix: Composable) -> None:
     if prefix.meta.combination != "attention":
         raise PrefixError(
             f"{what} needs prefixes that stand in front of the text; found one whose pieces are "
-            f"combined as {prefix.meta.combination!r}. Take its pieces apart with prefix.split()"
+            f"combined as {prefix.meta.combination!r}. ",
+            "Take its pieces apart with prefix.split()",
+            command="Name what it was made of in its place",
         )
 
 
@@ -117,8 +138,9 @@ def check_heads(what: str, first: Composable, other: Composable) -> None:
         return
     if None in said:
         raise PrefixError(
-            f"{what} needs a head in both prefixes or in none; found one in only one of them. Drop it "
-            "with prefix.with_head(None)"
+            f"{what} needs a head in both prefixes or in none; found one in only one of them. ",
+            "Drop it with prefix.with_head(None)",
+            command="Use prefixes of one kind",
         )
     assert said[0] is not None
     assert said[1] is not None
@@ -127,10 +149,12 @@ def check_heads(what: str, first: Composable, other: Composable) -> None:
     raise _differing(what, f"{name} of the head", said[0][name], said[1].get(name), remedy)
 
 
-def _differing(what: str, name: str, has: Any, found: Any, remedy: str) -> PrefixError:
-    return PrefixError(
-        f"{what} needs prefixes of the same {name}; found {_short(has)} and {_short(found)}: {remedy}"
-    )
+def _differing(
+    what: str, name: str, has: Any, found: Any, remedy: str, python: str = "", command: str = ""
+) -> PrefixError:
+    """The error, with what to do; beside it more, in Python and on the command line."""
+    said = f"{what} needs prefixes of the same {name}; found {_short(has)} and {_short(found)}"
+    return PrefixError(f"{said}: {remedy}", python, command=command)
 
 
 def _short(value: Any) -> str:

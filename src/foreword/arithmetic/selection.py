@@ -42,7 +42,9 @@ def selected(prefix: P, values: Mapping[str, str], what: str = "the prefix") -> 
         if values:
             raise PrefixError(
                 f"{what} has no attributes to select by; only a prefix that was trained with attributes "
-                "(TrainSettings.attributes) has"
+                "has",
+                " (TrainSettings.attributes)",
+                command=" (foreword train --attributes)",
             )
         return prefix
     check_contents(prefix)

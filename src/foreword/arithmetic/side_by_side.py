@@ -58,7 +58,9 @@ def concat(
     if combination == "attention" and prefixes[0].meta.positions == "offset" and prefixes[1:]:
         raise PrefixError(
             "concat: under the position policy 'offset' each prefix lies at positions from 0 on, so "
-            "that they would overlap. Put them behind one another with foreword.cascade(backbone, ...)"
+            "that they would overlap. Put them behind one another with ",
+            "foreword.cascade(backbone, ...)",
+            command="--mode cascade",
         )
     return joined("concat", prefixes, [one.digest for one in prefixes], names, combination)
 
@@ -75,8 +77,9 @@ def check_side_by_side(what: str, prefixes: Sequence[Composable]) -> None:
         expect(f"prefix {number}", one, Arithmetic, "a Prefix", PrefixError)
         if one.head is not None:
             raise PrefixError(
-                f"{what}: prefix {number} carries a head, and one text has one; drop it with "
-                "prefix.with_head(None)"
+                f"{what}: prefix {number} carries a head, and one text has one; ",
+                "drop it with prefix.with_head(None)",
+                command="use prefixes that write text, or --mode sum",
             )
         check_attention(what, one)
         check_contents(one)
@@ -98,8 +101,9 @@ def check_one_softmax(what: str, prefixes: Sequence[Composable]) -> None:
     if len(prefixes) > 1 and prefixes[0].meta.softmax == "own":
         raise PrefixError(
             f"{what}: gated prefixes have a softmax of their own each, and side by side they would "
-            "share one, which averages what they add. Mix what they predict (combination 'logits'), or "
-            "add what they learned (a + b)"
+            "share one, which averages what they add. ",
+            "Mix what they predict (combination 'logits'), or add what they learned (a + b)",
+            command="Mix what they predict (--mode logits), or add what they learned (--mode sum)",
         )
 
 

@@ -65,7 +65,9 @@ def cut_out(prefix: P, first: int, end: int, **changes: Any) -> P:
         raise PrefixError(
             "a slice that leaves out the first virtual tokens would stand where the text does: under "
             "the position policy 'offset' text begins at as many positions as there are tokens. "
-            "Cut the end off (prefix[:8]), or move the prefix first, with backbone.moved(prefix, 'free')"
+            "Cut the end off (prefix[:8])",
+            ", or move the prefix first, with backbone.moved(prefix, 'free')",
+            command="",
         )
     of = [{"prefix": prefix.digest, "tokens": [first, end]}]
     record = cut(begun(prefix.meta, prefix.length), first, end)

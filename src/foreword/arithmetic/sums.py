@@ -38,8 +38,9 @@ def plus(one: P, other: P, weight: float) -> P:
     if start is None:
         raise PrefixError(
             f"{what} is of what was learned since one start, and the two prefixes started from "
-            "different keys and values. Train both with the same init and length, or use "
-            "a.interpolate(b, t), which needs no start"
+            "different keys and values. Train both with the same init and length, or ",
+            "use a.interpolate(b, t), which needs no start",
+            command="compose them in another mode: --mode concat, cascade or logits",
         )
     of = merged([*terms(one.meta, one.digest), *terms(other.meta, other.digest, weight)])
     meta = composed(one.meta, "sum", of, begun(one.meta, one.length))

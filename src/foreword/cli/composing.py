@@ -11,8 +11,8 @@ from cyclopts import Parameter
 from foreword.branches import check_finite
 from foreword.cli.console import working
 from foreword.cli.options import BackboneOptions
-from foreword.errors import ServeError
-from foreword.expressions import Mode, as_expression, looked_up
+from foreword.errors import DataError, ServeError
+from foreword.expressions import Expression, Mode, as_expression, looked_up
 from foreword.outline import Outline
 from foreword.store import PrefixStore
 
@@ -31,11 +31,36 @@ class Composing:
     """How far the prefix moves every attention output: 0 is the frozen model, 1 the prefix; more and
     less than that are allowed. Of a mixture in logits all weights are multiplied by it."""
 
-    mode: Mode = "logits"
-    """How the prefixes of an expression are put together, as in foreword compose."""
+    mode: Mode | None = None
+    """How the prefixes of an expression are put together, as in foreword compose; default: logits.
+    Refused where there is one prefix alone, or a part of one, which is the same in every mode."""
 
     def __post_init__(self) -> None:
         check_finite("--strength", self.strength)
+
+    @property
+    def way(self) -> Mode:
+        """The mode."""
+        return self.mode or "logits"
+
+    def check(self, name: str | None) -> None:
+        """Check that a mode was given where it means something alone.
+
+        Args:
+            name: A name or an expression; None where a router chooses.
+
+        Raises:
+            DataError: There is nothing to put together.
+            ExpressionError: The expression is wrong.
+        """
+        if self.mode is None:
+            return
+        expression = None if name is None else as_expression(name)
+        if expression is None or expression.operand is not None:
+            one = "a router chooses one of them" if name is None else f"{name!r} is one of them"
+            raise DataError(
+                f"--mode {self.mode} puts several prefixes together, and {one}; leave it out"
+            )
 
 
 def outlines_of(store: PrefixStore, name: str, mode: Mode = "logits") -> list[Outline]:
@@ -65,12 +90,31 @@ def refuse_composing(name: str, composing: Composing) -> None:
     Raises:
         ServeError: A strength other than 1, or an expression.
     """
-    if composing.strength != 1 or as_expression(name) is not None:
-        what = f"--strength {composing.strength:g}" if composing.strength != 1 else f"{name!r}"
+    if composing.strength != 1:
+        frozen = "" if composing.strength else "; --no-prefix is the frozen model on both"
         raise ServeError(
-            f"{what} is for Foreword's own engine (--engine embedded); vLLM serves prefixes as they are "
-            "stored: save one with foreword compose, by mode sum, concat or cascade"
+            f"--strength {composing.strength:g} is for Foreword's own engine (--engine embedded), and "
+            f"vLLM's attention knows of no strength but 1{frozen}"
         )
+    expression = as_expression(name)
+    if expression is not None:
+        raise ServeError(
+            f"{name!r} is for Foreword's own engine (--engine embedded), and vLLM serves prefixes as "
+            f"they are stored: {_saved(expression, composing.way)}"
+        )
+
+
+def _saved(expression: Expression, mode: Mode) -> str:
+    """What prefix to save in the place of an expression, so that vLLM serves it."""
+    save = f'foreword compose "{expression}"'
+    if expression.operand is not None:
+        return f"save it, {save} --name NAME"
+    weighs = any(term.weight != 1 for term in expression.terms)
+    if mode == "sum" or (mode in ("concat", "cascade") and not weighs):
+        return f"save it, {save} --mode {mode} --name NAME"
+    lacking = "mixtures of logits" if mode == "logits" else "strengths, which weights are here"
+    other = f"A sum is another thing, and can be saved: {save} --mode sum --name NAME"
+    return f"it has no {lacking}. {other}"
 
 
 def loaded(
@@ -79,15 +123,15 @@ def loaded(
     """What a name or an expression stands for, at its strength, and its backbone."""
     from foreword.compose import compose, mixture_of
 
-    expression = as_expression(name)
+    expression, mode = as_expression(name), composing.way
     first = store.load(name if expression is None else expression.names[0])
-    if composing.mode == "cascade" and expression is not None and options.dtype == "auto":
+    if mode == "cascade" and expression is not None and options.dtype == "auto":
         options = dataclasses.replace(options, dtype="float32")
     with working("loading the backbone"):
         backbone = options.load(first)
     if expression is None:
         return first.strength(composing.strength), backbone
-    if composing.mode == "logits" and expression.operand is None:
+    if mode == "logits" and expression.operand is None:
         return mixture_of(expression, store.load, strength=composing.strength), backbone
-    made = compose(expression, store.load, mode=composing.mode, backbone=backbone, store=store)
+    made = compose(expression, store.load, mode=mode, backbone=backbone, store=store)
     return made.strength(composing.strength), backbone

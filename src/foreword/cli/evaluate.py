@@ -91,8 +91,9 @@ def evaluate(
         Rows, as in training.
     """
     task = arguments.task
+    composing.check(name)
     place = store.open()
-    meta = outlines_of(place, name, composing.mode)[0].meta
+    meta = outlines_of(place, name, composing.way)[0].meta
     rows = rows_from(data)
     templates = templates_in(meta) if task is None else task
     if templates is not None:

@@ -82,6 +82,7 @@ def generate(
     flags
         With --engine vllm more of vLLM's own flags, after "--", such as -- --max-model-len 4096.
     """
+    composing.check(_named(name) if arguments.router is None else None)
     on_vllm = arguments.engine == "vllm"
     if on_vllm:
         text, flags = _apart(text, flags)
@@ -133,7 +134,7 @@ def _read(
     composing: Composing,
 ) -> list[Input]:
     """The inputs, which have what the prefix's templates name; and it is one that writes text."""
-    outline = outlines_of(store, name, composing.mode)[0]
+    outline = outlines_of(store, name, composing.way)[0]
     if outline.head is not None and arguments.prefix:
         raise MismatchError(WRITES_NONE.format(outline.head["task"]))
     if arguments.engine == "vllm" and arguments.prefix:

@@ -125,7 +125,7 @@ def _main(tokens: list[str]) -> int:
         _hint(error)
         return 2
     except ForewordError as error:
-        complain(f"error: {error}")
+        complain(f"error: {error.for_commands}")
         return _code(error.__cause__)
     except KeyboardInterrupt as error:
         complain("interrupted")

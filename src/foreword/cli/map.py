@@ -28,7 +28,8 @@ class MapArguments:
 
     to: str | None = None
     """Name of a prefix, such as one that was trained for a few steps on a new task: list the others, the
-    nearest first, from which training may start (`train --init`)."""
+    nearest first. That says how alike they are in what they learned, and not which of them training had
+    better start from; it can start from any (`train --init`)."""
 
     image: Path | None = None
     """Draw all of it into this file, .png or .svg: a heat map, and places in a plane."""
@@ -114,9 +115,24 @@ def _compared(
             stored[name] = store.load(name)
         except FormatError as error:
             left_out[name] = str(error)
+    stored = _agreeing(stored, left_out)
     if not arguments.raw:
         stored = _started(store, stored, left_out, arguments.data, options)
     return similarity(stored, raw=arguments.raw, pooling=arguments.pooling, left_out=left_out)
+
+
+def _agreeing(stored: dict[str, Prefix], left_out: dict[str, str]) -> dict[str, Prefix]:
+    """The prefixes that were made for the backbone of the first one, under its policies."""
+    from foreword.arithmetic.agreement import check_agreement
+
+    found: dict[str, Prefix] = {}
+    for name, prefix in stored.items():
+        try:
+            check_agreement("a comparison", next(iter(stored.values())), prefix)
+            found[name] = prefix
+        except PrefixError as error:
+            left_out[name] = error.for_commands
+    return found
 
 
 def _started(
@@ -126,22 +142,20 @@ def _started(
     data: str | None,
     options: BackboneOptions,
 ) -> dict[str, Prefix]:
-    """The prefixes of the first one's backbone, with their starts."""
+    """The prefixes with their starts."""
     first = next(iter(stored.values()), None)
     if first is None:
         return {}
     with working("loading the backbone"):
         backbone = options.load(first)
-    from foreword.arithmetic.agreement import check_agreement
     from foreword.train import with_start
 
     found: dict[str, Prefix] = {}
     for name, prefix in stored.items():
         try:
-            check_agreement("a comparison", first, prefix)
             found[name] = with_start(backbone, prefix, data, store)
         except (PrefixError, MismatchError, DataError) as error:
-            left_out[name] = str(error)
+            left_out[name] = error.for_commands
     return found
 
 

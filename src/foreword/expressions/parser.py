@@ -23,15 +23,13 @@ from foreword.expressions.expression import (
     Term,
     is_expression,
 )
-from foreword.store import NAME
+from foreword.store import NAME, OPERATOR
 
 _TOKEN = re.compile(
     r"(?P<word>[A-Za-z0-9][A-Za-z0-9._-]*)|(?P<bracket>\[[^\[\]]*\])|(?P<sign>[-+*()])"
 )
 _NUMBER = re.compile(rf"[0-9]{{1,3}}(\.[0-9]{{1,{DECIMALS}}})?")
 _INDEX = re.compile(r"[0-9]{1,4}")
-_OPERATOR = re.compile(r"[*+()\[\]]|-\s|^-")
-"""What an expression has, and a name has not."""
 _EXCERPT = 24
 """Characters on either side of a mistake that its error shows."""
 
@@ -85,7 +83,7 @@ def as_expression(text: str) -> Expression | None:
     try:
         return parse(text)
     except ExpressionError:
-        if _OPERATOR.search(text):
+        if OPERATOR.search(text):
             raise
         return None
 

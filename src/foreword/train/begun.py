@@ -35,6 +35,12 @@ LETTERS = 64
 ONCE = "save the composition with `foreword compose`, and use it by its name"
 """What to do where a start is not recomputed."""
 
+_WITHOUT = (
+    "no start is needed by foreword compose --mode concat, cascade or logits, nor by foreword map "
+    "--raw"
+)
+"""What to do on the command line with a prefix whose start is not known."""
+
 _SETTINGS = {field.name for field in dataclasses.fields(TrainSettings)}
 
 
@@ -132,13 +138,16 @@ def _record_of(prefix: Prefix) -> Mapping[str, Any]:
     if COMPOSITION in prefix.meta.recipe:
         raise PrefixError(
             "the start of this prefix cannot be recomputed: it was put together from prefixes whose "
-            "starts differ or lie apart. Recompute the start of each of them, and put them together "
-            "again"
+            "starts differ or lie apart. ",
+            "Recompute the start of each of them, and put them together again",
+            command=f"Name those prefixes in its place; {_WITHOUT}",
         )
     raise PrefixError(
         "the start of this prefix cannot be recomputed: its recipe does not say how it was trained, as "
-        "that of a captured or imported prefix does not. Use a.interpolate(b, t), which needs no start, "
-        "or give its start: dataclasses.replace(prefix, start=...)"
+        "that of a captured or imported prefix does not. ",
+        "Use a.interpolate(b, t), which needs no start, or give its start: "
+        "dataclasses.replace(prefix, start=...)",
+        command=_WITHOUT[0].upper() + _WITHOUT[1:],
     )
 
 
@@ -158,7 +167,9 @@ def _refuse_part(prefix: Prefix, settings: TrainSettings) -> None:
     if settings.attributes is not None and not prefix.meta.attributes:
         raise PrefixError(
             "the start of this prefix cannot be recomputed: it is a part of one that was trained with "
-            "attributes. Recompute the start of that one, and take the part of it"
+            "attributes. ",
+            "Recompute the start of that one, and take the part of it",
+            command="Name that one, and the part of it, as in task[sentiment=positive]",
         )
 
 
@@ -169,7 +180,9 @@ def _rows(settings: TrainSettings, rows: Data | None) -> list[Mapping[str, Any]]
     if rows is None:
         raise PrefixError(
             "this prefix started from demonstrations, so its start cannot be recomputed without the "
-            "training rows: with_start(backbone, prefix, rows)"
+            "training rows: ",
+            "with_start(backbone, prefix, rows)",
+            command="give them to foreword compose or foreword map (--data)",
         )
     return spread(rows_of(rows), settings)
 

@@ -65,15 +65,17 @@ def refuse_other(settings: TrainSettings, found: Outline | Prefix) -> None:
             )
     if found.meta.combination == "control":
         raise TrainingError(
-            f"the prefix to start from, {settings.init!r}, has pieces for values of attributes; save "
-            "what it selects, prefix.select(...), and start from that"
+            f"the prefix to start from, {settings.init!r}, has pieces for values of attributes; save ",
+            "what it selects, prefix.select(...), and start from that",
+            command="a part of it, with foreword compose 'task[attribute=value]', and start from that",
         )
     pieces = found.meta.pieces
     if found.meta.combination != "attention" or any(piece.strength != 1 for piece in pieces):
         raise TrainingError(
             f"the prefix to start from, {settings.init!r}, has pieces at strengths of their own, and "
-            "training starts from one at full strength; save it at that, or save one of its pieces "
-            "(prefix.split())"
+            "training starts from one at full strength; save it at that",
+            ", or save one of its pieces (prefix.split())",
+            command="",
         )
     if settings.parameterization == "gated" and found.meta.softmax == "own":
         raise TrainingError(
