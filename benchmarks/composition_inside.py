@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable, Sequence
 
 import torch
-from attributes import SENTIMENT, splits
+from attributes import SEEDS, SENTIMENT, splits
 from combination_ways import WAYS, Parts
 from combinations import TASKS, Trained
 from common import Results, Row
@@ -137,11 +137,11 @@ def _size(prefix: Prefix, first: Prefix) -> dict[str, float]:
 def inside_rows(results: Results) -> list[Row]:
     """NLL of real rows of the combinations, and the mass of each piece: all, first and last layers."""
     rows = []
-    for way in SEEN:
-        line = results.get(f"inside {way} seed 0")
+    for way, seed in itertools.product(SEEN, SEEDS):
+        line = results.get(f"inside {way} seed {seed}")
         if line is not None:
             masses = {piece: _thirds(line.get(piece)) for piece in ("front", "behind")}
-            rows.append({"way": way, "NLL": f"{line['nll'][0]:.2f}", **masses})
+            rows.append({"way": way, "NLL": f"{line['nll'][0]:.2f}", **masses, "seed": seed})
     return rows
 
 

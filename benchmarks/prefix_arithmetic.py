@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from attributes import SENTIMENT, perplexity, splits
+from attributes import SENTIMENT, perplexity, splits, wilson
 from beside import RECIPE, Share, touched_up
 from combinations import TASKS, Trained, as_in_rows
 from common import Results, Row
@@ -159,8 +159,11 @@ def negation_rows(results: Results) -> list[Row]:
     rows = []
     for line in results:
         if str(line["run"]).startswith("negation "):
-            _, attribute, name = str(line["run"]).rpartition(" seed ")[0].split(" ", 2)
-            shown = {at: line[at] for at in ("share", "perplexity")}
+            said, _, seed = str(line["run"]).rpartition(" seed ")
+            _, attribute, name = said.split(" ", 2)
+            low, high = wilson(line["share"], line["count"])
+            share = f"{line['share']:.2f} ({low:.2f}-{high:.2f})"
+            shown = {"share": share, "perplexity": line["perplexity"], "seed": seed}
             rows.append({"towards": attribute, "prefix": name, **shown})
     return rows
 
@@ -170,9 +173,10 @@ def transfer_rows(results: Results) -> list[Row]:
     rows = []
     for line in results:
         if str(line["run"]).startswith("transfer "):
-            source, _, target = str(line["run"])[9:].rpartition(" seed ")[0].rpartition(" to ")
+            said, _, seed = str(line["run"])[9:].rpartition(" seed ")
+            source, _, target = said.rpartition(" to ")
             shown = {at: line[at] for at in ("cosine", "before", "after")}
-            rows.append({"target": target, "source": source, **shown})
+            rows.append({"target": target, "source": source, **shown, "seed": seed})
     return rows
 
 
@@ -185,14 +189,15 @@ def _ranks(values: Sequence[float]) -> list[float]:
 def tracking_rows(results: Results) -> list[Row]:
     """Correlation of the cosine with the NLL that a start saves beside the neutral one."""
     rows = transfer_rows(results)
-    neutral = {row["target"]: row for row in rows if row["source"] == NEUTRAL}
-    pairs = [row for row in rows if row["cosine"] is not None and row["target"] in neutral]
+    neutral = {(row["target"], row["seed"]): row for row in rows if row["source"] == NEUTRAL}
+    compared = [(row, neutral.get((row["target"], row["seed"]))) for row in rows]
+    pairs = [(row, base) for row, base in compared if base and row["cosine"] is not None]
     if len(pairs) < 3:
         return []
     made = []
     for at in ("before", "after"):
-        saved = [neutral[row["target"]][at] - row[at] for row in pairs]
-        alike = [row["cosine"] for row in pairs]
+        saved = [base[at] - row[at] for row, base in pairs]
+        alike = [row["cosine"] for row, _ in pairs]
         made.append(
             {
                 "NLL": at,
