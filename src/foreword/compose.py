@@ -92,7 +92,7 @@ def compose(
         if made is stored[expression.names[0]]:
             return made
     else:
-        _check_selected(parts)
+        check_selected(parts)
         made = _COMPOSED[mode](_of_one_dtype(parts), backbone)
         record = _record(mode, expression, stored)
     return _recorded(made, {**record, "expression": str(expression)}, parents)
@@ -123,7 +123,7 @@ def mixture_of(
         expression = parse(expression)
     stored = {name: _loaded(name, load) for name in expression.names}
     parts = [(term, _part(stored[term.operand.name], term.operand)) for term in expression.terms]
-    _check_selected(parts)
+    check_selected(parts)
     return Mixture(tuple((term.weight * strength, prefix) for term, prefix in parts))
 
 
@@ -207,8 +207,12 @@ Parts = Sequence[tuple[Term, Prefix]]
 """Terms of an expression, and what their operands are."""
 
 
-def _check_selected(parts: Parts) -> None:
-    """Check that no part is a prefix with control as a whole."""
+def check_selected(parts: Parts) -> None:
+    """Check that no part is a prefix with control as a whole.
+
+    Raises:
+        ExpressionError: One is; the message says how to select of it.
+    """
     for term, prefix in parts:
         if prefix.meta.combination == "control":
             pairs = [piece.name for piece in prefix.meta.pieces[1:]]

@@ -46,7 +46,10 @@ class ForewordError(Exception):
 
     def about(self, what: object) -> Self:
         """The same error, which begins with what it is about."""
-        return type(self)(f"{what}: {self._said}", self._remedy, command=self._command)
+        made = type(self).__new__(type(self))  # constructors of subclasses differ
+        made.__dict__.update(self.__dict__, _said=f"{what}: {self._said}")
+        made.args = (f"{made._said}{made._remedy}",)
+        return made
 
     @property
     def for_commands(self) -> str:

@@ -176,7 +176,7 @@ def test_a_mode_is_for_several_prefixes(
     for mode in ("sum", "logits"):
         code, _, err = call(*words, "--mode", mode)
         assert code == 1
-        assert f"--mode {mode} puts several prefixes together, and {name!r} is one of them" in err
+        assert f"--mode {mode} puts several prefixes together, and {name!r} is one alone" in err
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def test_a_text_and_vllms_flags_are_told_apart(
         (["food + gated", "a", "--mode", "cascade"], "save it, foreword compose"),
         (["0.5*food + gated", "a", "--mode", "concat"], "no strengths, which weights are here"),
         (["food + gated", "a", "--strength", "2"], "--strength 2 is for Foreword's own engine"),
-        (["food", "a", "--mode", "sum"], "'food' is one of them; leave it out"),
+        (["food", "a", "--mode", "sum"], "'food' is one alone; leave it out"),
         (["gated", "a"], "softmax of its own"),
         (["food", "a", "--", "--enforce-eager"], "needs vLLM 0.32, which is not installed"),
     ],

@@ -7,7 +7,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -20,6 +20,8 @@ import foreword
 from foreword.engine import Engine
 from foreword.expressions import Mode
 from foreword.serve import ServeOptions, create_app
+from foreword.serve.composed import Model, Wanted
+from foreword.serve.making import Making
 from foreword.store import PrefixStore
 from tests.serve.behind import Behind
 from tests.serve.leaving import leave
@@ -91,6 +93,14 @@ def work(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def client(behind: Behind, store: PrefixStore) -> Iterator[TestClient]:
     with TestClient(create_app(*behind.again(), behind.registry(store))) as client:
         yield client
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for something that other threads do; it takes far less than the time that is given."""
+    late = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < late
+        time.sleep(0.005)
 
 
 def complete(client: TestClient, model: str, **more: Any) -> httpx.Response:
@@ -169,15 +179,19 @@ def test_it_is_made_once(served: Callable[..., FastAPI], work: list[str]) -> Non
 
 
 def test_of_two_at_once_the_first_makes_it(
-    served: Callable[..., FastAPI], engine: Engine, work: list[str]
+    served: Callable[..., FastAPI], engine: Engine, work: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = threading.Event()
+    held, wanting, real = threading.Event(), [], Making.made
+
+    def counted(self: Making, wanted: Wanted) -> Coroutine[Any, Any, Model]:
+        wanting.append(wanted.model)
+        return real(self, wanted)
+
+    monkeypatch.setattr(Making, "made", counted)
     with TestClient(served()) as client, ThreadPoolExecutor(2) as aside:
         engine._inbox.put(lambda: held.wait(60) and None)
         both = [aside.submit(complete, client, "one + two", mode="sum") for _ in range(2)]
-        while not work:
-            time.sleep(0.01)
-        time.sleep(0.2)
+        until(lambda: len(wanting) == 2)
         held.set()
         first, second = (choice(one.result(60)) for one in both)
     check_alike(first, second)
@@ -211,8 +225,7 @@ def test_requests_go_on_meanwhile(
     with TestClient(served()) as client, ThreadPoolExecutor(2) as aside:
         wanted = choice(complete(client, "three", **long))
         running = aside.submit(complete, client, "three", **long)
-        while not engine.scheduler.begun:
-            time.sleep(0.001)
+        until(lambda: engine.scheduler.begun)
         choice(complete(client, "one + two + three", mode="sum"))
         check_alike(choice(running.result(60)), wanted)
     assert threads == {"foreword-engine"}
@@ -245,6 +258,8 @@ def test_a_notice_tells_of_unseen_values_and_no_warning_does(client: TestClient)
             "long: its start takes 40 tokens .* at most 32 are read.*foreword compose",
         ),
         ("one + liar", "sum", "liar: its start takes 1000000000 tokens"),
+        ("2*captured", "sum", "captured: .* cannot be recomputed.* --mode concat"),
+        ("one + ranged", "sum", "ranged: .* cannot be recomputed: layers '0-999999'"),
         ("one + task", "sum", r"is composed with some of them: write task\[mood=kind\]"),
         ("one + task", "cascade", r"is composed with some of them: write task\[mood=kind\]"),
         ("one + task[size=3]", "sum", "no attribute 'size'"),
@@ -266,6 +281,9 @@ def test_what_cannot_be_made_says_why(
     if "liar" in model:
         recipe = {**one.meta.recipe, "length": 10**9}
         store.save("liar", one.with_meta(recipe=recipe), overwrite=True)
+    if "ranged" in model:
+        recipe = {**one.meta.recipe, "layers": "0-999999"}
+        store.save("ranged", one.with_meta(recipe=recipe), overwrite=True)
     if "mixed" in model:
         both = foreword.concat(one, two.strength(0.5), combination="logits")
         store.save("mixed", both, overwrite=True)
@@ -273,6 +291,23 @@ def test_what_cannot_be_made_says_why(
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (400, "model"), error
     assert re.search(said, error["message"]), error["message"]
+
+
+def test_a_plain_control_prefix_is_refused_whatever_was_asked_before(client: TestClient) -> None:
+    """What is left of a selection that no piece is for was kept as the plain name."""
+    for mode, form in (("concat", "{} + two"), ("cascade", "{} + two"), ("sum", "2*{}")):
+        assert complete(client, form.format("task[mood=sly]"), mode=mode).status_code == 200
+        answer = complete(client, form.format("task"), mode=mode)
+        assert answer.status_code == 400
+        assert "write task[mood=kind]" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("mode", ["concat", "cascade", "logits"])
+def test_a_long_selection_is_composed_as_a_short_one(client: TestClient, mode: str) -> None:
+    short, long = (f"task[mood={'x' * size}] + two" for size in (3, 251))
+    check_alike(
+        choice(complete(client, long, mode=mode)), choice(complete(client, short, mode=mode))
+    )
 
 
 def test_it_takes_of_the_requests_time_and_holds_its_places(
@@ -284,12 +319,11 @@ def test_it_takes_of_the_requests_time_and_holds_its_places(
         asked.append(Future())
         return asked[-1]
 
-    with TestClient(served(queue=2, seconds=3.0)) as client, ThreadPoolExecutor(1) as aside:
+    with TestClient(served(queue=2, seconds=5.0)) as client, ThreadPoolExecutor(1) as aside:
         with monkeypatch.context() as patch:
             patch.setattr(engine.features, "made", never)
             waiting = aside.submit(complete, client, "one + two", mode="sum", n=2)
-            while not asked:
-                time.sleep(0.01)
+            until(lambda: asked)
             assert complete(client, "one").status_code == 429
             assert waiting.result(60).status_code == 504
         assert asked[0].cancelled()

@@ -153,13 +153,14 @@ def test_what_is_taken_as_it_is_selects_nothing(client: TestClient) -> None:
     """A completion's prompt, and a chat with a prefix without templates, are no rows."""
     row = json.dumps({"mr": "once", "mood": "rude"})
     told = []
-    for mood in ("rude", "kind"):
+    for mood in ("rude", "sly"):
         messages = [{"role": "user", "content": row.replace("rude", mood)}]
         for model in ("plain", "plain[mood=kind]"):
             chats = client.post(
                 "/v1/chat/completions", json={"model": model, "messages": messages, **GREEDY}
             )
             assert chats.status_code == 200, chats.text
+            assert "foreword-notice" not in chats.headers  # as it would for 'sly', were it a row
     for model in ("task", "task[mood=rude]"):
         body = {"model": model, "prompt": row, **GREEDY}
         told.append(client.post("/v1/completions", json=body).json()["choices"][0]["text"])

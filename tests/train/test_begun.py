@@ -228,6 +228,9 @@ def test_what_has_no_start_says_why(tiny: foreword.Backbone, rows: Rows, tmp_pat
         ),
         ({"lr": "high"}, "its recipe is no set of settings"),
         ({"init": None}, "its recipe is no set of settings"),
+        ({"layers": f"0-{'9' * 5000}"}, "its recipe is no set of settings: layers may have 4096"),
+        ({"layers": f"0-{'9' * 4000}"}, "its recipe is no set of settings: .*cannot read"),
+        ({"attributes": ",".join(["same"] * 10**5)}, "name the column 'same' twice"),
     ],
 )
 def test_what_a_start_costs_is_told_by_its_recipe(fields: dict[str, Any], said: str | None) -> None:

@@ -57,7 +57,7 @@ class Composing:
             return
         expression = None if name is None else as_expression(name)
         if expression is None or expression.operand is not None:
-            one = "a router chooses one of them" if name is None else f"{name!r} is one of them"
+            one = "a router chooses one of them" if name is None else f"{name!r} is one alone"
             raise DataError(
                 f"--mode {self.mode} puts several prefixes together, and {one}; leave it out"
             )

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 
 from foreword.arithmetic.selection import unseen
 from foreword.backbone import Backbone
-from foreword.compose import compose
+from foreword.compose import check_selected, compose
 from foreword.described import Described
+from foreword.description import MAX_LABEL
 from foreword.engine import Weighted
 from foreword.engine.checks import opened_prefixes
 from foreword.engine.request import branches_for
@@ -101,8 +102,12 @@ class Wanted:
             parts: What `parts` gives; with starts for a sum.
             backbone: The backbone, for a cascade; only the thread that runs it may call this then.
         """
-        terms = tuple(replace(one, operand=Operand(str(one.operand))) for one in self._terms)
-        made = compose(Expression(terms), parts.__getitem__, mode=self.mode, backbone=backbone)
+        named = {_name(one, place): part for place, (one, part) in enumerate(parts.items())}
+        terms = tuple(
+            replace(term, operand=Operand(name))
+            for term, name in zip(self._terms, named, strict=True)
+        )
+        made = compose(Expression(terms), named.__getitem__, mode=self.mode, backbone=backbone)
         return replace(made, start=None)
 
     def met(self, made: Prefix) -> Model:
@@ -189,6 +194,8 @@ class Compositions:
         notices: list[str] = []
         operands = [term.operand for term in expression.terms]
         stored = {one.name: self._whole(one) for one in operands}
+        plain = [one for one in expression.terms if one.operand == Operand(one.operand.name)]
+        check_selected([(one, stored[one.operand.name]) for one in plain])
         seen = {one: _seen(one, stored[one.name], notices) for one in operands if one.selection}
         return Wanted(model, expression, mode, stored, seen, strength, tuple(notices))
 
@@ -253,6 +260,11 @@ class Compositions:
             while len(self._made) > KEPT or (len(self._made) > 1 and self._bytes > KEPT_BYTES):
                 self._made.popitem(last=False)
         return made
+
+
+def _name(written: str, place: int) -> str:
+    """What a part of an expression is called, where it is composed as if it were a prefix's name."""
+    return written if len(written) <= MAX_LABEL else f"part {place + 1}"
 
 
 def _taken(operand: Operand, whole: Prefix) -> Prefix:

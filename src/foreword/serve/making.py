@@ -31,14 +31,15 @@ def blaming_model() -> Iterator[None]:
     try:
         yield
     except (ExpressionError, PrefixError, MismatchError, UnsupportedModel) as error:
-        raise Failure(400, f"model: {error}", "model") from error
+        raise Failure(400, f"model: {error.for_commands}", "model") from error
 
 
 class Making:
     """Makes what requests want, once for all who want the same. For one event loop at a time.
 
     Every pass of the backbone is the engine's, and one start or one rotation long: requests that run
-    wait for it as they do for a chunk of a prompt.
+    wait for it as they do for a chunk of a prompt. So does what a cascade does last, with the rotations
+    that are known by then: it turns the keys, and joins them.
 
     Args:
         compositions: Where what was made is kept.
@@ -89,15 +90,16 @@ class Making:
             return await self._computed(partial(with_start, engine.backbone, prefix), what)
 
         try:
-            check_recomputable(prefix, engine.most)
+            await self.crews.disk.do(partial(check_recomputable, prefix, engine.most))
             return await self._once(("start", prefix.digest), make)
         except (PrefixError, MismatchError) as error:
-            raise type(error)(f"{name}: {error}") from error
+            raise error.about(name) from error
 
     async def _cascaded(self, wanted: Wanted) -> Prefix:
         backbone = self._engine.backbone
         parts = await self.crews.disk.do(wanted.parts)
         ordered = [*parts.values()]
+        await self.crews.disk.do(lambda: [one.digest for one in ordered])
         length = sum(one.length for one in ordered)
         if length + 2 > backbone.context:
             raise PrefixError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -278,7 +279,7 @@ class TrainSettings:
                 f"{self.attributes!r}"
             )
         if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
+            twice, _ = Counter(names).most_common(1)[0]
             raise TrainingError(f"attributes name the column {twice!r} twice; name each once")
         return names
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from foreword.description import Site
 from foreword.errors import TrainingError
 
 _PART = re.compile(
-    r"(?P<one>\d+)|(?P<from>\d+)-(?P<to>\d+)|(?P<end>first|last):(?P<count>[1-9]\d*)"
+    r"(?P<one>\d{1,6})|(?P<from>\d{1,6})-(?P<to>\d{1,6})|(?P<end>first|last):(?P<count>[1-9]\d{0,5})"
 )
+MOST_LETTERS = 4096
+"""Characters of a choice of layers: a recipe in a file from elsewhere has one, too."""
 
 
 def check_layers(layers: str) -> None:
@@ -19,6 +21,11 @@ def check_layers(layers: str) -> None:
     Raises:
         TrainingError: It cannot.
     """
+    if len(layers) > MOST_LETTERS:
+        raise TrainingError(
+            f"layers may have {MOST_LETTERS} characters at most; found {len(layers)}. Name ranges, as "
+            "in 0-9,20 or last:8"
+        )
     for part in layers.split(","):
         match = _PART.fullmatch(part.strip())
         if match is None or (match["from"] and int(match["from"]) > int(match["to"])):
@@ -57,25 +64,24 @@ def chosen(sites: Sequence[Site], layers: str | None, stacks: str | None) -> lis
 def _numbers(layers: str, own: Sequence[Site]) -> set[int]:
     """The numbers that a choice of layers means in one stack."""
     count = len(own)
-    numbers: set[int] = set()
-    for part in layers.split(","):
-        numbers |= set(_range(part.strip(), count))
-    beyond = sorted(number for number in numbers if not 0 <= number < count)
-    if beyond:
-        named = beyond[-1] if beyond[0] >= 0 else f"{count - beyond[0]} from its end"
+    ends = [_ends(part.strip(), count) for part in layers.split(",")]
+    least, most = min(first for first, _ in ends), max(last for _, last in ends)
+    if least < 0 or most >= count:
+        named = most if least >= 0 else f"{count - least} from its end"
         raise TrainingError(
             f"layers {layers!r}: the backbone's {own[0].stack} has {count} layers, 0 to {count - 1}; "
             f"there is no {named}"
         )
-    return numbers
+    return {number for first, last in ends for number in range(first, last + 1)}
 
 
-def _range(part: str, count: int) -> Iterable[int]:
+def _ends(part: str, count: int) -> tuple[int, int]:
+    """The first and the last layer of a part of a choice."""
     match = _PART.fullmatch(part)
     assert match is not None
     if match["one"]:
-        return [int(match["one"])]
+        return int(match["one"]), int(match["one"])
     if match["from"]:
-        return range(int(match["from"]), int(match["to"]) + 1)
+        return int(match["from"]), int(match["to"])
     size = int(match["count"])
-    return range(size) if match["end"] == "first" else range(count - size, count)
+    return (0, size - 1) if match["end"] == "first" else (count - size, count - 1)
