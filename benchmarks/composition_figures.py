@@ -141,7 +141,10 @@ def picture(results: Results, path: Path) -> None:
             axes.barh(at, mean(found[way], name), 0.24, color=color, label=label)
             axes.plot([low, high], [at, at], color="#333333", lw=1)
     most = max(len(lines[0]) for lines in found.values())
-    names = [way if len(found[way][0]) == most else f"{way} (one seed)" for way in order]
+    seeds = {way: len(found[way][0]) for way in order}
+    names = [
+        way if seeds[way] == most else f"{way} ({seeds[way]} of {most} seeds)" for way in order
+    ]
     axes.set_yticks(range(len(order)), names, fontsize=8)
     axes.set_xlim(0, 1)
     axes.set_xlabel("share of texts; three tasks, two attributes, no combination seen in training")
