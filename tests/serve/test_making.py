@@ -89,6 +89,18 @@ def work(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
+def never(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[Future[Any]]:
+    """What an engine is asked to compute from now on, none of which is ever done."""
+    asked: list[Future[Any]] = []
+
+    def made(*_: object) -> Future[Any]:
+        asked.append(Future())
+        return asked[-1]
+
+    monkeypatch.setattr(engine.features, "made", made)
+    return asked
+
+
 @pytest.fixture(scope="module")
 def client(behind: Behind, store: PrefixStore) -> Iterator[TestClient]:
     with TestClient(create_app(*behind.again(), behind.registry(store))) as client:
@@ -313,15 +325,9 @@ def test_a_long_selection_is_composed_as_a_short_one(client: TestClient, mode: s
 def test_it_takes_of_the_requests_time_and_holds_its_places(
     served: Callable[..., FastAPI], engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[Future[Any]] = []
-
-    def never(*_: object) -> Future[Any]:
-        asked.append(Future())
-        return asked[-1]
-
     with TestClient(served(queue=2, seconds=5.0)) as client, ThreadPoolExecutor(1) as aside:
         with monkeypatch.context() as patch:
-            patch.setattr(engine.features, "made", never)
+            asked = never(engine, patch)
             waiting = aside.submit(complete, client, "one + two", mode="sum", n=2)
             until(lambda: asked)
             assert complete(client, "one").status_code == 429
@@ -336,16 +342,10 @@ def test_it_takes_of_the_requests_time_and_holds_its_places(
 def test_a_client_that_goes_away_calls_it_off(
     served: Callable[..., FastAPI], engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[Future[Any]] = []
-
-    def never(*_: object) -> Future[Any]:
-        asked.append(Future())
-        return asked[-1]
-
     app = served(queue=1)
     body = json.dumps({"model": "one + two", "mode": "sum", "prompt": "m1 ->", **GREEDY}).encode()
     with monkeypatch.context() as patch:
-        patch.setattr(engine.features, "made", never)
+        asked = never(engine, patch)
         asyncio.run(asyncio.wait_for(leave(app, body, lambda: bool(asked)), 20))
     assert asked[0].cancelled()
     with TestClient(app) as client:
