@@ -70,6 +70,12 @@ class Behind:
     store: PrefixStore
     again: Callable[[], tuple[Served, EngineClient]]
 
+    def embedded(self) -> Engine:
+        """Another engine, of the embedded kind, which a test may watch from inside."""
+        engine = self.again()[1]
+        assert isinstance(engine, Engine)
+        return engine
+
     def registry(self, store: PrefixStore | None = None) -> Registry:
         """What the server of this engine knows prefixes by, of its store or another."""
         store = store or self.store

@@ -59,9 +59,7 @@ def store(behind: Behind) -> PrefixStore:
 @pytest.fixture
 def engine(behind: Behind) -> Engine:
     """An engine of the test's own, which it may watch."""
-    engine = behind.again()[1]
-    assert isinstance(engine, Engine)
-    return engine
+    return behind.embedded()
 
 
 @pytest.fixture

@@ -63,9 +63,7 @@ def client(behind: Behind, store: PrefixStore, router: Router) -> Iterator[TestC
 @pytest.fixture
 def engine(behind: Behind) -> Engine:
     """An engine of the test's own, whose features it may watch."""
-    engine = behind.again()[1]
-    assert isinstance(engine, Engine)
-    return engine
+    return behind.embedded()
 
 
 @pytest.fixture

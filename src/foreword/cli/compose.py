@@ -106,12 +106,10 @@ def compose(
 
 def _refuse_alone(expression: Expression) -> None:
     """Check that an expression is of more than a name, which `evaluate` is for."""
-    first = expression.terms[0]
-    alone = (len(expression.terms), first.weight, str(first.operand)) == (1, 1, first.operand.name)
-    if alone:
+    if expression.name is not None:
         raise DataError(
-            f"--report is on compositions, and {first.operand} is one prefix as it is; use foreword "
-            f"evaluate {first.operand}"
+            f"--report is on compositions, and {expression.name} is one prefix as it is; use foreword "
+            f"evaluate {expression.name}"
         )
 
 
