@@ -31,11 +31,11 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from foreword.backbone import Backbone
+from foreword.methods.prefix.build import parameterise
+from foreword.methods.prefix.dropout import PrefixDropout
+from foreword.methods.prefix.module import PrefixModule
 from foreword.train import TrainSettings
-from foreword.train.dropout import PrefixDropout
-from foreword.train.parameterise import parameterise
 from foreword.train.soap import SOAP
-from foreword.train.trainer import PrefixModule
 from foreword.weights import embedded
 
 LENGTH = 16

@@ -25,13 +25,13 @@ from foreword.data import Collator, Encoded
 from foreword.data.collate import padding_of
 from foreword.evaluate.labels import labelled, measured_labels
 from foreword.head import Head
+from foreword.methods.prefix.headed import scale_of, with_head
+from foreword.methods.prefix.start import start
+from foreword.objectives.encode import encode
+from foreword.objectives.supervised import score
+from foreword.objectives.task import for_task
 from foreword.prefix import Prefix
 from foreword.train import TrainSettings
-from foreword.train.headed import scale_of, with_head
-from foreword.train.initialisation import start
-from foreword.train.objective import score
-from foreword.train.run import encode
-from foreword.train.task import for_task
 from foreword.train.trainer import PrefixTrainer
 
 if TYPE_CHECKING:

@@ -29,9 +29,9 @@ import foreword
 from foreword.backbone import Backbone
 from foreword.data import Collator, Encoded
 from foreword.data.collate import padding_of
+from foreword.objectives.supervised import score
 from foreword.prefix import Prefix
 from foreword.train import TrainSettings, checkpoint
-from foreword.train.objective import score
 from foreword.train.trainer import PrefixTrainer
 
 Learned = tuple[Backbone, Prefix | None, int]

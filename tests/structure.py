@@ -25,7 +25,7 @@ LAYERS = (
     "backbone",
     "peft data",
     "tasks",
-    "prompts train mixing generate predict engine compose router",
+    "objectives methods train prompts mixing generate predict engine compose router",
     "evaluate",
     "card",
     "hub",

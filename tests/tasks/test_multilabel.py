@@ -26,12 +26,12 @@ from foreword.errors import DataError, PrefixError, TrainingError
 from foreword.evaluate.classes import label_figures
 from foreword.evaluate.scores import scores_of
 from foreword.head import Head
+from foreword.objectives.first_look import DoubtfulData
+from foreword.objectives.supervised import head_scores
+from foreword.objectives.task import for_task
 from foreword.predict import predict
 from foreword.tasks import LABELLINGS, Multilabelled
-from foreword.train.first_look import DoubtfulData
-from foreword.train.objective import head_scores
 from foreword.train.shares import BLANK
-from foreword.train.task import for_task
 from foreword.train.trainer import PrefixTrainer
 from tests.tasks.models import CLASSIFY, TAG, save_folder, tiny_encoder
 

@@ -14,13 +14,13 @@ from transformers import TrainerCallback
 
 import foreword
 from foreword.errors import DataError, StoreError, TrainingError
+from foreword.methods.prefix.parameterization import DirectParameterization
+from foreword.methods.prefix.settings import NEUTRAL_TEXT
+from foreword.methods.prefix.start import scales, start
+from foreword.objectives.encode import encode
+from foreword.objectives.supervised import score
 from foreword.train import checkpoint, trainer
 from foreword.train import folder as run_folder
-from foreword.train.initialisation import scales, start
-from foreword.train.objective import score
-from foreword.train.parameterization import DirectParameterization
-from foreword.train.run import encode
-from foreword.train.settings import NEUTRAL_TEXT
 from tests.conftest import MEMORY, byte_tokenizer, tiny_model
 
 SETTINGS = foreword.TrainSettings(

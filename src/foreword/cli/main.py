@@ -44,7 +44,8 @@ from foreword.cli.train import train
 from foreword.data.strict_json import refuse_repeats
 from foreword.errors import DataError, ForewordError, Notice, StoreError
 from foreword.interrupt import Terminated, terminable
-from foreword.train.foreign import ours, task_meant
+from foreword.objectives.settings import task_meant
+from foreword.train.foreign import ours
 from foreword.version import __version__
 
 INTERRUPTED = 130

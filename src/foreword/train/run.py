@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import os
@@ -20,37 +19,38 @@ from foreword import format as prefix_file
 from foreword.arguments import expect, path_of
 from foreword.backbone import Backbone
 from foreword.backbone.given import check_backbone
-from foreword.backbone.kinds.base import IGNORED
 from foreword.data import Collator, Encoded, Report, rows_of
 from foreword.data.attributes import values_in
 from foreword.data.collate import padding_of
 from foreword.data.given import Data
-from foreword.data.references import one_each
-from foreword.data.room import LONGEST, Room
-from foreword.data.selecting import selecting
-from foreword.data.seq2seq import encoder_of
-from foreword.data.written import SPECIAL, specials_of
-from foreword.errors import DataError, ForewordError, StoreError, TrainingError, first_line
-from foreword.head import HEAD_TASKS
+from foreword.errors import ForewordError, StoreError, TrainingError, first_line
 from foreword.interrupt import Terminated
+from foreword.methods.prefix.build import parameterise
+from foreword.methods.prefix.dropout import PrefixDropout
+from foreword.methods.prefix.headed import with_head
+from foreword.methods.prefix.module import PrefixModule, detached
+from foreword.methods.prefix.settings import ATTRIBUTE_LENGTH, LENGTH
+from foreword.methods.prefix.start import start
+from foreword.objectives.class_weights import class_weights
+from foreword.objectives.encode import (
+    encode,
+    encode_evaluation,
+    room,
+    rows_digest,
+    spread,
+    targets_of,
+)
+from foreword.objectives.first_look import check_labels, first_look, warn_of_doubts
+from foreword.objectives.task import for_task
 from foreword.prefix import Prefix
 from foreword.store import PrefixStore
-from foreword.tasks import LABELLINGS, Labelled, reader_for
-from foreword.train.class_weights import class_weights
-from foreword.train.dropout import PrefixDropout
-from foreword.train.first_look import check_labels, first_look, warn_of_doubts
 from foreword.train.folder import prepare, temporary
-from foreword.train.headed import with_head
-from foreword.train.initialisation import start
 from foreword.train.lock import together_in
-from foreword.train.parameterise import parameterise
 from foreword.train.ranks import Ranks
 from foreword.train.report import LOGS, reporters
-from foreword.train.settings import ATTRIBUTE_LENGTH, LENGTH, TrainSettings
+from foreword.train.settings import TrainSettings
 from foreword.train.summary import last_and_best
-from foreword.train.task import for_task
-from foreword.train.trainer import REMEDY, NotFinite, PrefixModule, PrefixTrainer, detached
-from foreword.train.unseen import tell_of_unseen, unseen_in
+from foreword.train.trainer import REMEDY, NotFinite, PrefixTrainer
 
 log = logging.getLogger("foreword.train")
 """Where `train` says, as INFO, what it is about to learn."""
@@ -158,7 +158,7 @@ def train(
         settings = for_task(backbone, settings, rows)
         check_labels(asked, settings, rows)
         rows = spread(rows, settings)
-        _room(backbone, settings, settings.length or 1)
+        room(backbone, settings, settings.length or 1)
         values = values_in(settings.attribute_names, rows)
         plain = start(backbone, settings, rows, store, values)
         first = with_head(backbone, plain, settings, rows)
@@ -209,7 +209,7 @@ def train(
             "backbone_parameters": backbone.parameters,
             "quantization": backbone.quantization,
             "trained_parameters": trained,
-            **_targets(backbone, settings, train_rows),
+            **targets_of(backbone, settings, train_rows),
         }
         stack.enter_context(ranks.stopping_together())
         if ranks.first:
@@ -229,102 +229,6 @@ def started_from(first: Prefix, settings: TrainSettings) -> Prefix:
     if settings.parameterization != "gated":
         return plain
     return replace(plain, values=tuple(map(torch.zeros_like, plain.values)))
-
-
-def spread(rows: list[Mapping[str, Any]], settings: TrainSettings) -> list[Mapping[str, Any]]:
-    """Rows of text with one reference each, other rows as they are."""
-    return rows if settings.task in HEAD_TASKS else one_each(rows, settings.templates)
-
-
-def encode(
-    backbone: Backbone, data: Data, settings: TrainSettings, prefix: Prefix
-) -> tuple[list[Encoded], Report]:
-    """Rows as token ids for a prefix of this backbone, with the labels of its head if it has one.
-
-    Raises:
-        DataError: There are no rows, or one cannot be used.
-    """
-    rows = rows_of(data)
-    room = _room(backbone, settings, prefix.meta.in_front(prefix.length))
-    if prefix.head is not None:
-        seen = _labelled(backbone, rows, settings, prefix, prefix.head.labels)
-        return seen.encoded, seen.report
-    encoder = encoder_of(backbone, settings.templates, prefix.meta.bos, room)
-    return selecting(prefix.meta, rows, *encoder.rows(rows))
-
-
-def encode_evaluation(
-    backbone: Backbone, data: Data, settings: TrainSettings, prefix: Prefix
-) -> list[Encoded]:
-    """As `encode`, without the rows that have a label which the prefix's head does not know.
-
-    Raises:
-        DataError: There are no others, or one cannot be used.
-
-    Warns:
-        DoubtfulData: There are such rows.
-    """
-    head, rows = prefix.head, rows_of(data)
-    if head is None:
-        return encode(backbone, spread(rows, settings), settings, prefix)[0]
-    unseen = unseen_in(head, settings.templates, rows)
-    tell_of_unseen(unseen, head, len(rows))
-    labels = (*head.labels, *unseen.counts)
-    return unseen.left(_labelled(backbone, rows, settings, prefix, labels), head).encoded
-
-
-def _labelled(
-    backbone: Backbone,
-    rows: Sequence[Mapping[str, Any]],
-    settings: TrainSettings,
-    prefix: Prefix,
-    labels: tuple[str, ...],
-) -> Labelled:
-    """Rows as the head of a prefix sees them, if it had these labels."""
-    assert settings.task in HEAD_TASKS
-    room = _room(backbone, settings, prefix.length)
-    reader = reader_for(backbone, prefix.meta.bos, room.limit)
-    return LABELLINGS[settings.task].labelled(reader, settings.templates, labels, rows)
-
-
-def _room(backbone: Backbone, settings: TrainSettings, length: int) -> Room:
-    """Room for text beside a prefix of a length.
-
-    Raises:
-        DataError: There is none.
-    """
-    room = Room(backbone.context - length, settings.max_length)
-    if room.limit < 2:
-        raise DataError(
-            f"a prefix of {length} leaves {room.limit} of the backbone's {backbone.context} tokens for "
-            "text; use a shorter one"
-        )
-    return room
-
-
-def _targets(
-    backbone: Backbone, settings: TrainSettings, rows: Sequence[Encoded]
-) -> dict[str, Any]:
-    """What reading and writing under the prefix must know of the targets that were trained on."""
-    if settings.task in HEAD_TASKS:
-        return {}
-    found: dict[str, Any] = {}
-    if settings.max_length is not None:
-        found[LONGEST] = max(row.answer for row in rows)
-    labels = ([label for label in row.labels if label != IGNORED] for row in rows)
-    if special := specials_of(backbone, settings.templates, labels):
-        found[SPECIAL] = special
-    return found
-
-
-def rows_digest(rows: Sequence[Encoded]) -> str:
-    """SHA-256 of the rows' token ids and labels, in order, and of token types and pieces if any."""
-    total = hashlib.sha256()
-    for row in rows:
-        own: tuple[Any, ...] = () if row.types is None else (row.types,)
-        own += (row.pieces,) if row.pieces else ()
-        total.update(repr((row.input_ids, row.labels, *own)).encode())
-    return total.hexdigest()
 
 
 def _resolved(settings: TrainSettings, first: Prefix) -> TrainSettings:
