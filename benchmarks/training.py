@@ -240,11 +240,14 @@ def memory_of(side: str) -> dict[str, Any]:
         return _peak(lambda: model(**batch).loss)
     from foreword.methods.prefix.build import parameterise
     from foreword.methods.prefix.dropout import PrefixDropout
-    from foreword.methods.prefix.module import PrefixModule
+    from foreword.methods.prefix.learner import PrefixLearner
+    from foreword.objectives.supervised import Supervised
 
     with backbone.attached(None) as attachment:
         parameterization = parameterise(backbone, start(backbone, settings()), settings())
-        module = PrefixModule(parameterization, backbone, attachment, PrefixDropout(0, 0, 0))
+        module = PrefixLearner(
+            parameterization, backbone, attachment, PrefixDropout(0, 0, 0), Supervised()
+        )
         if side == "foreword":
             module.activation_checkpointing_enable({"use_reentrant": False})
 

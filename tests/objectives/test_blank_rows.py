@@ -14,11 +14,11 @@ from foreword.head import Head
 from foreword.methods.prefix.build import parameterise
 from foreword.methods.prefix.dropout import PrefixDropout
 from foreword.methods.prefix.headed import with_head
-from foreword.methods.prefix.module import PrefixModule
+from foreword.methods.prefix.learner import PrefixLearner
 from foreword.methods.prefix.start import start
 from foreword.objectives.class_weights import class_weights
 from foreword.objectives.encode import encode
-from foreword.objectives.supervised import head_scores
+from foreword.objectives.supervised import Supervised, head_scores
 from foreword.objectives.task import for_task
 from foreword.prefix import Prefix
 from foreword.train.shares import BLANK
@@ -68,7 +68,8 @@ class Trained:
         weights = class_weights(self.settings, self.rows, len(self.head.labels))
         dropout = PrefixDropout(0.0, 0, 0)
         with self.backbone.attached(None) as attachment:
-            module = PrefixModule(made, self.backbone, attachment, dropout, weights).train()
+            objective = Supervised(headed=True, weights_L=weights)
+            module = PrefixLearner(made, self.backbone, attachment, dropout, objective).train()
             found = module(**Collator(1)(rows))
             found["loss"].backward()
         gradients = [p.grad for p in made.parameters() if p.grad is not None]

@@ -17,8 +17,9 @@ import foreword
 from foreword.attention.bound import bind
 from foreword.errors import DataError, MismatchError, PrefixError, TrainingError
 from foreword.head import Head, pooled
+from foreword.methods.heads import scale_of
 from foreword.methods.prefix.build import parameterise
-from foreword.methods.prefix.headed import HeadedParameterization, scale_of, with_head
+from foreword.methods.prefix.headed import HeadedParameterization, with_head
 from foreword.methods.prefix.start import start
 from foreword.objectives.encode import encode
 from foreword.objectives.supervised import score

@@ -17,6 +17,7 @@ from foreword.errors import DataError, StoreError, TrainingError
 from foreword.methods.prefix.parameterization import DirectParameterization
 from foreword.methods.prefix.settings import NEUTRAL_TEXT
 from foreword.methods.prefix.start import scales, start
+from foreword.objectives import supervised
 from foreword.objectives.encode import encode
 from foreword.objectives.supervised import score
 from foreword.train import checkpoint, trainer
@@ -377,7 +378,7 @@ def test_a_nan_loss_stops_with_the_last_good_prefix(
         return scores
 
     two = foreword.train(tiny, rows, SETTINGS, callbacks=[StopAt(2)]).prefix
-    monkeypatch.setattr(trainer, "score", failing)
+    monkeypatch.setattr(supervised, "score", failing)
     with pytest.raises(foreword.TrainingStopped, match="nan at step 4.*--lr") as stopped:
         foreword.train(tiny, rows, SETTINGS)
     assert equal(stopped.value.result.prefix, two), "the loss after two steps was the last finite"

@@ -1,9 +1,10 @@
-"""Rows as token ids and labels, in the room that is left beside a prefix, and what they are told by."""
+"""Rows as token ids and labels, in the room that is left behind what a method puts in front of them."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from foreword.backbone import Backbone
@@ -16,11 +17,36 @@ from foreword.data.selecting import selecting
 from foreword.data.seq2seq import encoder_of
 from foreword.data.written import SPECIAL, specials_of
 from foreword.errors import DataError
-from foreword.head import HEAD_TASKS
+from foreword.head import HEAD_TASKS, Head
 from foreword.objectives.settings import DataSettings
 from foreword.objectives.unseen import tell_of_unseen, unseen_in
-from foreword.prefix import Prefix
+from foreword.prefix import Bos, Prefix, PrefixMeta
 from foreword.tasks import LABELLINGS, Labelled, reader_for
+
+
+@dataclass(frozen=True)
+class InFront:
+    """What rows are read behind, and told by.
+
+    Attributes:
+        bos: Whether rows carry a BOS, or what is in front of them does.
+        length: Virtual tokens in front of a row, at most.
+        head: The head that labels rows, if there is one.
+        meta: Of a prefix of whose pieces rows select some.
+    """
+
+    bos: Bos
+    length: int = 0
+    head: Head | None = None
+    meta: PrefixMeta | None = None
+
+    @classmethod
+    def of(cls, prefix: InFront | Prefix) -> InFront:
+        """That of a prefix."""
+        if isinstance(prefix, InFront):
+            return prefix
+        meta = prefix.meta
+        return cls(meta.bos, meta.in_front(prefix.length), prefix.head, meta)
 
 
 def spread(rows: list[Mapping[str, Any]], settings: DataSettings) -> list[Mapping[str, Any]]:
@@ -29,26 +55,27 @@ def spread(rows: list[Mapping[str, Any]], settings: DataSettings) -> list[Mappin
 
 
 def encode(
-    backbone: Backbone, data: Data, settings: DataSettings, prefix: Prefix
+    backbone: Backbone, data: Data, settings: DataSettings, in_front: InFront | Prefix
 ) -> tuple[list[Encoded], Report]:
-    """Rows as token ids for a prefix of this backbone, with the labels of its head if it has one.
+    """Rows as token ids behind what a method puts in front, with the labels of its head if it has one.
 
     Raises:
         DataError: There are no rows, or one cannot be used.
     """
-    rows = rows_of(data)
-    free = room(backbone, settings, prefix.meta.in_front(prefix.length))
-    if prefix.head is not None:
-        seen = _labelled(backbone, rows, settings, prefix, prefix.head.labels)
+    front, rows = InFront.of(in_front), rows_of(data)
+    free = room(backbone, settings, front.length)
+    if front.head is not None:
+        seen = _labelled(backbone, rows, settings, front, front.head.labels)
         return seen.encoded, seen.report
-    encoder = encoder_of(backbone, settings.templates, prefix.meta.bos, free)
-    return selecting(prefix.meta, rows, *encoder.rows(rows))
+    encoder = encoder_of(backbone, settings.templates, front.bos, free)
+    encoded, report = encoder.rows(rows)
+    return (encoded, report) if front.meta is None else selecting(front.meta, rows, encoded, report)
 
 
 def encode_evaluation(
-    backbone: Backbone, data: Data, settings: DataSettings, prefix: Prefix
+    backbone: Backbone, data: Data, settings: DataSettings, in_front: InFront | Prefix
 ) -> list[Encoded]:
-    """As `encode`, without the rows that have a label which the prefix's head does not know.
+    """As `encode`, without the rows that have a label which the head does not know.
 
     Raises:
         DataError: There are no others, or one cannot be used.
@@ -56,26 +83,27 @@ def encode_evaluation(
     Warns:
         DoubtfulData: There are such rows.
     """
-    head, rows = prefix.head, rows_of(data)
+    front, rows = InFront.of(in_front), rows_of(data)
+    head = front.head
     if head is None:
-        return encode(backbone, spread(rows, settings), settings, prefix)[0]
+        return encode(backbone, spread(rows, settings), settings, front)[0]
     unseen = unseen_in(head, settings.templates, rows)
     tell_of_unseen(unseen, head, len(rows))
     labels = (*head.labels, *unseen.counts)
-    return unseen.left(_labelled(backbone, rows, settings, prefix, labels), head).encoded
+    return unseen.left(_labelled(backbone, rows, settings, front, labels), head).encoded
 
 
 def _labelled(
     backbone: Backbone,
     rows: Sequence[Mapping[str, Any]],
     settings: DataSettings,
-    prefix: Prefix,
+    front: InFront,
     labels: tuple[str, ...],
 ) -> Labelled:
-    """Rows as the head of a prefix sees them, if it had these labels."""
+    """Rows as a head sees them, if it had these labels."""
     assert settings.task in HEAD_TASKS
-    free = room(backbone, settings, prefix.length)
-    reader = reader_for(backbone, prefix.meta.bos, free.limit)
+    free = room(backbone, settings, front.length)
+    reader = reader_for(backbone, front.bos, free.limit)
     return LABELLINGS[settings.task].labelled(reader, settings.templates, labels, rows)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from foreword.arguments import check_count, check_fields
 from foreword.data.template import Task
@@ -47,6 +48,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_fields(self, TrainingError)
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields as JSON values, without those that say nothing new to older versions."""
+        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,14 @@ class DataSettings(Settings):
         check_counts(self, "max_length")
         check_count("seed", self.seed, TrainingError, least=0, most=MOST_SEED)
         _ = self.attribute_names
+
+    def as_json(self) -> dict[str, Any]:
+        """As `Settings`; there is no word of pairs or of attributes where there are none."""
+        fields = super().as_json()
+        for name in ("pair", "attributes"):
+            if fields[name] is None:
+                del fields[name]
+        return fields
 
     @property
     def templates(self) -> Task:

@@ -13,7 +13,10 @@ from transformers import PreTrainedModel
 from foreword.backbone.kinds.base import IGNORED
 from foreword.backbone.measured import kind_measured
 from foreword.backbone.output_layer import head_sees
+from foreword.data import Encoded
 from foreword.head import Head
+from foreword.objectives.base import Batch, Objective
+from foreword.objectives.class_weights import weighted
 from foreword.objectives.nll import token_nll
 from foreword.tasks import LABELLINGS
 
@@ -31,6 +34,46 @@ class Scores:
     nll_N: Tensor
     hit_N: Tensor
     row_N: Tensor
+
+
+@dataclass(frozen=True)
+class Supervised(Objective):
+    """The negative log-likelihood of targets that rows have.
+
+    Attributes:
+        headed: Whether targets are labels of a head, and not tokens.
+        weights_L: How much a row counts in training by its class, if rows do not count alike; made of
+            the rows, and no state.
+    """
+
+    headed: bool = False
+    weights_L: Tensor | None = None
+
+    def loss(
+        self, model: PreTrainedModel, batch: Batch, head: Head | None, *, training: bool
+    ) -> tuple[Tensor, int]:
+        """Summed NLL of the targets of a right-padded batch (B, T), and their number."""
+        labels = batch["labels"]
+        scores = score(
+            model,
+            batch["input_ids"],
+            batch["attention_mask"],
+            labels,
+            head,
+            batch.get("token_type_ids"),
+        )
+        nll_N = scores.nll_N
+        if self.weights_L is not None and training:
+            nll_N = weighted(nll_N, labels[scores.row_N, 0], self.weights_L)
+        return nll_N.sum(), len(scores.nll_N)
+
+    def size(self, batch: Batch) -> tuple[int, int]:
+        """Rows and real tokens."""
+        return len(batch["labels"]), int(batch["attention_mask"].sum())
+
+    def length(self, example: Encoded) -> int:
+        """Tokens; labels of a head are none, however many there are."""
+        return len(example.input_ids) if self.headed else example.size
 
 
 def score(

@@ -23,12 +23,12 @@ from foreword.errors import (
     TrainingError,
 )
 from foreword.head import Head
+from foreword.methods.prefix.method import started_from
 from foreword.methods.prefix.settings import ATTRIBUTE_LENGTH, LENGTH
 from foreword.methods.prefix.start import start
 from foreword.objectives.encode import encode, rows_digest, spread
 from foreword.prefix import Prefix, check_prefix
 from foreword.store import PrefixStore
-from foreword.train.run import started_from
 from foreword.train.settings import TrainSettings
 
 LETTERS = 64

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from foreword.errors import TrainingError
 from foreword.methods.prefix.settings import PrefixSettings
@@ -95,12 +94,3 @@ class TrainSettings(LoopSettings, PrefixSettings):
         TrainingError: A number is out of range, or an argument is named as in another library.
         DataError: A template is ill-formed.
     """
-
-    def as_json(self) -> dict[str, Any]:
-        """The fields as JSON values; there is no word of pairs or of attributes where there are none."""
-        fields = dataclasses.asdict(self)
-        if self.pair is None:
-            del fields["pair"]
-        if self.attributes is None:
-            del fields["attributes"], fields["attribute_length"]
-        return fields

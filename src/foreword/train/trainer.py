@@ -1,4 +1,4 @@
-"""transformers' Trainer over a prefix: the backbone is frozen, and checkpoints hold the prefix only."""
+"""transformers' Trainer over what a method trains, which is all that checkpoints hold."""
 
 from __future__ import annotations
 
@@ -18,23 +18,20 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from foreword import format as prefix_file
 from foreword.data import Collator, Encoded
 from foreword.data.grouping import GroupedByLength
 from foreword.errors import StoreError, TrainingError, first_line
 from foreword.files import refused
-from foreword.head import HEAD_TASKS
-from foreword.methods.prefix.module import PrefixModule, detached
-from foreword.prefix import Prefix
+from foreword.methods.base import Learner
 from foreword.train.checkpoint import IDENTITY, keep_newest, publish
 from foreword.train.ranks import Ranks
-from foreword.train.settings import TrainSettings
+from foreword.train.settings import LoopSettings
 from foreword.train.shares import BLANK, FilledUp, batches
 from foreword.train.soap import SOAP
 
 KEPT_CHECKPOINTS = 2
 BEST_FILE = "best.safetensors"
-"""The prefix with the lowest evaluation NLL, in the run's folder."""
+"""What had the lowest evaluation NLL, in the run's folder."""
 ASIDE = ".aside"
 """Folder that a checkpoint is written in before it appears."""
 
@@ -48,12 +45,13 @@ class NotFinite(TrainingError):
     """The loss became NaN or infinite."""
 
 
-class PrefixTrainer(Trainer):  # type: ignore[misc]
+class LearnerTrainer(Trainer):  # type: ignore[misc]
     """The Trainer with our loss, token-weighted evaluation, and checkpoints written aside.
 
     Args:
-        module: Parameterisation and backbone.
-        settings: What training does.
+        learner: What is trained, and its backbone.
+        settings: What the loop does.
+        seed: Seed of the order of rows.
         folder: Where checkpoints go.
         train_rows: Encoded rows.
         eval_rows: Encoded rows to evaluate on, or none.
@@ -68,8 +66,9 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
 
     def __init__(
         self,
-        module: PrefixModule,
-        settings: TrainSettings,
+        learner: Learner[Any],
+        settings: LoopSettings,
+        seed: int,
         folder: Path,
         train_rows: Sequence[Encoded],
         eval_rows: Sequence[Encoded],
@@ -79,7 +78,7 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
         ranks: Ranks | None = None,
         identity: str | None = None,
     ) -> None:
-        self.prefix_module = module
+        self.learner = learner
         self.ranks = ranks or Ranks(device)
         self.folder = folder
         self.identity = identity
@@ -87,14 +86,13 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
         self.patience = settings.early_stop
         self.optimizer_name = settings.optimizer
         self.grouped = settings.group_by_length
-        self.headed = settings.task in HEAD_TASKS
         self.best_path = folder / BEST_FILE
-        self.best: Prefix | None = None
+        self.best: Any = None
         self.rows = train_rows
-        self.last_good = _copies(module)
+        self.last_good = _copies(learner)
         super().__init__(
-            model=module,
-            args=_arguments(settings, folder, device, evaluated=bool(eval_rows)),
+            model=learner,
+            args=_arguments(settings, seed, folder, device, evaluated=bool(eval_rows)),
             data_collator=collator,
             train_dataset=train_rows if self.ranks.count == 1 else [*train_rows, BLANK],
             eval_dataset=eval_rows or None,
@@ -109,8 +107,7 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
         at_once = args.train_batch_size * count
         order: Any
         if self.grouped:
-            # Labels of a head are no tokens, however many there are.
-            lengths = [len(row.input_ids) if self.headed else row.size for row in self.rows]
+            lengths = [self.learner.objective.length(row) for row in self.rows]
             order = GroupedByLength(lengths, at_once * args.gradient_accumulation_steps, args.seed)
         elif count == 1:
             return super()._get_train_sampler(train_dataset)
@@ -121,7 +118,7 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """SOAP, or the Trainer's own AdamW."""
         if self.optimizer is None and self.optimizer_name == "soap":
-            self.optimizer = SOAP(self.prefix_module.parameters(), lr=self.args.learning_rate)
+            self.optimizer = SOAP(self.learner.parameters(), lr=self.args.learning_rate)
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         return optimizer
 
@@ -141,14 +138,12 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
                 f"the loss became {_figure(loss)} at step {self.state.global_step + 1}; {REMEDY}"
             )
         if model.training:
-            self.last_good = _copies(self.prefix_module)
+            self.last_good = _copies(self.learner)
         return (loss, output) if return_outputs else loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """NLL per target token over the evaluation rows."""
-        nll = mean_nll(
-            self.prefix_module, self.eval_rows, self.data_collator, self.args, self.ranks
-        )
+        nll = mean_nll(self.learner, self.eval_rows, self.data_collator, self.args, self.ranks)
         if not math.isfinite(nll):
             raise NotFinite(
                 f"the NLL of the evaluation rows became {nll} after step {self.state.global_step}; "
@@ -156,14 +151,14 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
             )
         metrics = {"eval_loss": nll}
         if nll < min(self.evaluated(), default=math.inf):
-            self.best = detached(self.prefix_module.parameterization.materialise())
+            self.best = self.learner.value()
         self.log(metrics)
         self.control: TrainerControl = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         if self._since_best() == 0 and self.best is not None:
             best = self.best
-            self.ranks.first_does(lambda: prefix_file.save(best, self.best_path))
+            self.ranks.first_does(lambda: self.learner.save(best, self.best_path))
         if self._is_patience_over():
             self.control.should_training_stop = True
         return metrics
@@ -197,9 +192,7 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
     def restore_last_good(self) -> None:
         """Give the parameters the values that they had when the loss was last finite."""
         with torch.no_grad():
-            for parameter, good in zip(
-                self.prefix_module.parameters(), self.last_good, strict=True
-            ):
+            for parameter, good in zip(self.learner.parameters(), self.last_good, strict=True):
                 parameter.copy_(good)
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -251,7 +244,7 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
             return
         assert output_dir is not None
         os.makedirs(output_dir, exist_ok=True)
-        tensors = state_dict or self.prefix_module.state_dict()
+        tensors = state_dict or self.learner.state_dict()
         content = tensors_as_bytes(
             {name: tensor.contiguous() for name, tensor in tensors.items()}, {"format": "pt"}
         )
@@ -286,7 +279,7 @@ def _copies(module: nn.Module) -> list[Tensor]:
 
 @torch.no_grad()
 def mean_nll(
-    module: PrefixModule,
+    learner: Learner[Any],
     rows: Sequence[Encoded],
     collator: Any,
     args: TrainingArguments,
@@ -297,20 +290,20 @@ def mean_nll(
     Each process takes its share, and all get the same result.
     """
     total, targets = 0.0, 0
-    training = module.training
-    module.eval()
+    training = learner.training
+    learner.eval()
     for mine in batches(rows, args.per_device_eval_batch_size, ranks.index, ranks.count):
         batch = collator(mine)
-        output = module(**{name: tensor.to(args.device) for name, tensor in batch.items()})
+        output = learner(**{name: tensor.to(args.device) for name, tensor in batch.items()})
         total += float(output["loss"])
         targets += int(output["targets"])
-    module.train(training)
+    learner.train(training)
     shares = ranks.gathered((total, targets))
     return sum(nll for nll, _ in shares) / sum(number for _, number in shares)
 
 
 def _arguments(
-    settings: TrainSettings, folder: Path, device: torch.device, *, evaluated: bool
+    settings: LoopSettings, seed: int, folder: Path, device: torch.device, *, evaluated: bool
 ) -> TrainingArguments:
     every = settings.checkpoint_every
     made = TrainingArguments(
@@ -324,8 +317,8 @@ def _arguments(
         weight_decay=0.0,
         num_train_epochs=settings.epochs,
         max_steps=settings.steps or -1,
-        seed=settings.seed,
-        data_seed=settings.seed,
+        seed=seed,
+        data_seed=seed,
         **_checkpointing(settings.gradient_checkpointing),
         save_strategy="steps",
         save_steps=every,

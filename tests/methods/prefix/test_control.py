@@ -17,17 +17,18 @@ from foreword.errors import DataError, PrefixError, TrainingError
 from foreword.methods.prefix.build import parameterise
 from foreword.methods.prefix.control import value_tokens
 from foreword.methods.prefix.dropout import PrefixDropout
-from foreword.methods.prefix.module import PrefixModule, detached
+from foreword.methods.prefix.learner import PrefixLearner, detached
 from foreword.methods.prefix.settings import NEUTRAL_TEXT
 from foreword.methods.prefix.start import NOISE, start, text_tokens
 from foreword.objectives.encode import encode, rows_digest
+from foreword.objectives.supervised import Supervised
 from foreword.store import PrefixStore
 from foreword.train.soap import SOAP
 from tests.conftest import MEMORY, byte_tokenizer, tiny_model
 from tests.kinds.families import T5
+from tests.methods.prefix.test_start import with_bos
 from tests.tasks.models import tiny_encoder
 from tests.train.test_run import Interrupt, Rows, changed, equal, nll
-from tests.methods.prefix.test_start import with_bos
 
 FOOD = {"attributes": "food", "attribute_length": 3}
 VALUES = {"food": ("Greek", "Thai", "fish"), "size": ("2", "5")}
@@ -154,7 +155,9 @@ def _trained_on(
         optimizer = SOAP(parameters, lr=0.1)
     collate = Collator(1)
     with backbone.attached(None) as attachment:
-        module = PrefixModule(parameterization, backbone, attachment, PrefixDropout(0.0, 0, 0))
+        module = PrefixLearner(
+            parameterization, backbone, attachment, PrefixDropout(0.0, 0, 0), Supervised()
+        )
         for row in encode(backbone, rows, settings, first)[0]:
             optimizer.zero_grad()
             module(**collate([row]))["loss"].backward()

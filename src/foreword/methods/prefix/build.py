@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from foreword.backbone import Backbone
 from foreword.data import Encoded
 from foreword.errors import TrainingError
+from foreword.methods.heads import scale_of
 from foreword.methods.prefix.gated import GatedParameterization
-from foreword.methods.prefix.headed import HeadedParameterization, scale_of
+from foreword.methods.prefix.headed import HeadedParameterization
 from foreword.methods.prefix.mlp import MLPParameterization
 from foreword.methods.prefix.parameterization import DirectParameterization, Parameterization
 from foreword.methods.prefix.settings import MLP_WIDTH, PrefixSettings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from foreword.arguments import check_count
 from foreword.description import POSITIONS, WINDOWS, Positions, WindowPolicy
@@ -116,6 +116,13 @@ class PrefixSettings(DataSettings):
                 "gated with init='zeros' cannot learn: gates and values of zero have no gradient; "
                 "choose another init"
             )
+
+    def as_json(self) -> dict[str, Any]:
+        """As `DataSettings`; tokens of values are only there with attributes."""
+        fields = super().as_json()
+        if self.attributes is None:
+            del fields["attribute_length"]
+        return fields
 
     @property
     def starts_from_prefix(self) -> bool:

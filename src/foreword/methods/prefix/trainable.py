@@ -22,7 +22,7 @@ from foreword.backbone.attach import check_fit
 from foreword.backbone.measured import attaching, measure
 from foreword.backbone.probe import evaluating
 from foreword.errors import TrainingError
-from foreword.methods.prefix.module import detached
+from foreword.methods.prefix.learner import detached
 from foreword.methods.prefix.parameterization import DirectParameterization, Parameterization
 from foreword.methods.prefix.watch import Watch
 from foreword.prefix import Prefix, Site, check_prefix, rms
