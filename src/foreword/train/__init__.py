@@ -1,4 +1,4 @@
-"""Training: settings, starts, parameterisations, objective, trainer."""
+"""Training: the loop, its settings, its folder, the processes that share it."""
 
 from typing import TYPE_CHECKING
 

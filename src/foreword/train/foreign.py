@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from foreword.errors import TrainingError
 
@@ -54,5 +54,7 @@ def knowing_others(settings: type[T]) -> type[T]:
                 )
         made(self, *args, **named)
 
+    # Fields that are inherited name types of the module that they were written in.
+    init.__annotations__ = {**get_type_hints(settings), "return": None}
     settings.__init__ = init  # type: ignore[assignment]
     return settings
