@@ -11,59 +11,36 @@ from peft import LoraConfig, get_peft_model
 
 import foreword
 from foreword.data import Collator
-from foreword.data.collate import padding_of
 from foreword.errors import TrainingError
-from foreword.methods.injected import Injected
-from foreword.methods.lora import LoraMethod, LoraSettings, linear_layers
+from foreword.methods.added import Added
+from foreword.methods.layers import chosen_layers
+from foreword.methods.lora import LoraMethod, LoraSettings
 from foreword.objectives.encode import encode
 from foreword.objectives.supervised import score
 from foreword.train.fit import Fitted, fit
 from foreword.train.settings import LoopSettings
 from tests.conftest import MEMORY, byte_tokenizer, tiny_model
+from tests.methods.by_hand import IDS, LOOP, TEXT, batch_of, train
 from tests.peft.reference import PEFTS_OWN
 from tests.tasks.models import ROWS as LABELLED
 from tests.tasks.models import tiny_encoder
 from tests.train.test_run import StopAt
 
-TEXT: dict[str, Any] = {"prompt": "{mr} ->", "target": " {ref}"}
-STEPS = 4
-LOOP = LoopSettings(
-    optimizer="adamw", lr=0.01, steps=STEPS, batch_size=12, warmup=0.0, group_by_length=False
-)
-"""Every step sees all rows, so that their order is of no matter."""
-
 Backbone = foreword.Backbone
 
 
-def trained(backbone: Backbone, settings: LoraSettings, **more: Any) -> Fitted[Any, Injected]:
+def trained(backbone: Backbone, settings: LoraSettings, **more: Any) -> Fitted[Any, Added]:
     return fit(backbone, MEMORY, LoraMethod(), settings, LOOP, **more)
 
 
 def by_hand(config: LoraConfig, seed: int) -> tuple[Any, dict[str, torch.Tensor]]:
     """A PeftModel that plain PyTorch trained on the same batch: its logits' model and parameters."""
     backbone = Backbone(tiny_model(), byte_tokenizer())
-    rows, _ = encode(
-        backbone,
-        MEMORY,
-        LoraSettings(**TEXT),
-        LoraMethod().start(backbone, LoraSettings(**TEXT), MEMORY).in_front,
-    )
-    batch = Collator(padding_of(backbone.tokenizer, backbone.vocabulary))(rows)
+    batch = batch_of(backbone, LoraMethod(), LoraSettings(**TEXT))
     torch.manual_seed(seed)
     model = get_peft_model(backbone.model, config).eval()
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(parameters.values(), lr=LOOP.lr, weight_decay=0.0)
-    for step in range(STEPS):
-        for group in optimizer.param_groups:
-            group["lr"] = LOOP.lr * (1 - step / STEPS)
-        logits = model(batch["input_ids"], batch["attention_mask"]).logits[:, :-1]
-        loss = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=-100
-        )
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        optimizer.step()
+    train(parameters.values(), lambda ids, mask: model(ids, mask).logits, batch)
     return model, {n.removeprefix("base_model.model."): p.detach() for n, p in parameters.items()}
 
 
@@ -77,13 +54,12 @@ def test_training_is_that_of_peft_used_by_hand(tiny: Backbone, rslora: bool) -> 
     assert set(found.tensors) == set(parameters)
     for name, theirs in parameters.items():
         torch.testing.assert_close(found.tensors[name], theirs, rtol=1e-4, atol=1e-5)
-    ids = torch.tensor([[5, 6, 7, 8]])
     start = LoraMethod().start(
         tiny, LoraSettings(**TEXT, rank=2, rslora=rslora, targets="attention"), MEMORY
     )
     with torch.no_grad(), start.applied(found) as applied:
-        mine = applied.backbone.model(ids).logits
-    torch.testing.assert_close(mine, model(ids).logits, rtol=1e-4, atol=1e-5)
+        mine = applied.backbone.model(IDS).logits
+    torch.testing.assert_close(mine, model(IDS).logits, rtol=1e-4, atol=1e-5)
 
 
 def test_the_backbone_is_left_as_it_was(tiny: Backbone) -> None:
@@ -153,13 +129,13 @@ def test_a_head_is_trained_beside_it(task: str) -> None:
 def test_targets_choose_layers_of_every_family(tiny: Backbone) -> None:
     per_layer = {"query-value": 2, "attention": 4, "mlp": 3, "all-linear": 7}
     for targets, count in per_layer.items():
-        names = linear_layers(tiny, targets)  # type: ignore[arg-type]
+        names = chosen_layers(tiny, targets)  # type: ignore[arg-type]
         assert len(names) == 3 * count
         assert "lm_head" not in names
     encoder = tiny_encoder()
-    assert len(linear_layers(encoder, "query-value")) == 3 * 2
-    assert len(linear_layers(encoder, "attention")) == 3 * 4
-    assert len(linear_layers(encoder, "mlp")) == 3 * 2
+    assert len(chosen_layers(encoder, "query-value")) == 3 * 2
+    assert len(chosen_layers(encoder, "attention")) == 3 * 4
+    assert len(chosen_layers(encoder, "mlp")) == 3 * 2
 
 
 def test_numbers_are_counted(tiny: Backbone) -> None:

@@ -10,25 +10,18 @@ import torch
 from peft import PromptEncoderConfig, PromptTuningConfig, TaskType, get_peft_model
 
 import foreword
-from foreword.data import Collator
-from foreword.data.collate import padding_of
 from foreword.errors import DataError, TrainingError, UnsupportedModel
 from foreword.methods.prompt import PromptMethod, PromptSettings, PTuningMethod, PTuningSettings
-from foreword.objectives.encode import encode
 from foreword.train.fit import fit
 from foreword.train.settings import LoopSettings
 from tests.conftest import MEMORY, byte_tokenizer, tiny_model
+from tests.methods.by_hand import IDS, LOOP, TEXT, batch_of, train
 from tests.peft.reference import PEFTS_OWN
 from tests.tasks.models import ROWS as LABELLED
 from tests.tasks.models import tiny_encoder
 from tests.train.test_run import StopAt
 
-TEXT: dict[str, Any] = {"prompt": "{mr} ->", "target": " {ref}"}
-LENGTH, STEPS = 5, 4
-LOOP = LoopSettings(
-    optimizer="adamw", lr=0.01, steps=STEPS, batch_size=12, warmup=0.0, group_by_length=False
-)
-"""Every step sees all rows, so that their order is of no matter."""
+LENGTH = 5
 METHODS: dict[str, tuple[Any, Any]] = {
     "prompt-tuning": (PromptMethod(), PromptSettings(**TEXT, length=LENGTH, init="vocab")),
     "p-tuning": (PTuningMethod(), PTuningSettings(**TEXT, length=LENGTH, width=24)),
@@ -41,8 +34,7 @@ def by_hand(name: str, seed: int = 0) -> tuple[Any, torch.Tensor]:
     """A PeftModel that plain PyTorch trained on the same batch, and its virtual embeddings (P, D)."""
     backbone = Backbone(tiny_model(), byte_tokenizer())
     method, settings = METHODS[name]
-    rows, _ = encode(backbone, MEMORY, settings, method.start(backbone, settings, MEMORY).in_front)
-    batch = Collator(padding_of(backbone.tokenizer, backbone.vocabulary))(rows)
+    batch = batch_of(backbone, method, settings)
     torch.manual_seed(seed)
     if name == "prompt-tuning":
         generator = torch.Generator().manual_seed(seed)
@@ -60,18 +52,7 @@ def by_hand(name: str, seed: int = 0) -> tuple[Any, torch.Tensor]:
         model = get_peft_model(backbone.model, config)
     model.eval()
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=LOOP.lr, weight_decay=0.0)
-    for step in range(STEPS):
-        for group in optimizer.param_groups:
-            group["lr"] = LOOP.lr * (1 - step / STEPS)
-        logits = model(batch["input_ids"], batch["attention_mask"]).logits[:, LENGTH:-1]
-        loss = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=-100
-        )
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
+    train(parameters, lambda ids, mask: model(ids, mask).logits[:, LENGTH:], batch)
     encoder: Any = model.prompt_encoder["default"]
     with torch.no_grad():
         return model, encoder(torch.arange(LENGTH)[None])[0]
@@ -84,11 +65,10 @@ def test_training_is_that_of_peft_used_by_hand(tiny: Backbone, name: str) -> Non
     found = fit(tiny, MEMORY, method, settings, LOOP)
     model, embeddings_PD = by_hand(name)
     torch.testing.assert_close(found.value.embeddings_PD, embeddings_PD, rtol=1e-4, atol=1e-5)
-    ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad(), found.start.applied(found.value) as applied:
         with applied.backbone.attached(applied.prefix):
-            mine = applied.backbone.model(ids).logits
-        theirs = model(ids).logits[:, LENGTH:]
+            mine = applied.backbone.model(IDS).logits
+        theirs = model(IDS).logits[:, LENGTH:]
     torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
-
-from torch import nn
+from typing import get_args
 
 from foreword.backbone import Backbone
 from foreword.errors import TrainingError
+from foreword.methods.added import Added, PeftStart
 from foreword.methods.base import Method, Rows
 from foreword.methods.heads import new_head
-from foreword.methods.injected import Injected, InjectedStart
+from foreword.methods.layers import Targets, chosen_layers
 from foreword.objectives.settings import DataSettings, check_counts, check_words
 
-Targets = Literal["query-value", "attention", "mlp", "all-linear"]
-
 _CHOICES = {"targets": get_args(Targets)}
-
-QUERY_AND_VALUE = (
-    *("q_proj", "v_proj", "query", "value", "q", "v", "q_lin", "v_lin", "query_proj", "value_proj"),
-    *("c_attn", "qkv_proj", "query_key_value", "Wqkv", "qkv"),
-)
-"""Names of the layers that make queries and values, alone or in one product with the keys."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +46,14 @@ class LoraSettings(DataSettings):
             raise TrainingError(f"alpha must be above 0; found {self.alpha}")
 
 
-class LoraMethod(Method[LoraSettings, Injected]):
+class LoraMethod(Method[LoraSettings, Added]):
     """Products of two thin matrices beside frozen linear layers."""
 
     name = "lora"
 
     def start(
         self, backbone: Backbone, settings: LoraSettings, rows: Rows
-    ) -> InjectedStart[LoraSettings]:
+    ) -> PeftStart[LoraSettings]:
         """The layers beside those that the settings choose.
 
         Raises:
@@ -74,41 +65,8 @@ class LoraMethod(Method[LoraSettings, Injected]):
             r=settings.rank,
             lora_alpha=2 * settings.rank if settings.alpha is None else settings.alpha,  # type: ignore[arg-type]
             use_rslora=settings.rslora,
-            target_modules=linear_layers(backbone, settings.targets),
+            target_modules=chosen_layers(backbone, settings.targets),
             lora_dropout=0.0,
             bias="none",
         )
-        return InjectedStart(backbone, settings, config, new_head(backbone, settings, rows))
-
-
-def linear_layers(backbone: Backbone, targets: Targets) -> list[str]:
-    """Names of a backbone's linear layers of a kind, within its stacks of layers.
-
-    Raises:
-        TrainingError: It has none.
-    """
-    from transformers.pytorch_utils import Conv1D
-
-    modules = dict(backbone.model.named_modules())
-    found = []
-    for name, module in modules.items():
-        path = name.split(".")
-        if not isinstance(module, nn.Linear | Conv1D) or not any(map(str.isdigit, path)):
-            continue
-        above = (modules[".".join(path[:end])] for end in range(1, len(path)))
-        attends = any("attention" in type(one).__name__.lower() for one in above)
-        wanted = {
-            "query-value": attends and path[-1] in QUERY_AND_VALUE,
-            "attention": attends,
-            "mlp": not attends,
-            "all-linear": True,
-        }
-        if wanted[targets]:
-            found.append(name)
-    if not found:
-        raise TrainingError(
-            f"the backbone {backbone.name or backbone.family!r} has no linear layers for "
-            f"targets={targets!r}; choose other targets ({', '.join(get_args(Targets))}), and load it "
-            "without quantisation"
-        )
-    return found
+        return PeftStart(backbone, settings, config, new_head(backbone, settings, rows))

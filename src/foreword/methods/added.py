@@ -1,10 +1,11 @@
-"""What the peft library puts into a model's layers, trained beside the frozen rest of it."""
+"""Parameters that are added to a model's layers, trained beside the frozen rest of it."""
 
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,12 +29,14 @@ from foreword.prefix import canonical_json
 
 S = TypeVar("S", bound=DataSettings)
 
+Parameters = Mapping[str, nn.Parameter]
+
 HEAD = ("head.weight", "head.bias")
 """Names of a head's tensors beside those of the layers."""
 
 
 @dataclass(frozen=True)
-class Injected:
+class Added:
     """What is trained of a model with more parameters in its layers.
 
     Attributes:
@@ -51,7 +54,7 @@ class Injected:
         return sum(tensor.numel() for tensor in (*self.tensors.values(), *head))
 
 
-class InjectedLearner(Learner[Injected]):
+class AddedLearner(Learner[Added]):
     """The parameters that peft added, in the order in which the model names them, and a head.
 
     Args:
@@ -65,7 +68,7 @@ class InjectedLearner(Learner[Injected]):
         self,
         backbone: Backbone,
         objective: Objective,
-        added: Mapping[str, nn.Parameter],
+        added: Parameters,
         head: TrainedHead | None,
     ) -> None:
         super().__init__(backbone, objective)
@@ -78,21 +81,21 @@ class InjectedLearner(Learner[Injected]):
         """The model is changed already."""
         yield None if self.trained_head is None else self.trained_head.head
 
-    def value(self) -> Injected:
+    def value(self) -> Added:
         """The parameters as they are now."""
         tensors = (parameter.detach().cpu().clone() for parameter in self.added)
         head = None if self.trained_head is None else self.trained_head.head
         if head is not None:
             head = head.made_of(*(tensor.detach().cpu().clone() for tensor in head.tensors))
-        return Injected(dict(zip(self.names, tensors, strict=True)), head)
+        return Added(dict(zip(self.names, tensors, strict=True)), head)
 
-    def save(self, value: Injected, path: Path) -> None:
+    def save(self, value: Added, path: Path) -> None:
         """Write the tensors as safetensors."""
         head = () if value.head is None else value.head.tensors
         tensors = {**value.tensors, **dict(zip(HEAD, head, strict=False))}
         write_whole(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
-    def load(self, path: Path) -> Injected:
+    def load(self, path: Path) -> Added:
         """Read them; the head's labels are those of the start."""
         try:
             with safe_open(path, "pt") as file:
@@ -101,11 +104,44 @@ class InjectedLearner(Learner[Injected]):
             raise StoreError(f"cannot read {path}: {first_line(error)}") from error
         weights = [found.pop(name) for name in HEAD if name in found]
         head = None if self.trained_head is None else self.trained_head.head.made_of(*weights)
-        return Injected(found, head)
+        return Added(found, head)
 
 
-class InjectedStart(Start[S, Injected]):
-    """A model as it is, with added layers that change nothing yet.
+class AddedStart(Start[S, Added]):
+    """A model as it is, with parameters added that change nothing yet."""
+
+    backbone: Backbone
+
+    @abstractmethod
+    def added(self) -> AbstractContextManager[tuple[Backbone, Parameters]]:
+        """The backbone with the parameters in its model for a block, and these by name, float32."""
+
+    @contextmanager
+    def learning(
+        self, objective: Objective, rows: Sequence[Encoded], rate: float
+    ) -> Iterator[AddedLearner]:
+        """The layers as the seed makes them, and a head at the natural rate of heads."""
+        head = self.in_front.head
+        trained = None
+        if head is not None:
+            scale = scale_of(self.backbone, None, rows)
+            trained = TrainedHead(head, scale, HEAD_RATE / rate)
+        torch.manual_seed(self.settings.seed)
+        with self.added() as (backbone, parameters), backbone.attached(None):
+            learner = AddedLearner(backbone, objective, parameters, trained)
+            yield learner.to(backbone.device)
+
+    @contextmanager
+    def applied(self, value: Added) -> Iterator[Applied]:
+        """The backbone with the layers as they were trained."""
+        with self.added() as (backbone, parameters):
+            for name, parameter in parameters.items():
+                parameter.requires_grad_(False).copy_(value.tensors[name])
+            yield Applied(backbone, None, replace(self.in_front, head=value.head))
+
+
+class PeftStart(AddedStart[S]):
+    """Layers of the peft library.
 
     Args:
         backbone: The backbone.
@@ -121,37 +157,13 @@ class InjectedStart(Start[S, Injected]):
         self.in_front = InFront(backbone.bos, 0, head)
         told = {"backbone": backbone.fingerprint, "config": _plain(config.to_dict())}
         self.digest = hashlib.sha256(canonical_json(told)).hexdigest()
-        with self._injected() as added:
-            self.numbers = sum(parameter.numel() for parameter in added.values())
+        with self.added() as (_, parameters):
+            self.numbers = sum(parameter.numel() for parameter in parameters.values())
         self.numbers += 0 if head is None else sum(tensor.numel() for tensor in head.tensors)
 
     @contextmanager
-    def learning(
-        self, objective: Objective, rows: Sequence[Encoded], rate: float
-    ) -> Iterator[InjectedLearner]:
-        """The layers as the seed makes them, and a head at the natural rate of heads."""
-        head = self.in_front.head
-        trained = None
-        if head is not None:
-            scale = scale_of(self.backbone, None, rows)
-            trained = TrainedHead(head, scale, HEAD_RATE / rate)
-        torch.manual_seed(self.settings.seed)
-        with self._injected() as added, self.backbone.attached(None):
-            learner = InjectedLearner(self.backbone, objective, added, trained)
-            yield learner.to(self.backbone.device)
-
-    @contextmanager
-    def applied(self, value: Injected) -> Iterator[Applied]:
-        """The backbone with the layers as they were trained."""
-        with self._injected() as added, torch.no_grad():
-            for name, parameter in added.items():
-                parameter.copy_(value.tensors[name])
-            front = replace(self.in_front, head=value.head)
-            yield Applied(self.backbone, None, front)
-
-    @contextmanager
-    def _injected(self) -> Iterator[dict[str, nn.Parameter]]:
-        """The parameters by name that peft adds for a block, float32, and takes out again."""
+    def added(self) -> Iterator[tuple[Backbone, Parameters]]:
+        """What peft adds for a block, and takes out again."""
         from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
         model = self.backbone.model
@@ -171,7 +183,7 @@ class InjectedStart(Start[S, Injected]):
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
                     added[name] = parameter
-            yield added
+            yield self.backbone, added
         finally:
             injected.unload()
             model.__dict__.pop("peft_config", None)
