@@ -150,6 +150,11 @@ class Start(ABC, Generic[S, V]):
     numbers: int
     """How many numbers the finished value has, head included."""
 
+    @property
+    def trained(self) -> int:
+        """How many numbers are trained: those of the value, unless others make them."""
+        return self.numbers
+
     @abstractmethod
     def learning(
         self, objective: Objective, rows: Sequence[Encoded], rate: float

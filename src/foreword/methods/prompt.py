@@ -218,6 +218,14 @@ class PromptStart(Start[S, Prompt]):
         self.numbers = settings.length * self._width + heads
 
     @property
+    def trained(self) -> int:
+        """The numbers of the value, and of the MLP that makes it."""
+        if not isinstance(self.settings, PTuningSettings):
+            return self.numbers
+        outer, inner = self._width, self.settings.width
+        return self.numbers + 2 * outer * inner + inner**2 + 2 * inner + outer
+
+    @property
     def _width(self) -> int:
         return int(self.backbone.model.get_input_embeddings().weight.shape[1])
 

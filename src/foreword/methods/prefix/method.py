@@ -65,6 +65,13 @@ class PrefixStart(Start[S, Prefix]):
         self.digest = first.digest
         self.numbers = first.parameters
 
+    @property
+    def trained(self) -> int:
+        """The parameterisation's numbers, and the head's."""
+        made = parameterise(self.backbone, self.first.with_head(None), self.settings)
+        head = () if self.first.head is None else self.first.head.tensors
+        return sum(tensor.numel() for tensor in (*made.parameters(), *head))
+
     @contextmanager
     def learning(
         self, objective: Objective, rows: Sequence[Encoded], rate: float
