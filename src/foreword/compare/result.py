@@ -209,8 +209,9 @@ class Comparison:
                 raise DataError(f"the comparison is not of format {VERSION}; compare anew")
             sides = tuple(_side(one) for one in found.pop("sides"))
             metric = Metric(**found.pop("metric"))
-            lists = {name: tuple(found.pop(name)) for name in ("equal", "unequal", "verdict")}
-            return cls(sides=sides, metric=metric, **found, **lists)
+            for name in ("equal", "unequal", "verdict"):
+                found[name] = tuple(found[name])
+            return cls(sides=sides, metric=metric, **found)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(f"this is no comparison: {error}; compare anew") from error
 
