@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from foreword.compare.result import Comparison, Latency, Metric, Seed, Side, Traits, Tried
+from foreword.compare.result import Comparison, Latency, Metric, Seed, Side, Tried
+from foreword.methods.base import Traits
 
 PREFIX = Side(
     name="prefix",

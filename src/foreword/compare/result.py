@@ -13,26 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from foreword.errors import DataError
+from foreword.methods.base import Traits
 
 VERSION = 1
 """Version of the JSON."""
-
-
-@dataclass(frozen=True)
-class Traits:
-    """What can be done with what a method leaves.
-
-    Attributes:
-        shares_batch: Whether rows of different tasks can go through the model in one batch.
-        merges: Whether it can be merged into the weights, after which it costs nothing.
-        composes: Whether several can be put together without training.
-        switches_off: Whether the frozen model is there again, bit for bit, at once.
-    """
-
-    shares_batch: bool
-    merges: bool
-    composes: bool
-    switches_off: bool
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -162,8 +163,28 @@ class PeftStart(AddedStart[S]):
         self.numbers += 0 if head is None else sum(tensor.numel() for tensor in head.tensors)
 
     @contextmanager
+    def merged(self, value: Added) -> Iterator[Applied]:
+        """A copy of the backbone, its weights with what was added, so that it costs nothing to run."""
+        own = self.backbone
+        model = copy.deepcopy(own.model)
+        other = Backbone(model, own.tokenizer, name=own.name, revision=own.revision)
+        beside = copy.copy(self)
+        beside.backbone = other
+        with beside._injected() as (tuner, parameters):
+            for name, parameter in parameters.items():
+                parameter.requires_grad_(False).copy_(value.tensors[name])
+            tuner.merge_adapter()
+            yield Applied(other, None, replace(self.in_front, head=value.head))
+
+    @contextmanager
     def added(self) -> Iterator[tuple[Backbone, Parameters]]:
         """What peft adds for a block, and takes out again."""
+        with self._injected() as (_, parameters):
+            yield self.backbone, parameters
+
+    @contextmanager
+    def _injected(self) -> Iterator[tuple[Any, Parameters]]:
+        """Peft's own object around what it adds for a block, and the parameters by name."""
         from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
         model = self.backbone.model
@@ -183,7 +204,7 @@ class PeftStart(AddedStart[S]):
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
                     added[name] = parameter
-            yield self.backbone, added
+            yield injected, added
         finally:
             injected.unload()
             model.__dict__.pop("peft_config", None)

@@ -138,6 +138,23 @@ class Applied:
     in_front: InFront
 
 
+@dataclass(frozen=True)
+class Traits:
+    """What can be done with what a method leaves.
+
+    Attributes:
+        shares_batch: Whether rows of different tasks can go through the model in one batch.
+        merges: Whether it can be merged into the weights, after which it costs nothing.
+        composes: Whether several can be put together without training.
+        switches_off: Whether the frozen model is there again, bit for bit, at once.
+    """
+
+    shares_batch: bool
+    merges: bool
+    composes: bool
+    switches_off: bool
+
+
 class Start(ABC, Generic[S, V]):
     """Where a method starts on a backbone and rows."""
 
@@ -170,6 +187,10 @@ class Start(ABC, Generic[S, V]):
     @abstractmethod
     def applied(self, value: V) -> AbstractContextManager[Applied]:
         """The backbone under a value within a block, to score rows and write with."""
+
+    def merged(self, value: V) -> AbstractContextManager[Applied] | None:
+        """A copy of the backbone with a value merged into its weights; None where none can be."""
+        return None
 
 
 class Method(ABC, Generic[S, V]):

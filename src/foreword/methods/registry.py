@@ -6,14 +6,14 @@ A package registers a method under the entry point group ``foreword.methods``: b
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from typing import Any
 
 from foreword.backbone import Backbone
 from foreword.errors import TrainingError, first_line
 from foreword.methods.adapter import AdapterMethod, AdapterSettings
-from foreword.methods.base import Method, Rows
+from foreword.methods.base import Method, Rows, Traits
 from foreword.methods.full import FullMethod, FullSettings
 from foreword.methods.ia3 import IA3Method, IA3Settings
 from foreword.methods.lora import LoraMethod, LoraSettings
@@ -35,27 +35,98 @@ class Known:
         settings: Its settings, a `DataSettings`.
         size: The setting that counts something and makes what is trained larger; None: there is none.
         fixed: Settings that it is known under, where they are not the defaults.
+        label: What it is, with fields of its settings in braces.
+        rates: By optimiser the learning rate that a search begins with.
+        traits: What can be done with what it leaves; None: nobody says.
     """
 
     method: Method[Any, Any]
     settings: type[DataSettings]
     size: str | None = None
     fixed: Mapping[str, Any] | None = None
+    label: str = ""
+    rates: Mapping[str, float] = field(default_factory=lambda: {"soap": 0.003, "adamw": 0.001})
+    traits: Traits | None = None
+
+    def named(self, settings: Any) -> str:
+        """What it is under some settings."""
+        return self.label.format(**settings.as_json()) if self.label else self.method.name
 
     def made(self, data: DataSettings, **fields: Any) -> Any:
         """The method's settings on the rows that the data settings read."""
         return self.settings(**{**data.as_json(), **(self.fixed or {}), **fields})
 
 
+_PREFIXES = Traits(shares_batch=True, merges=False, composes=True, switches_off=True)
+_PROMPTS = Traits(shares_batch=True, merges=False, composes=False, switches_off=True)
+_MERGED = Traits(shares_batch=False, merges=True, composes=True, switches_off=True)
+_BETWEEN = Traits(shares_batch=False, merges=False, composes=True, switches_off=True)
+_WHOLE = Traits(shares_batch=False, merges=True, composes=True, switches_off=False)
+
 OWN: Mapping[str, Known] = {
-    "prefix": Known(PrefixMethod(), PrefixSettings, "length"),
-    "prompt-tuning": Known(PromptMethod(), PromptSettings, "length"),
-    "p-tuning": Known(PTuningMethod(), PTuningSettings, "width"),
-    "p-tuning-v2": Known(PrefixMethod(), PrefixSettings, "length", {"init": "noise"}),
-    "lora": Known(LoraMethod(), LoraSettings, "rank"),
-    "adapter": Known(AdapterMethod(), AdapterSettings, "width"),
-    "ia3": Known(IA3Method(), IA3Settings),
-    "full": Known(FullMethod(), FullSettings),
+    "prefix": Known(
+        PrefixMethod(),
+        PrefixSettings,
+        "length",
+        label="prefix tuning, {length} virtual tokens",
+        rates={"soap": 0.06, "adamw": 0.03},
+        traits=_PREFIXES,
+    ),
+    "prompt-tuning": Known(
+        PromptMethod(),
+        PromptSettings,
+        "length",
+        label="prompt tuning, {length} virtual tokens",
+        rates={"soap": 0.02, "adamw": 0.02},
+        traits=_PROMPTS,
+    ),
+    "p-tuning": Known(
+        PTuningMethod(),
+        PTuningSettings,
+        "width",
+        label="P-tuning, {length} virtual tokens by an MLP of width {width}",
+        rates={"soap": 0.002, "adamw": 0.002},
+        traits=_PROMPTS,
+    ),
+    "p-tuning-v2": Known(
+        PrefixMethod(),
+        PrefixSettings,
+        "length",
+        {"init": "noise"},
+        label="P-tuning v2, {length} virtual tokens",
+        rates={"soap": 0.06, "adamw": 0.03},
+        traits=_PREFIXES,
+    ),
+    "lora": Known(
+        LoraMethod(),
+        LoraSettings,
+        "rank",
+        label="LoRA, {targets}, rank {rank}",
+        rates={"soap": 0.004, "adamw": 0.004},
+        traits=_MERGED,
+    ),
+    "adapter": Known(
+        AdapterMethod(),
+        AdapterSettings,
+        "width",
+        label="adapters ({places}), width {width}",
+        rates={"soap": 0.004, "adamw": 0.004},
+        traits=_BETWEEN,
+    ),
+    "ia3": Known(
+        IA3Method(),
+        IA3Settings,
+        label="IA3",
+        rates={"soap": 0.03, "adamw": 0.03},
+        traits=_MERGED,
+    ),
+    "full": Known(
+        FullMethod(),
+        FullSettings,
+        label="full fine-tuning",
+        rates={"soap": 0.0001, "adamw": 0.0001},
+        traits=_WHOLE,
+    ),
 }
 """What comes with Foreword. P-tuning v2 (Liu et al. 2021, arXiv 2110.07602) is prefix tuning of random
 keys and values, without a reparameterisation."""

@@ -64,6 +64,7 @@ class Fitted(Generic[S, V]):
         first_look: The line that was logged before the first step.
         stopped: Why training ended early, or None.
         steps: Steps that were taken, and how many it should have been.
+        tokens: Real tokens that were read in these seconds, those of evaluations included.
         cause: What stopped it, or None.
     """
 
@@ -76,6 +77,7 @@ class Fitted(Generic[S, V]):
     first_look: str
     stopped: str | None
     steps: tuple[int, int]
+    tokens: int
     cause: BaseException | None
 
 
@@ -240,7 +242,10 @@ def _run(
     }
     steps = trainer.state.global_step, trainer.state.max_steps
     value = _best(trainer)
-    return Fitted(value, start, history, training, report, seconds, look, stopped, steps, cause)
+    tokens = trainer.learner.seen_tokens
+    return Fitted(
+        value, start, history, training, report, seconds, look, stopped, steps, tokens, cause
+    )
 
 
 def _asked_by(error: KeyboardInterrupt) -> str:
