@@ -26,7 +26,7 @@ LAYERS = (
     "peft data",
     "tasks",
     "objectives methods train prompts mixing generate predict engine compose router",
-    "evaluate",
+    "evaluate compare",
     "card",
     "hub",
     "serve",

@@ -23,6 +23,7 @@ from rich.panel import Panel
 
 from foreword.arguments import shown
 from foreword.cli.backbones import backbones
+from foreword.cli.compare import compare
 from foreword.cli.compose import compose
 from foreword.cli.console import FIRST, complain, err
 from foreword.cli.demo import demo
@@ -58,6 +59,7 @@ VERBS = (
     generate,
     predict,
     evaluate,
+    compare,
     inspect,
     list_,
     remove,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import statistics
 import threading
 import time
@@ -31,6 +32,9 @@ ENOUGH = 15.0
 
 STEPS = 4
 """Decoding steps that are timed together."""
+
+TASKS = 100
+"""Tasks whose memory is counted."""
 
 EVERY = 0.01
 """Seconds between two looks at the memory of the process."""
@@ -173,3 +177,23 @@ def resident() -> int | None:
     except (OSError, ValueError, IndexError):
         return None
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def memory(backbone: Backbone, numbers: int | None) -> int:
+    """Bytes of a backbone and of what many tasks have on it, in its dtype.
+
+    Args:
+        backbone: The backbone.
+        numbers: Of one task; None: a whole model of its own.
+    """
+    weights = backbone.weight_bytes
+    return (
+        TASKS * weights if numbers is None else weights + TASKS * numbers * backbone.dtype.itemsize
+    )
+
+
+def machine(backbone: Backbone) -> str:
+    """What figures are measured on."""
+    if backbone.device.type == "cuda":
+        return torch.cuda.get_device_name(backbone.device)
+    return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"

@@ -75,6 +75,19 @@ class Latency:
     prefill: Mapping[int, float]
     decode: Mapping[int, float]
 
+    def as_json(self) -> dict[str, Any]:
+        """As JSON values, whose keys are texts once they are written."""
+        return {"prefill": dict(self.prefill), "decode": dict(self.decode)}
+
+    @classmethod
+    def of_json(cls, given: Mapping[str, Any]) -> Latency:
+        """What `as_json` gave."""
+        prefill, decode = (
+            {int(rows): ratio for rows, ratio in given[name].items()}
+            for name in ("prefill", "decode")
+        )
+        return cls(prefill, decode)
+
 
 @dataclass(frozen=True)
 class Side:
@@ -204,7 +217,8 @@ def _side(given: dict[str, Any]) -> Side:
     """A side from JSON values."""
     own = dict(given)
     traits, search, seeds = own.pop("traits"), own.pop("search"), own.pop("seeds")
-    latency, merged = (_latency(own.pop(name)) for name in ("latency", "merged"))
+    times = (own.pop(name) for name in ("latency", "merged"))
+    latency, merged = (None if one is None else Latency.of_json(one) for one in times)
     return Side(
         **own,
         latency=latency,
@@ -216,16 +230,6 @@ def _side(given: dict[str, Any]) -> Side:
             for one in seeds
         ),
     )
-
-
-def _latency(given: Mapping[str, Any] | None) -> Latency | None:
-    """Times from JSON values, whose keys are texts."""
-    if given is None:
-        return None
-    by_rows = (
-        {int(rows): ratio for rows, ratio in given[name].items()} for name in ("prefill", "decode")
-    )
-    return Latency(*by_rows)
 
 
 def _spread(found: list[float]) -> tuple[float, float] | None:

@@ -3,136 +3,51 @@
 from __future__ import annotations
 
 import datetime
-import os
-import platform
+import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from foreword.arguments import check_count, expect
+from foreword.arguments import expect
 from foreword.backbone import Backbone
 from foreword.backbone.given import check_backbone
-from foreword.compare.costs import latency
+from foreword.compare.costs import latency, machine, memory
+from foreword.compare.plan import FEWEST, LONGEST, UNTRAINED, USUAL, Asked, Plan
 from foreword.compare.quality import Judge, frozen_one
-from foreword.compare.result import Comparison, Latency, Seed, Side
+from foreword.compare.result import Comparison, Latency, Side
 from foreword.compare.split import Split, split
 from foreword.compare.store import Runs
 from foreword.compare.trials import OPTIMIZERS, Chosen, Trials
+from foreword.compare.untrained import Untrained, room_of_examples
 from foreword.compare.verdict import verdict
 from foreword.data import rows_of
 from foreword.data.given import Data, name_of
 from foreword.errors import ForewordError, StoreError, TrainingError, first_line
 from foreword.evaluate.scores import dataset_of
 from foreword.head import HEAD_TASKS
-from foreword.methods.base import Applied, Traits
+from foreword.methods.base import Applied
 from foreword.methods.heads import new_head
-from foreword.methods.prefix.settings import LENGTH, NEUTRAL_TEXT, PrefixSettings
-from foreword.methods.prefix.start import start as prefix_start
+from foreword.methods.prefix.settings import LENGTH, NEUTRAL_TEXT
 from foreword.methods.prefix.start import text_tokens
 from foreword.methods.registry import OWN, known_methods, within
 from foreword.objectives.encode import InFront, spread
 from foreword.objectives.settings import DataSettings
 from foreword.objectives.task import for_task
+from foreword.prefix import Prefix
 from foreword.train.fit import fit
 from foreword.train.settings import LoopSettings
 from foreword.version import __version__
 
-METHODS = ("prefix", "lora", "frozen")
-"""What is compared where nobody says."""
-
-UNTRAINED = ("frozen", "in-context")
-"""Words for what is not trained."""
-
-MINUTES = 15.0
-"""Time that a comparison may take where nobody says."""
-
-FEWEST, LONGEST = 10, 3
-"""Steps of a training at least, and passes over the rows at most."""
-
-USUAL = 4
-"""Rates that a search usually takes."""
-
-EXAMPLES = 512
-"""Tokens of the examples that are shown in context, at most; never more than half of the context."""
-
-TASKS = 100
-"""Tasks whose memory is counted."""
-
 Tell = Callable[[str], None]
 
-
-@dataclass(frozen=True)
-class Plan:
-    """What a comparison will do.
-
-    Attributes:
-        steps: Steps of each training.
-        trainings: How many there will be, as far as can be told.
-        seconds: How long that takes, likewise.
-        wanted: The seconds that were allowed.
-    """
-
-    steps: int
-    trainings: int
-    seconds: float
-    wanted: float
-
-    def __str__(self) -> str:
-        """For people."""
-        said = (
-            f"about {max(1, round(self.seconds / 60))} minutes: {self.trainings} trainings of "
-            f"{self.steps} steps"
-        )
-        if self.seconds > 1.2 * self.wanted:
-            said += f" (more than the {self.wanted / 60:g} allowed: fewer steps would say nothing)"
-        return said
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What is to be compared, and how.
-
-    Attributes:
-        methods: Names of methods, and words for what is not trained.
-        budget: Most numbers that a method may train; default: those of a prefix of 16.
-        minutes: Time that all of it may take, which decides the steps.
-        steps: Steps of each training, instead.
-        seeds: Trainings that count for each method.
-        batch_size: Rows of a step.
-        max_new_tokens: Longest text that is written.
-
-    Raises:
-        TrainingError: A number is out of range, or a method is named twice or unknown.
-    """
-
-    methods: tuple[str, ...] = METHODS
-    budget: int | None = None
-    minutes: float = MINUTES
-    steps: int | None = None
-    seeds: int = 3
-    batch_size: int = 8
-    max_new_tokens: int = 64
-
-    def __post_init__(self) -> None:
-        for name in ("budget", "steps", "seeds", "batch_size", "max_new_tokens"):
-            if getattr(self, name) is not None:
-                check_count(name, getattr(self, name), TrainingError)
-        if not 0 < self.minutes < float("inf"):
-            raise TrainingError(f"minutes must be above 0; found {self.minutes}")
-        known = [*known_methods(), *UNTRAINED]
-        for method in self.methods:
-            if method not in known:
-                raise TrainingError(
-                    f"there is no method {method!r}; those known are {', '.join(known)}"
-                )
-        if not self.methods or len(set(self.methods)) < len(self.methods):
-            raise TrainingError("methods must name at least one method, and each once")
+RUN = re.compile(
+    r"(?P<method>\S+) (?P<optimizer>soap|adamw) (?P<rate>[0-9.e+-]+) seed (?P<seed>[0-9]{1,9})"
+)
+"""What a run is called."""
 
 
 def compare(
@@ -172,6 +87,53 @@ def compare(
     check_backbone(backbone)
     expect("settings", settings, DataSettings, "DataSettings", TrainingError)
     return _Comparing(backbone, data, settings, asked, folder, test, command, tell).all(planned)
+
+
+def compare_one(
+    backbone: Backbone,
+    data: Data,
+    settings: DataSettings,
+    asked: Asked,
+    run: str,
+    *,
+    folder: Path,
+    test: Data | None = None,
+    tell: Tell = lambda what: None,
+) -> Seed:
+    """One training of a comparison, measured on its test rows, by what reports call it.
+
+    The steps must be given, for those of the report were found by the clock.
+
+    Args:
+        backbone: The backbone.
+        data: The rows of the comparison.
+        settings: How they are read.
+        asked: As there, with steps.
+        run: Such as ``lora soap 0.004 seed 1``.
+        folder: Where finished runs are kept.
+        test: Rows to test on, if they were given.
+        tell: Told of each run before it begins.
+
+    Raises:
+        TrainingError: It is not called so, or its steps are not given.
+    """
+    found = RUN.fullmatch(run)
+    if found is None:
+        raise TrainingError(
+            f"{run!r} is no run; expected one such as 'lora soap 0.004 seed 1', as a report has it"
+        )
+    if asked.steps is None:
+        raise TrainingError(
+            "one run needs its number of steps; give steps, as the report says them"
+        )
+    steps = asked.steps
+    asked = replace(asked, methods=(found["method"],))
+    comparing = _Comparing(backbone, data, settings, asked, folder, test, "", tell)
+    if found["method"] in comparing.failed:
+        raise TrainingError(comparing.failed[found["method"]])
+    trials = comparing.trials(found["method"], steps)
+    optimizer: Any = found["optimizer"]
+    return trials.final(optimizer, float(found["rate"]), int(found["seed"]))
 
 
 class _Comparing:
@@ -215,8 +177,7 @@ class _Comparing:
         """Plan, train, measure, and say what came of it."""
         plan = self._plan()
         planned(plan)
-        loop = self._loop(plan.steps)
-        sides = tuple(self._side(name, loop) for name in self.asked.methods)
+        sides = tuple(self._side(name, plan.steps) for name in self.asked.methods)
         metric = self.judge.metric
         return Comparison(
             backbone={
@@ -248,15 +209,11 @@ class _Comparing:
 
     def _like(self) -> Any:
         """A prefix as long as any that stands in front of rows, with templates."""
-        length = max(LENGTH, self._examples if "in-context" in self.asked.methods else 0)
+        shown = "in-context" in self.asked.methods
+        length = max(LENGTH, room_of_examples(self.backbone) if shown else 0)
         text = text_tokens(self.backbone, NEUTRAL_TEXT, length)
         made = self.backbone.capture(text)
         return made.with_meta(recipe={"method": "prefix", **self.settings.as_json()})
-
-    @property
-    def _examples(self) -> int:
-        """Tokens of the examples that are shown in context."""
-        return min(EXAMPLES, self.backbone.context // 2)
 
     def _size_all(self) -> None:
         """The settings of each method within the budget; a method that does not go is failed."""
@@ -345,35 +302,41 @@ class _Comparing:
 
     # -- one side ----------------------------------------------------------------------------------
 
-    def _side(self, name: str, loop: LoopSettings) -> Side:
+    def _side(self, name: str, steps: int) -> Side:
         """All figures of a method, or why there are none."""
         label = self.known[name].named(self.sized[name][0]) if name in self.sized else name
         if name in self.failed:
             return Side(name, label, failed=self.failed[name])
         try:
             if name in UNTRAINED:
-                return self._frozen() if name == "frozen" else self._in_context()
-            return self._trained(name, label, loop)
+                given = self.backbone, self.split, self.judge, self.runs
+                untrained = Untrained(*given, self.asked.seeds, self.tell)
+                return untrained.frozen() if name == "frozen" else untrained.in_context()
+            return self._trained(name, label, steps)
         except StoreError:
             raise
         except (ForewordError, RuntimeError) as error:
             return Side(name, label, failed=first_line(error))
 
-    def _trained(self, name: str, label: str, loop: LoopSettings) -> Side:
-        known, (settings, trained) = self.known[name], self.sized[name]
-        trials = Trials(
+    def trials(self, name: str, steps: int) -> Trials:
+        """The runs of a method."""
+        return Trials(
             name,
-            known,
-            settings,
+            self.known[name],
+            self.sized[name][0],
             self.backbone,
             self.split,
             self.judge,
             self.runs,
-            loop,
+            self._loop(steps),
             self.folder,
-            self._command_of,
+            partial(self._command_of, steps),
             self.tell,
         )
+
+    def _trained(self, name: str, label: str, steps: int) -> Side:
+        known, (settings, trained) = self.known[name], self.sized[name]
+        trials = self.trials(name, steps)
         chosen = trials.search()
         trials.forget(chosen)
         first = settings.seed
@@ -404,123 +367,28 @@ class _Comparing:
         known = self.runs.find(run)
         if known is None:
             self.tell(f"{side.name}, its latency")
-            merged = start.merged(value)
-            known = self.runs.keep(
-                run,
-                {
-                    "latency": self._latency(lambda: start.applied(value)),
-                    "merged": None if merged is None else self._latency_of(merged),
-                },
-            )
-        merged_times = known["merged"]
+            frozen, merged = frozen_one(self.backbone), start.merged(value)
+            found = {"latency": latency(frozen, lambda: start.applied(value)).as_json()}
+            if merged is not None:
+                with merged as applied:  # once, for it takes a copy of the backbone
+                    found["merged"] = latency(frozen, lambda: nullcontext(applied)).as_json()
+            known = self.runs.keep(run, found)
         return replace(
             side,
             stored_bytes=trials.stored_bytes(chosen),
-            memory_bytes=self._memory(side.name, value),
-            latency=_latency(known["latency"]),
-            merged=None if merged_times is None else _latency(merged_times),
+            memory_bytes=memory(self.backbone, served(side.name, value)),
+            latency=Latency.of_json(known["latency"]),
+            merged=Latency.of_json(known["merged"]) if "merged" in known else None,
         )
-
-    def _latency(self, entered: Callable[[], AbstractContextManager[Applied]]) -> dict[str, Any]:
-        found = latency(frozen_one(self.backbone), entered)
-        return {"prefill": dict(found.prefill), "decode": dict(found.decode)}
-
-    def _latency_of(self, merged: AbstractContextManager[Applied]) -> dict[str, Any]:
-        """Of what is entered once, for it takes a copy of the backbone."""
-        with merged as applied:
-            return self._latency(lambda: nullcontext(applied))
-
-    def _memory(self, name: str, value: Any) -> int:
-        """Bytes of the backbone and of what serves many tasks, in the backbone's dtype."""
-        weights = self.backbone.weight_bytes
-        if name == "full":
-            return TASKS * weights
-        held = getattr(value, "prefix", value)
-        numbers = held.parameters if hasattr(held, "parameters") else held.numbers
-        return weights + TASKS * int(numbers) * self.backbone.dtype.itemsize
-
-    # -- what is not trained -----------------------------------------------------------------------
-
-    def _frozen(self) -> Side:
-        self._refuse_untrained_head()
-        seed = self._measured("frozen", 0, lambda: frozen_one(self.backbone))
-        own = Latency({1: 1.0, 32: 1.0}, {1: 1.0, 32: 1.0})
-        return Side(
-            "frozen",
-            "the frozen model",
-            traits=Traits(shares_batch=True, merges=True, composes=False, switches_off=True),
-            seeds=(seed,),
-            latency=own,
-            memory_bytes=self.backbone.weight_bytes,
-        )
-
-    def _in_context(self) -> Side:
-        """As many examples as fit, in front of every input; their keys and values are kept."""
-        self._refuse_untrained_head()
-        shown = [self._shown(seed) for seed in range(self.asked.seeds)]
-        seeds = [
-            self._measured("in-context", seed, partial(self._under, prefix))
-            for seed, prefix in enumerate(shown)
-        ]
-        run = {"what": "costs", "of": shown[0].digest, "machine": machine(self.backbone)}
-        times = self.runs.find(run) or self.runs.keep(
-            run, self._latency(lambda: nullcontext(self._under(shown[0])))
-        )
-        return Side(
-            "in-context",
-            f"examples in the context, up to {self._examples} tokens",
-            stored_bytes=4 * shown[0].length,
-            traits=Traits(shares_batch=True, merges=False, composes=False, switches_off=True),
-            seeds=tuple(seeds),
-            latency=_latency(times),
-            memory_bytes=self._memory("in-context", shown[0]),
-        )
-
-    def _shown(self, seed: int) -> Any:
-        fields = {name: getattr(self.settings, name) for name in DATA_FIELDS}
-        settings = PrefixSettings(
-            **{**fields, "seed": seed}, init="demonstrations", length=self._examples
-        )
-        return prefix_start(self.backbone, settings, self.split.train)
-
-    def _under(self, prefix: Any) -> Applied:
-        return Applied(self.backbone, prefix, InFront.of(prefix))
-
-    def _measured(self, name: str, seed: int, applied: Callable[[], Applied]) -> Seed:
-        """Figures of what is not trained, measured once."""
-        run = {
-            "what": "untrained",
-            "method": name,
-            "seed": seed,
-            "settings": self.settings.as_json(),
-            "data": self.split.digest,
-            "backbone": self.backbone.fingerprint,
-            "dtype": str(self.backbone.dtype),
-        }
-        known = self.runs.find(run)
-        if known is None:
-            self.tell(f"{name} seed {seed}, tested")
-            one = applied()
-            known = self.runs.keep(
-                run,
-                {
-                    "held": self.judge.nll(one, self.split.held),
-                    "figures": self.judge.figures(one, self.split.test),
-                    "forgotten": {} if name == "frozen" else self.judge.forgotten(one),
-                },
-            )
-        return Seed(seed, **known)
-
-    def _refuse_untrained_head(self) -> None:
-        if self.headed:
-            raise TrainingError(
-                f"task {self.settings.task!r} needs a head, and without training there is none"
-            )
 
     # -- what is said ------------------------------------------------------------------------------
 
-    def _command_of(self, run: str) -> str:
-        return f"{self.command} --only '{run}'" if self.command else ""
+    def _command_of(self, steps: int, run: str) -> str:
+        """What makes one run again, wherever the steps of all were found by the clock."""
+        if not self.command:
+            return ""
+        timed = "" if self.asked.steps else f" --steps {steps}"
+        return f"{self.command}{timed} --only '{run}'"
 
     def _unequal(self, sides: Sequence[Side]) -> list[str]:
         """What could not be the same for all."""
@@ -542,6 +410,14 @@ class _Comparing:
         return said
 
 
+def served(name: str, value: Any) -> int | None:
+    """Numbers of one task in a server's memory; None of a whole model."""
+    held = getattr(value, "prefix", value)
+    if name == "full":
+        return None
+    return int(held.parameters if isinstance(held, Prefix) else held.numbers)
+
+
 DATA_FIELDS = tuple(DataSettings.__dataclass_fields__)
 """Settings of how rows are read, which every method has."""
 
@@ -554,20 +430,3 @@ EQUAL = (
     "how rows are cut, and how texts are written and scored",
 )
 """What is the same for every method."""
-
-
-def machine(backbone: Backbone) -> str:
-    """What it was measured on."""
-    if backbone.device.type == "cuda":
-        return torch.cuda.get_device_name(backbone.device)
-    return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-
-
-def _latency(given: Mapping[str, Any]) -> Latency:
-    """Times as they were kept, whose keys JSON makes texts."""
-    return Latency(
-        *(
-            {int(rows): ratio for rows, ratio in given[name].items()}
-            for name in ("prefill", "decode")
-        )
-    )
