@@ -18,7 +18,7 @@ from foreword.backbone.given import check_backbone
 from foreword.compare.costs import latency, machine, memory
 from foreword.compare.plan import FEWEST, LONGEST, UNTRAINED, USUAL, Asked, Plan
 from foreword.compare.quality import Judge, frozen_one
-from foreword.compare.result import Comparison, Latency, Side
+from foreword.compare.result import Comparison, Latency, Seed, Side
 from foreword.compare.split import Split, split
 from foreword.compare.store import Runs
 from foreword.compare.trials import OPTIMIZERS, Chosen, Trials
