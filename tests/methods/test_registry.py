@@ -17,7 +17,7 @@ from foreword.backbone import Backbone
 from foreword.errors import TrainingError
 from foreword.methods.added import Added, AddedStart, Parameters
 from foreword.methods.base import Method, Rows
-from foreword.methods.registry import OWN, Known, known_method, known_methods, within
+from foreword.methods.registry import OWN, Known, known_method, method_names, within
 from foreword.objectives.encode import InFront
 from foreword.objectives.settings import DataSettings
 from foreword.train.fit import fit
@@ -64,9 +64,11 @@ class ShiftStart(AddedStart[ShiftSettings]):
             layer.register_forward_hook(lambda _, __, out, shift=shift: out + shift)
             for layer, shift in zip(layers, shifts.values(), strict=True)
         ]
-        yield self.backbone, shifts
-        for hook in hooks:
-            hook.remove()
+        try:
+            yield self.backbone, shifts
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 SHIFT = Known(Shift(), ShiftSettings, "layers_shifted")
@@ -89,9 +91,9 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_a_method_of_another_package_is_trained(installed: Any, tiny: Backbone) -> None:
     installed("tests.methods.test_registry:SHIFT")
-    assert list(known_methods()) == [*OWN, "shift"]
+    assert method_names() == [*OWN, "shift"]
     known = known_method("shift")
-    settings, trained = within(known, tiny, known.made(DATA), MEMORY, budget=70)
+    settings, trained = within("shift", known, tiny, known.made(DATA), MEMORY, 70)
     assert (settings.layers_shifted, trained) == (2, 64)
     found = fit(tiny, MEMORY, known.method, settings, LOOP)
     losses = [one["loss"] for one in found.history]
@@ -112,7 +114,6 @@ def test_a_method_of_another_package_is_trained(installed: Any, tiny: Backbone) 
             "shift",
             "is a DataSettings; the entry point must name",
         ),
-        ("tests.methods.test_registry:SHIFT", "lora", "has a name that is taken"),
     ],
 )
 def test_a_package_that_brings_none_is_told_of(
@@ -120,7 +121,8 @@ def test_a_package_that_brings_none_is_told_of(
 ) -> None:
     installed(value, name)
     with pytest.raises(TrainingError, match=said):
-        known_methods()
+        known_method(name)
+    assert known_method("lora") is OWN["lora"]
 
 
 def test_an_unknown_method_is_refused() -> None:
@@ -134,7 +136,7 @@ def test_an_unknown_method_is_refused() -> None:
 def test_a_method_trains_as_many_numbers_as_a_budget_allows(tiny: Backbone, name: str) -> None:
     """The count that sizes it is the one that training then has, and a step more is too much."""
     known, budget = OWN[name], 3000
-    settings, trained = within(known, tiny, known.made(DATA), MEMORY, budget)
+    settings, trained = within("x", known, tiny, known.made(DATA), MEMORY, budget)
     steps = LoopSettings(optimizer="adamw", lr=0.001, steps=1)
     assert (
         fit(tiny, MEMORY, known.method, settings, steps).training["trained_parameters"] == trained
@@ -159,8 +161,10 @@ def test_heads_are_counted(tiny: Backbone) -> None:
 @pytest.mark.parametrize("name", [name for name, known in OWN.items() if known.size])
 def test_a_budget_that_is_too_small_is_refused(tiny: Backbone, name: str) -> None:
     known = OWN[name]
-    with pytest.raises(TrainingError, match=f"{known.size} 1\\), more than the budget of 20"):
-        within(known, tiny, known.made(DATA), MEMORY, 20)
+    with pytest.raises(
+        TrainingError, match=f"{name} trains.*{known.size} 1\\), more than the budget of 20"
+    ):
+        within(name, known, tiny, known.made(DATA), MEMORY, 20)
 
 
 def test_a_gated_or_partly_frozen_prefix_is_counted(tiny: Backbone) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from foreword.arguments import check_count
 from foreword.errors import TrainingError
-from foreword.methods.registry import known_methods
+from foreword.methods.registry import method_names
 
 METHODS = ("prefix", "lora", "frozen")
 """What is compared where nobody says."""
@@ -82,7 +82,7 @@ class Asked:
                 check_count(name, getattr(self, name), TrainingError)
         if not 0 < self.minutes < float("inf"):
             raise TrainingError(f"minutes must be above 0; found {self.minutes}")
-        known = [*known_methods(), *UNTRAINED]
+        known = [*method_names(), *UNTRAINED]
         for method in self.methods:
             if method not in known:
                 raise TrainingError(

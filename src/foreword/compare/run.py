@@ -33,7 +33,7 @@ from foreword.methods.base import Applied
 from foreword.methods.heads import new_head
 from foreword.methods.prefix.settings import LENGTH, NEUTRAL_TEXT
 from foreword.methods.prefix.start import text_tokens
-from foreword.methods.registry import OWN, known_methods, within
+from foreword.methods.registry import OWN, Known, known_method, within
 from foreword.objectives.encode import InFront, spread
 from foreword.objectives.settings import DataSettings
 from foreword.objectives.task import for_task
@@ -163,7 +163,7 @@ class _Comparing:
         self.runs = Runs(folder / "runs.jsonl")
         self.headed = self.settings.task in HEAD_TASKS
         self.judge = Judge(backbone, self.settings, self._like(), asked.max_new_tokens)
-        self.known = known_methods()
+        self.known: dict[str, Known] = {}
         self.sized: dict[str, Any] = {}
         self.failed: dict[str, str] = {}
         self._size_all()
@@ -227,10 +227,10 @@ class _Comparing:
             if name in UNTRAINED:
                 continue
             try:
-                made = self.known[name].made(base)
-                self.sized[name] = within(
-                    self.known[name], self.backbone, made, self.split.train, self.budget
-                )
+                known = self.known[name] = known_method(name)
+                made = known.made(base)
+                given = self.backbone, made, self.split.train, self.budget
+                self.sized[name] = within(name, known, *given)
             except ForewordError as error:
                 self.failed[name] = first_line(error)
 

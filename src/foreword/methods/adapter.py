@@ -19,12 +19,11 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from foreword.backbone import Backbone
-from foreword.errors import TrainingError
 from foreword.head import Head
-from foreword.methods.added import Added, AddedStart, Parameters
+from foreword.methods.added import Added, AddedStart, Parameters, refuse_adapted
 from foreword.methods.base import Method, Rows
 from foreword.methods.heads import new_head
-from foreword.methods.layers import LinearLayer, linear_layers
+from foreword.methods.layers import LinearLayer, last_layers, linear_layers
 from foreword.objectives.encode import InFront
 from foreword.objectives.settings import DataSettings, check_counts, check_words
 from foreword.prefix import canonical_json
@@ -40,7 +39,7 @@ SPREAD = 0.01
 """Standard deviation of the first matrix, as Houlsby et al. start it; the second starts at zero."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AdapterSettings(DataSettings):
     """Bottleneck adapters, on the rows that the data settings read.
 
@@ -88,14 +87,15 @@ class Adapter(nn.Module):
         return x + added.to(x.dtype)
 
 
-def adapted_layers(model: nn.Module, places: Places) -> list[LinearLayer]:
-    """The linear layers behind which adapters stand: the last of each MLP, and of each attention."""
-    last = {
-        one.layer if one.attention is None else one.attention: one
-        for one in linear_layers(model)
-        if one.attention is None or places == "houlsby"
-    }
-    return list(last.values())
+def adapted_layers(backbone: Backbone, places: Places) -> list[LinearLayer]:
+    """The linear layers behind which adapters stand: the last of each MLP, and of each attention.
+
+    Raises:
+        TrainingError: They are not known.
+    """
+    attentions, mlps = last_layers(backbone)
+    wanted = {*attentions, *mlps} if places == "houlsby" else {*mlps}
+    return [one for one in linear_layers(backbone.model) if one in wanted]
 
 
 class AdapterMethod(Method[AdapterSettings, Added]):
@@ -107,14 +107,9 @@ class AdapterMethod(Method[AdapterSettings, Added]):
         """Adapters that change nothing yet.
 
         Raises:
-            TrainingError: The backbone has no linear layers to put them behind.
+            TrainingError: Where to put them is not known.
         """
-        layers = adapted_layers(backbone.model, settings.places)
-        if not layers:
-            raise TrainingError(
-                f"the backbone {backbone.name or backbone.family!r} has no linear layers to put "
-                "adapters behind; load it without quantisation, or choose another method"
-            )
+        layers = adapted_layers(backbone, settings.places)
         return AdapterStart(backbone, settings, layers, new_head(backbone, settings, rows))
 
 
@@ -149,12 +144,13 @@ class AdapterStart(AddedStart[AdapterSettings]):
     def added(self) -> Iterator[tuple[Backbone, Parameters]]:
         """The adapters' parameters by name, behind their layers for a block."""
         settings, model = self.settings, self.backbone.model
+        refuse_adapted(self.backbone)
         with ExitStack() as stack:
             found = {}
             for layer in self.layers:
                 adapter = Adapter(layer.width, settings.width, settings.activation)
-                adapter.to(self.backbone.device)
                 module = model.get_submodule(layer.name)
+                adapter.to(next(module.parameters()).device)
                 handle = module.register_forward_hook(partial(_behind, adapter))
                 stack.callback(handle.remove)
                 for name, parameter in adapter.named_parameters():

@@ -56,7 +56,7 @@ class Added:
 
 
 class AddedLearner(Learner[Added]):
-    """The parameters that peft added, in the order in which the model names them, and a head.
+    """The parameters that were added, in the order in which the model names them, and a head.
 
     Args:
         backbone: The backbone, its model with the added layers.
@@ -64,6 +64,8 @@ class AddedLearner(Learner[Added]):
         added: The parameters by name.
         head: The head, in training.
     """
+
+    partly_used = True
 
     def __init__(
         self,
@@ -104,6 +106,8 @@ class AddedLearner(Learner[Added]):
         except Exception as error:  # safetensors has an exception of its own
             raise StoreError(f"cannot read {path}: {first_line(error)}") from error
         weights = [found.pop(name) for name in HEAD if name in found]
+        if set(found) != set(self.names) or bool(weights) != (self.trained_head is not None):
+            raise StoreError(f"{path} has other tensors than this training; start anew")
         head = None if self.trained_head is None else self.trained_head.head.made_of(*weights)
         return Added(found, head)
 
@@ -129,15 +133,15 @@ class AddedStart(Start[S, Added]):
             trained = TrainedHead(head, scale, HEAD_RATE / rate)
         torch.manual_seed(self.settings.seed)
         with self.added() as (backbone, parameters), backbone.attached(None):
-            learner = AddedLearner(backbone, objective, parameters, trained)
-            yield learner.to(backbone.device)
+            if trained is not None:
+                trained.to(backbone.device)
+            yield AddedLearner(backbone, objective, parameters, trained)
 
     @contextmanager
     def applied(self, value: Added) -> Iterator[Applied]:
         """The backbone with the layers as they were trained."""
         with self.added() as (backbone, parameters):
-            for name, parameter in parameters.items():
-                parameter.requires_grad_(False).copy_(value.tensors[name])
+            _copy(value, parameters)
             yield Applied(backbone, None, replace(self.in_front, head=value.head))
 
 
@@ -148,15 +152,23 @@ class PeftStart(AddedStart[S]):
         backbone: The backbone.
         settings: The settings.
         config: A peft config.
+        layers: Names of the layers that it is for.
         head: Where the head starts, if there is one.
     """
 
-    def __init__(self, backbone: Backbone, settings: S, config: Any, head: Head | None) -> None:
+    def __init__(
+        self, backbone: Backbone, settings: S, config: Any, layers: Sequence[str], head: Head | None
+    ) -> None:
         self.backbone = backbone
         self.settings = settings
         self.config = config
+        self.layers = list(layers)
         self.in_front = InFront(backbone.bos, 0, head)
-        told = {"backbone": backbone.fingerprint, "config": _plain(config.to_dict())}
+        told = {
+            "backbone": backbone.fingerprint,
+            "settings": settings.as_json(),
+            "layers": self.layers,
+        }
         self.digest = hashlib.sha256(canonical_json(told)).hexdigest()
         with self.added() as (_, parameters):
             self.numbers = sum(parameter.numel() for parameter in parameters.values())
@@ -171,8 +183,7 @@ class PeftStart(AddedStart[S]):
         beside = copy.copy(self)
         beside.backbone = other
         with beside._injected() as (tuner, parameters):
-            for name, parameter in parameters.items():
-                parameter.requires_grad_(False).copy_(value.tensors[name])
+            _copy(value, parameters)
             tuner.merge_adapter()
             yield Applied(other, None, replace(self.in_front, head=value.head))
 
@@ -184,36 +195,92 @@ class PeftStart(AddedStart[S]):
 
     @contextmanager
     def _injected(self) -> Iterator[tuple[Any, Parameters]]:
-        """Peft's own object around what it adds for a block, and the parameters by name."""
-        from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+        """An object of peft around what it adds for a block, and the parameters by name.
 
+        Whatever happens, the layers are the model's own again afterwards, and what needed gradients
+        does.
+
+        Raises:
+            TrainingError: Nothing is put into such layers.
+        """
+        tuners = peft_library().mapping.PEFT_TYPE_TO_TUNER_MAPPING
         model = self.backbone.model
-        held = model.__dict__.get("peft_config")
-        if held is not None:
-            raise TrainingError(
-                f"the backbone {self.backbone.name!r} has an adapter of the peft library already, so "
-                "none is trained beside it. Merge it (merge_and_unload), or load the backbone without"
-            )
+        refuse_adapted(self.backbone)
+        own = {name: model.get_submodule(name) for name in self.layers}
+        required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        frozen = {id(parameter) for parameter, _ in required}
         training = model.training
-        tuner = PEFT_TYPE_TO_TUNER_MAPPING[self.config.peft_type]
-        injected = tuner(model, self.config, "default")
         try:
+            try:
+                injected = tuners[self.config.peft_type](model, self.config, "default")
+            except (ValueError, TypeError) as error:
+                raise TrainingError(
+                    f"peft adds nothing to the layers of {self.backbone.name!r}: {first_line(error)}. "
+                    "Choose other targets, or another method"
+                ) from error
             model.train(training)
             added = {}
             for name, parameter in model.named_parameters():
-                if parameter.requires_grad:
+                if id(parameter) not in frozen and parameter.requires_grad:
                     parameter.data = parameter.data.float()
                     added[name] = parameter
             yield injected, added
         finally:
-            injected.unload()
+            for name, module in own.items():
+                above, _, child = name.rpartition(".")
+                setattr(model.get_submodule(above), child, module)
+            for parameter, needs in required:
+                parameter.requires_grad_(needs)
             model.__dict__.pop("peft_config", None)
 
 
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config as JSON values, in an order that does not change."""
-    return {
-        name: sorted(value) if isinstance(value, set) else value
-        for name, value in config.items()
-        if value is None or isinstance(value, str | int | float | bool | list | set)
-    }
+def refuse_adapted(backbone: Backbone) -> None:
+    """Check that a backbone's weights are its own, and in memory.
+
+    Raises:
+        TrainingError: It has an adapter of the peft library, or parts of it are not loaded.
+    """
+    model = backbone.model
+    if any(hasattr(module, "adapter_layer_names") for module in model.modules()):
+        raise TrainingError(
+            f"the backbone {backbone.name!r} has an adapter of the peft library already, and none is "
+            "trained beside it. Merge it (merge_and_unload), or load the backbone without"
+        )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise TrainingError(
+            f"parts of the backbone {backbone.name!r} are not in memory (they are offloaded), and this "
+            "method adds to them. Load it whole, or train a prefix"
+        )
+
+
+def peft_library() -> Any:
+    """The peft library.
+
+    Raises:
+        TrainingError: It is not installed.
+    """
+    try:
+        import peft
+        import peft.mapping
+    except ImportError as error:
+        raise TrainingError(
+            "this method needs the package peft; run: pip install 'foreword[peft]'"
+        ) from error
+    return peft
+
+
+def _copy(value: Added, parameters: Parameters) -> None:
+    """Give parameters their trained values; none needs a gradient then.
+
+    Raises:
+        TrainingError: The values are those of other layers, or of another size.
+    """
+    has = {name: tuple(tensor.shape) for name, tensor in value.tensors.items()}
+    wanted = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    if has != wanted:
+        raise TrainingError(
+            f"what was trained has {len(has)} tensors, which are not the {len(wanted)} that this start "
+            "adds; apply it to a start of the same settings and backbone"
+        )
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(False).copy_(value.tensors[name])

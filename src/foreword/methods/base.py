@@ -45,6 +45,11 @@ class Learner(nn.Module, ABC, Generic[V]):
         objective: What its loss is.
     """
 
+    noun: ClassVar[str] = "what is trained"
+    """What it is called in errors."""
+    partly_used: ClassVar[bool] = False
+    """Whether a pass may leave parameters without a gradient, which several processes must know."""
+
     def __init__(self, backbone: Backbone, objective: Objective) -> None:
         super().__init__()
         self._beside = (backbone, objective)
@@ -198,6 +203,15 @@ class Method(ABC, Generic[S, V]):
 
     name: ClassVar[str]
     """Its word in recipes and on the command line."""
+    selects: ClassVar[bool] = False
+    """Whether rows may select parts of what is trained by their attributes."""
+
+    def check(self, settings: S) -> None:
+        """Check what can be known of settings before anything is computed, once the task is decided.
+
+        Raises:
+            TrainingError: They do not go together.
+        """
 
     @abstractmethod
     def start(self, backbone: Backbone, settings: S, rows: Rows) -> Start[S, V]:

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from foreword.backbone import Backbone
 from foreword.errors import TrainingError
 from foreword.head import Head
-from foreword.methods.added import Added, AddedStart, Parameters
+from foreword.methods.added import Added, AddedStart, Parameters, refuse_adapted
 from foreword.methods.base import Method, Rows
 from foreword.methods.heads import new_head
 from foreword.objectives.encode import InFront
 from foreword.objectives.settings import DataSettings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FullSettings(DataSettings):
     """Full fine-tuning, on the rows that the data settings read; it has no sizes to choose."""
 
@@ -32,13 +32,14 @@ class FullMethod(Method[FullSettings, Added]):
         """The weights as they are.
 
         Raises:
-            TrainingError: They are quantised.
+            TrainingError: They are quantised, offloaded, or have an adapter beside them.
         """
         if backbone.quantization is not None:
             raise TrainingError(
                 f"the backbone {backbone.name or backbone.family!r} is quantised "
                 f"({backbone.quantization}), and whole numbers are not trained; load it without"
             )
+        refuse_adapted(backbone)
         return FullStart(backbone, settings, new_head(backbone, settings, rows))
 
 

@@ -9,20 +9,14 @@ from dataclasses import dataclass
 
 from foreword.backbone import Backbone
 from foreword.errors import TrainingError
-from foreword.methods.added import Added, PeftStart
+from foreword.methods.added import Added, PeftStart, peft_library
 from foreword.methods.base import Method, Rows
 from foreword.methods.heads import new_head
-from foreword.methods.layers import linear_layers
+from foreword.methods.layers import KEY_AND_VALUE, is_transposed, last_layers, linear_layers
 from foreword.objectives.settings import DataSettings
 
-KEY_AND_VALUE = (
-    *("k_proj", "v_proj", "key", "value", "k", "v", "k_lin", "v_lin", "key_proj", "value_proj"),
-    *("c_attn", "qkv_proj", "query_key_value", "Wqkv", "qkv"),
-)
-"""Names of the layers that make keys and values, alone or in one product with the queries."""
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class IA3Settings(DataSettings):
     """IA3, on the rows that the data settings read; it has no sizes to choose."""
 
@@ -40,22 +34,22 @@ class IA3Method(Method[IA3Settings, Added]):
         Raises:
             TrainingError: The backbone has none of these layers.
         """
-        from peft import IA3Config
-
-        layers = list(linear_layers(backbone.model))
+        peft = peft_library()
         attention = [
             one.name
-            for one in layers
+            for one in linear_layers(backbone.model)
             if one.attention and one.name.rpartition(".")[2] in KEY_AND_VALUE
         ]
-        last = {one.layer: one.name for one in layers if one.attention is None}
-        if not attention or not last:
+        feedforward = [one.name for one in last_layers(backbone)[1]]
+        if not attention:
             raise TrainingError(
-                f"the backbone {backbone.name or backbone.family!r} has no linear layers that IA3 "
-                "scales; load it without quantisation, or choose another method"
+                f"the backbone {backbone.name or backbone.family!r} has no linear layers that make "
+                "keys and values under a name that is known; choose another method"
             )
-        feedforward = list(last.values())
-        config = IA3Config(
-            target_modules=[*attention, *feedforward], feedforward_modules=feedforward
+        config = peft.IA3Config(
+            target_modules=[*attention, *feedforward],
+            feedforward_modules=feedforward,
+            fan_in_fan_out=is_transposed(backbone, attention),
         )
-        return PeftStart(backbone, settings, config, new_head(backbone, settings, rows))
+        head = new_head(backbone, settings, rows)
+        return PeftStart(backbone, settings, config, [*attention, *feedforward], head)

@@ -7,16 +7,16 @@ from typing import get_args
 
 from foreword.backbone import Backbone
 from foreword.errors import TrainingError
-from foreword.methods.added import Added, PeftStart
+from foreword.methods.added import Added, PeftStart, peft_library
 from foreword.methods.base import Method, Rows
 from foreword.methods.heads import new_head
-from foreword.methods.layers import Targets, chosen_layers
+from foreword.methods.layers import Targets, chosen_layers, is_transposed
 from foreword.objectives.settings import DataSettings, check_counts, check_words
 
 _CHOICES = {"targets": get_args(Targets)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoraSettings(DataSettings):
     """A LoRA, on the rows that the data settings read.
 
@@ -59,14 +59,16 @@ class LoraMethod(Method[LoraSettings, Added]):
         Raises:
             TrainingError: The backbone has none of these.
         """
-        from peft import LoraConfig
-
-        config = LoraConfig(
+        peft = peft_library()
+        layers = chosen_layers(backbone, settings.targets)
+        config = peft.LoraConfig(
             r=settings.rank,
-            lora_alpha=2 * settings.rank if settings.alpha is None else settings.alpha,  # type: ignore[arg-type]
+            lora_alpha=2 * settings.rank if settings.alpha is None else settings.alpha,
             use_rslora=settings.rslora,
-            target_modules=chosen_layers(backbone, settings.targets),
+            target_modules=layers,
             lora_dropout=0.0,
             bias="none",
+            fan_in_fan_out=is_transposed(backbone, layers),
         )
-        return PeftStart(backbone, settings, config, new_head(backbone, settings, rows))
+        head = new_head(backbone, settings, rows)
+        return PeftStart(backbone, settings, config, layers, head)

@@ -2,7 +2,8 @@
 
 Embeddings are learned in front of the input, by the modules of the peft library. In a decoder they see
 nothing of what follows them, so that they are the prefix of the keys and values that the frozen model
-makes of them: whatever writes, scores or serves under a prefix does so under them.
+makes of them: whatever writes, scores or serves under a prefix does so under them. In models whose other
+layers are recurrent a prefix leaves these out, and so does the prompt here.
 
 Shapes: P virtual tokens, D hidden size.
 """
@@ -24,9 +25,10 @@ from foreword.attention.attachment import Attachment
 from foreword.attention.bound import bind
 from foreword.backbone import Backbone
 from foreword.data import Encoded
-from foreword.errors import StoreError, first_line
+from foreword.errors import StoreError, TrainingError, first_line
 from foreword.files import write_whole
 from foreword.head import Head
+from foreword.methods.added import peft_library
 from foreword.methods.base import Applied, Learner, Method, Rows, Start
 from foreword.methods.heads import HEAD_RATE, TrainedHead, new_head, scale_of
 from foreword.methods.prefix.learner import detached
@@ -42,7 +44,7 @@ Init = Literal["text", "vocab"]
 _CHOICES = {"init": get_args(Init)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PromptSettings(DataSettings):
     """Learned embeddings, on the rows that the data settings read.
 
@@ -64,9 +66,13 @@ class PromptSettings(DataSettings):
         super().__post_init__()
         check_words(self, _CHOICES)
         check_counts(self, "length")
+        if self.init_text is not None and self.init != "text":
+            raise TrainingError(
+                f"init_text is only used with init='text'; found init={self.init!r}. Drop one of both"
+            )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PTuningSettings(DataSettings):
     """Embeddings that a small MLP makes of embeddings of its own.
 
@@ -170,13 +176,14 @@ class PromptLearner(Learner[Prompt]):
         try:
             found = load(path.read_bytes())
             embeddings_PD = found["embeddings"]
+            weights = () if self.trained_head is None else (found["weight"], found["bias"])
         except Exception as error:  # safetensors has an exception of its own
             raise StoreError(f"cannot read {path}: {first_line(error)}") from error
         with torch.no_grad():
             moved = embeddings_PD.to(self.backbone.device)
             prefix = detached(prefix_of(self.backbone, self._attachment[0], moved))
         if self.trained_head is not None:
-            head = self.trained_head.head.made_of(found["weight"], found["bias"])
+            head = self.trained_head.head.made_of(*weights)
             prefix = prefix.with_head(head)
         return Prompt(embeddings_PD, prefix)
 
@@ -255,16 +262,12 @@ class PromptStart(Start[S, Prompt]):
             "token_dim": self._width,
             "num_transformer_submodules": 1,
         }
-        words = self.backbone.model.get_input_embeddings()
+        peft, words = peft_library(), self.backbone.model.get_input_embeddings()
         if isinstance(self.settings, PTuningSettings):
-            from peft import PromptEncoder, PromptEncoderConfig
-
-            config = PromptEncoderConfig(**sizes, encoder_hidden_size=self.settings.width)
-            encoder: nn.Module = PromptEncoder(config)  # type: ignore[no-untyped-call]
+            config = peft.PromptEncoderConfig(**sizes, encoder_hidden_size=self.settings.width)
+            encoder: nn.Module = peft.PromptEncoder(config)
             return encoder.float()
-        from peft import PromptEmbedding, PromptTuningConfig
-
-        made: Any = PromptEmbedding(PromptTuningConfig(**sizes), words)  # type: ignore[no-untyped-call]
+        made: Any = peft.PromptEmbedding(peft.PromptTuningConfig(**sizes), words)
         with torch.no_grad():
             ids = torch.tensor(self._tokens(), device=words.weight.device)
             made.embedding.weight = nn.Parameter(words(ids).detach().float().cpu())

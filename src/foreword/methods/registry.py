@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from foreword.backbone import Backbone
-from foreword.errors import TrainingError, first_line
+from foreword.errors import DataError, TrainingError, first_line
 from foreword.methods.adapter import AdapterMethod, AdapterSettings
 from foreword.methods.base import Method, Rows, Traits
 from foreword.methods.full import FullMethod, FullSettings
@@ -38,6 +38,7 @@ class Known:
         label: What it is, with fields of its settings in braces.
         rates: By optimiser the learning rate that a search begins with.
         traits: What can be done with what it leaves; None: nobody says.
+        unbounded: Whether it is compared however much it trains, as what others are measured by.
     """
 
     method: Method[Any, Any]
@@ -47,6 +48,7 @@ class Known:
     label: str = ""
     rates: Mapping[str, float] = field(default_factory=lambda: {"soap": 0.003, "adamw": 0.001})
     traits: Traits | None = None
+    unbounded: bool = False
 
     def named(self, settings: Any) -> str:
         """What it is under some settings."""
@@ -126,58 +128,54 @@ OWN: Mapping[str, Known] = {
         label="full fine-tuning",
         rates={"soap": 0.0001, "adamw": 0.0001},
         traits=_WHOLE,
+        unbounded=True,
     ),
 }
 """What comes with Foreword. P-tuning v2 (Liu et al. 2021, arXiv 2110.07602) is prefix tuning of random
 keys and values, without a reparameterisation."""
 
 
-def known_methods() -> dict[str, Known]:
-    """All methods by name, Foreword's own first.
-
-    Raises:
-        TrainingError: A package's entry point cannot be read, gives no `Known`, or takes a name of ours.
-    """
-    found = dict(OWN)
-    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
-        whose = f"the method {point.name!r} of the package {point.dist and point.dist.name}"
-        try:
-            known = point.load()
-        except Exception as error:  # another package's code may raise anything
-            raise TrainingError(
-                f"{whose} cannot be read: {first_line(error)}. Repair or uninstall the package"
-            ) from error
-        if point.name in found:
-            raise TrainingError(
-                f"{whose} has a name that is taken; the package must choose another"
-            )
-        if not isinstance(known, Known):
-            raise TrainingError(
-                f"{whose} is a {type(known).__name__}; the entry point must name a "
-                "foreword.methods.registry.Known"
-            )
-        found[point.name] = known
-    return found
+def method_names() -> list[str]:
+    """Names of all methods, Foreword's own first; those of other packages are not loaded."""
+    others = sorted({point.name for point in entry_points(group=GROUP)} - set(OWN))
+    return [*OWN, *others]
 
 
 def known_method(name: str) -> Known:
-    """A method by its name.
+    """A method by its name; of another package only the one that is asked for is loaded.
 
     Raises:
-        TrainingError: There is none of that name.
+        TrainingError: There is none of that name, or a package's entry point gives none.
     """
-    methods = known_methods()
-    if name not in methods:
-        raise TrainingError(f"there is no method {name!r}; those known are {', '.join(methods)}")
-    return methods[name]
+    if name in OWN:
+        return OWN[name]
+    points = list(entry_points(group=GROUP, name=name))
+    if not points:
+        raise TrainingError(
+            f"there is no method {name!r}; those known are {', '.join(method_names())}"
+        )
+    whose = f"the method {name!r} of the package {points[0].dist and points[0].dist.name}"
+    try:
+        known = points[0].load()
+    except Exception as error:  # another package's code may raise anything
+        raise TrainingError(
+            f"{whose} cannot be read: {first_line(error)}. Repair or uninstall the package"
+        ) from error
+    if not isinstance(known, Known):
+        raise TrainingError(
+            f"{whose} is a {type(known).__name__}; the entry point must name a "
+            "foreword.methods.registry.Known"
+        )
+    return known
 
 
 def within(
-    known: Known, backbone: Backbone, settings: Any, rows: Rows, budget: int
+    name: str, known: Known, backbone: Backbone, settings: Any, rows: Rows, budget: int
 ) -> tuple[Any, int]:
     """The settings whose method trains as many numbers as a budget allows, and how many these are.
 
     Args:
+        name: What the method is known by.
         known: The method.
         backbone: The backbone.
         settings: Its settings, with the task decided; of what sizes it there is the largest that fits.
@@ -188,24 +186,39 @@ def within(
         TrainingError: The least that the method trains is more.
     """
     if known.size is None:
-        return settings, known.method.start(backbone, settings, rows).trained
+        trained = known.method.start(backbone, settings, rows).trained
+        if trained > budget and not known.unbounded:
+            raise TrainingError(_too_much(name, trained, "", budget))
+        return settings, trained
+    size = known.size
 
-    def sized(size: int) -> tuple[Any, int]:
-        made = replace(settings, **{name: size})
-        return made, known.method.start(backbone, made, rows).trained
+    def sized(count: int) -> tuple[Any, int] | None:
+        """Settings of a size and what they train; None where that has no room in front of text."""
+        made = replace(settings, **{size: count})
+        try:
+            return made, known.method.start(backbone, made, rows).trained
+        except DataError:
+            return None
 
-    name, low = known.size, 1
-    one, two = (sized(size)[1] for size in (1, 2))
-    if budget < one:
-        raise TrainingError(
-            f"the least that {known.method.name} trains here is {one:,} numbers ({name} 1), more than "
-            f"the budget of {budget:,}; allow it more, or leave it out"
-        )
-    high = 1 + (budget - one) // (two - one)  # what fits if each step adds as much as the first
-    found, trained = sized(high)
-    if trained <= budget:
-        return found, trained
+    best, low = sized(1), 1
+    if best is None or best[1] > budget:
+        least = known.method.start(backbone, replace(settings, **{size: 1}), rows).trained
+        raise TrainingError(_too_much(name, least, f" ({size} 1)", budget))
+    high = 2
+    while (found := sized(high)) is not None and best[1] < found[1] <= budget:
+        best, low, high = found, high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if sized(middle)[1] <= budget else (low, middle)
-    return sized(low)
+        found = sized(middle)
+        if found is not None and found[1] <= budget:
+            best, low = found, middle
+        else:
+            high = middle
+    return best
+
+
+def _too_much(name: str, least: int, size: str, budget: int) -> str:
+    return (
+        f"the least that {name} trains here is {least:,} numbers{size}, more than the budget of "
+        f"{budget:,}; allow it more, or leave it out"
+    )

@@ -42,7 +42,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """A part of what training is told; whoever inherits several parts has the fields of all."""
 
@@ -54,7 +54,7 @@ class Settings:
         return dataclasses.asdict(self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DataSettings(Settings):
     """Which task rows are read as, by which templates, and how they count.
 

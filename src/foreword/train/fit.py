@@ -94,7 +94,7 @@ def fit(
     logs: Path = LOGS,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Fitted[S, V]:
-    """Train by a method, as `foreword.train` says it of prefixes; the arguments are checked there.
+    """Train by a method, as `foreword.train` says it of prefixes.
 
     Args:
         backbone: The backbone, left as it was found.
@@ -112,6 +112,7 @@ def fit(
         DataError: Rows, columns, templates or lengths are wrong; before training starts.
         TrainingError: Nothing fits the settings, or the folder is another run's.
     """
+    loop.check_evaluation(is_given=evaluation is not None)
     ranks = Ranks(backbone.device)
     with ExitStack() as stack:
         config = recipe(settings, loop)
@@ -121,6 +122,11 @@ def fit(
         rows = rows_of(data)
         asked = settings.task
         settings = for_task(backbone, settings, rows)
+        method.check(settings)
+        if settings.attributes is not None and not method.selects:
+            raise TrainingError(
+                f"attributes are of control prefixes alone, and this is {method.name}; leave them out"
+            )
         check_labels(asked, settings, rows)
         rows = spread(rows, settings)
         start = method.start(backbone, settings, rows)
@@ -260,7 +266,7 @@ def _check_finite(trainer: LearnerTrainer) -> None:
         NotFinite: A parameter is NaN or infinite.
     """
     if not all(bool(torch.isfinite(p).all()) for p in trainer.learner.parameters()):
-        raise NotFinite(f"what is trained became nan or inf in the last step; {REMEDY}")
+        raise NotFinite(f"{trainer.learner.noun} became nan or inf in the last step; {REMEDY}")
 
 
 def _best(trainer: LearnerTrainer) -> Any:

@@ -20,7 +20,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoopSettings(Settings):
     """What the loop does, whatever it trains.
 
@@ -86,7 +86,7 @@ class LoopSettings(Settings):
 
 
 @knowing_others
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainSettings(LoopSettings, PrefixSettings):
     """What training does. The defaults are the recipe that was measured best so far.
 

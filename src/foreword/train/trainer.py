@@ -92,7 +92,14 @@ class LearnerTrainer(Trainer):  # type: ignore[misc]
         self.last_good = _copies(learner)
         super().__init__(
             model=learner,
-            args=_arguments(settings, seed, folder, device, evaluated=bool(eval_rows)),
+            args=_arguments(
+                settings,
+                seed,
+                folder,
+                device,
+                evaluated=bool(eval_rows),
+                partly_used=learner.partly_used,
+            ),
             data_collator=collator,
             train_dataset=train_rows if self.ranks.count == 1 else [*train_rows, BLANK],
             eval_dataset=eval_rows or None,
@@ -303,7 +310,13 @@ def mean_nll(
 
 
 def _arguments(
-    settings: LoopSettings, seed: int, folder: Path, device: torch.device, *, evaluated: bool
+    settings: LoopSettings,
+    seed: int,
+    folder: Path,
+    device: torch.device,
+    *,
+    evaluated: bool,
+    partly_used: bool,
 ) -> TrainingArguments:
     every = settings.checkpoint_every
     made = TrainingArguments(
@@ -332,7 +345,7 @@ def _arguments(
         disable_tqdm=True,
         use_cpu=device.type == "cpu",
         average_tokens_across_devices=True,
-        ddp_find_unused_parameters=False,
+        ddp_find_unused_parameters=partly_used,
     )
     made._n_gpu = min(1, made.n_gpu)  # not DataParallel: one process uses one device
     if made.device.type == "cpu":

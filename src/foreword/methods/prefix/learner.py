@@ -33,6 +33,8 @@ class PrefixLearner(Learner[Prefix]):
         objective: What the loss is.
     """
 
+    noun = "the prefix"
+
     def __init__(
         self,
         parameterization: Parameterization,

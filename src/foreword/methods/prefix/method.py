@@ -12,6 +12,8 @@ import torch
 from foreword.backbone import Backbone
 from foreword.data import Encoded
 from foreword.data.attributes import values_in
+from foreword.errors import TrainingError
+from foreword.head import HEAD_TASKS
 from foreword.methods.base import Applied, Method, Rows, Start
 from foreword.methods.prefix.build import parameterise
 from foreword.methods.prefix.dropout import PrefixDropout
@@ -35,9 +37,21 @@ class PrefixMethod(Method[S, Prefix]):
     """
 
     name = "prefix"
+    selects = True
 
     def __init__(self, store: PrefixStore | None = None) -> None:
         self.store = store
+
+    def check(self, settings: S) -> None:
+        """Check that demonstrations are of a task that writes text.
+
+        Raises:
+            TrainingError: They are not.
+        """
+        if settings.init == "demonstrations" and settings.task in HEAD_TASKS:
+            raise TrainingError(
+                f"init='demonstrations' needs a task that writes text; found {settings.task!r}"
+            )
 
     def start(self, backbone: Backbone, settings: S, rows: Rows) -> PrefixStart[S]:
         """The keys and values that training starts from, and a head of zeros if the task needs one."""

@@ -36,7 +36,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PrefixSettings(DataSettings):
     """What a prefix is trained as, on the rows that the data settings read.
 

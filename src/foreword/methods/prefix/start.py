@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from foreword.backbone import Backbone
-from foreword.errors import MismatchError, PrefixError, TrainingError
-from foreword.head import HEAD_TASKS
+from foreword.errors import MismatchError, PrefixError
 from foreword.methods.prefix.control import Values, with_captured, with_made
 from foreword.methods.prefix.demonstrations import demonstration_tokens
 from foreword.methods.prefix.settings import ATTRIBUTE_LENGTH, LENGTH, NEUTRAL_TEXT, PrefixSettings
@@ -102,10 +101,6 @@ def _tokens(
     """The tokens whose keys and values are the start."""
     length = settings.length or LENGTH
     if settings.init == "demonstrations":
-        if settings.task in HEAD_TASKS:
-            raise TrainingError(
-                f"init='demonstrations' needs a task that writes text; found {settings.task!r}"
-            )
         return demonstration_tokens(backbone, rows, settings.templates, length, settings.seed)
     if settings.init == "vocab":
         size = int(backbone.model.get_input_embeddings().weight.shape[0])
