@@ -24,9 +24,9 @@ from foreword.backbone import Backbone
 from foreword.backbone.kinds.base import IGNORED
 from foreword.data import Collator, Encoded
 from foreword.data.collate import padding_of
+from foreword.objectives.supervised import score
 from foreword.tasks import Classified, Prediction
 from foreword.train import TrainSettings
-from foreword.train.objective import score
 
 LEARNED = 800
 """Rows of one attribute and seed that a prefix may learn from."""

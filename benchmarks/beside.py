@@ -18,11 +18,11 @@ from foreword.attention.bound import Bound, bind_rows, live_identity
 from foreword.backbone import Backbone
 from foreword.data import Collator, Encoded
 from foreword.data.collate import padding_of
+from foreword.methods.prefix.build import parameterise
+from foreword.objectives.encode import encode
+from foreword.objectives.supervised import score
 from foreword.prefix import Prefix
 from foreword.train import TrainSettings
-from foreword.train.objective import score
-from foreword.train.parameterise import parameterise
-from foreword.train.run import encode
 from foreword.train.soap import SOAP
 
 RECIPE = TrainSettings(prompt="{given}", target=" {text}")

@@ -21,8 +21,8 @@ from foreword.backbone import Backbone
 from foreword.backbone.kinds.base import IGNORED
 from foreword.data import Collator, Encoded
 from foreword.data.collate import padding_of
+from foreword.methods.prefix.start import start
 from foreword.prefix import Prefix
-from foreword.train.initialisation import start
 
 ROWS = 12
 """Real rows of a combination that nothing learned from."""

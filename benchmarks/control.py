@@ -41,8 +41,8 @@ from transformers.utils import logging
 import foreword
 from foreword.backbone import Backbone
 from foreword.data.written import Written, written_for
+from foreword.methods.prefix.start import start
 from foreword.prefix import Prefix
-from foreword.train.initialisation import start
 
 ALL = (-0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 REAL = 300

@@ -33,9 +33,9 @@ from transformers.utils import logging
 import foreword
 from foreword.backbone import Backbone
 from foreword.data.written import written_for
+from foreword.methods.prefix.start import start
 from foreword.prefix import Prefix
 from foreword.train import TrainSettings
-from foreword.train.initialisation import start
 
 LEARNED = 720
 HELD = 128

@@ -31,11 +31,12 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from foreword.backbone import Backbone
+from foreword.methods.prefix.build import parameterise
+from foreword.methods.prefix.dropout import PrefixDropout
+from foreword.methods.prefix.learner import PrefixLearner
+from foreword.objectives.supervised import Supervised
 from foreword.train import TrainSettings
-from foreword.train.dropout import PrefixDropout
-from foreword.train.parameterise import parameterise
 from foreword.train.soap import SOAP
-from foreword.train.trainer import PrefixModule
 from foreword.weights import embedded
 
 LENGTH = 16
@@ -148,7 +149,9 @@ def sides(
     first = backbone.capture(ids[0, :LENGTH].tolist())
     attachment = stack.enter_context(backbone.attached(None))
     parameterization = parameterise(backbone, first, settings)
-    module = PrefixModule(parameterization, backbone, attachment, PrefixDropout(0, 0, 0))
+    module = PrefixLearner(
+        parameterization, backbone, attachment, PrefixDropout(0, 0, 0), Supervised()
+    )
     module.to(ids.device)
 
     def ours() -> Tensor:

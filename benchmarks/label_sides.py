@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from common import Row
 from peft import LoraConfig, get_peft_model
-from torch import Tensor, nn
+from torch import nn
 from transformers import set_seed
 
 import foreword
@@ -25,14 +26,17 @@ from foreword.data import Collator, Encoded
 from foreword.data.collate import padding_of
 from foreword.evaluate.labels import labelled, measured_labels
 from foreword.head import Head
+from foreword.methods.base import Learner
+from foreword.methods.heads import scale_of
+from foreword.methods.prefix.headed import with_head
+from foreword.methods.prefix.start import start
+from foreword.objectives.base import Batch
+from foreword.objectives.encode import encode
+from foreword.objectives.supervised import Supervised
+from foreword.objectives.task import for_task
 from foreword.prefix import Prefix
 from foreword.train import TrainSettings
-from foreword.train.headed import scale_of, with_head
-from foreword.train.initialisation import start
-from foreword.train.objective import score
-from foreword.train.run import encode
-from foreword.train.task import for_task
-from foreword.train.trainer import PrefixTrainer
+from foreword.train.trainer import LearnerTrainer
 
 if TYPE_CHECKING:
     from kinds import Set
@@ -41,41 +45,44 @@ RATE = TrainSettings().lr
 """What a head beside LoRA or a whole model moves by."""
 
 
-class Headed(nn.Module):
+class Headed(Learner[Head]):
     """A head and what else of a model is trained; the model itself stays beside.
 
     Args:
-        model: The model.
+        backbone: The backbone with the model.
         head: Where the head starts.
         scale: Size of a natural step of a weight, at the default rate.
         moved: What the head's steps are multiplied by, so that the rest's rate does not change them.
     """
 
-    def __init__(self, model: nn.Module, head: Head, scale: float, moved: float) -> None:
-        super().__init__()
-        self.trained = nn.ParameterList(p for p in model.parameters() if p.requires_grad)
+    def __init__(self, backbone: Backbone, head: Head, scale: float, moved: float) -> None:
+        super().__init__(backbone, Supervised(headed=True))
+        trained = (p for p in backbone.model.parameters() if p.requires_grad)
+        self.trained = nn.ParameterList(trained)
         self.weight, self.bias = (nn.Parameter(torch.zeros_like(t)) for t in head.tensors)
         self.scales = (scale * moved, moved)
-        self._beside = (model, head)
+        self._head = (head,)
 
     @property
     def head(self) -> Head:
         """The head as it is now."""
         weight, bias = self.scales
-        return self._beside[1].made_of(self.weight * weight, self.bias * bias)
+        return self._head[0].made_of(self.weight * weight, self.bias * bias)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        labels: Tensor,
-        token_type_ids: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """Summed loss of a batch's labels, and their number."""
-        scores = score(
-            self._beside[0], input_ids, attention_mask, labels, self.head, token_type_ids
-        )
-        return {"loss": scores.nll_N.sum(), "targets": torch.tensor(len(scores.nll_N))}
+    def applied(self, batch: Batch) -> AbstractContextManager[Head]:
+        """The model is changed already."""
+        return nullcontext(self.head)
+
+    def value(self) -> Head:
+        """The head."""
+        return self.head
+
+    def save(self, value: Head, path: Path) -> None:
+        """Nothing to write."""
+
+    def load(self, path: Path) -> Head:
+        """Nothing to read."""
+        return self.head
 
 
 def figures(backbone: Backbone, side: str, task: Set, settings: TrainSettings) -> Row:
@@ -129,11 +136,12 @@ def _trained(
     assert like.head is not None
     alone = not any(parameter.requires_grad for parameter in model.parameters())
     moved = 1.0 if alone else RATE / settings.lr
-    module = Headed(model, like.head, scale_of(backbone, like, rows), moved)
+    module = Headed(backbone, like.head, scale_of(backbone, like, rows), moved)
     with tempfile.TemporaryDirectory() as folder, backbone.attached(None):
-        PrefixTrainer(
-            module,  # type: ignore[arg-type]
+        LearnerTrainer(
+            module,
             replace(settings, optimizer="adamw", checkpoint_every=10**6),
+            settings.seed,
             Path(folder),
             rows,
             [],

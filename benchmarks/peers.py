@@ -29,29 +29,43 @@ import foreword
 from foreword.backbone import Backbone
 from foreword.data import Collator, Encoded
 from foreword.data.collate import padding_of
+from foreword.methods.base import Learner
+from foreword.objectives.base import Batch
+from foreword.objectives.supervised import Supervised
 from foreword.prefix import Prefix
 from foreword.train import TrainSettings, checkpoint
-from foreword.train.objective import score
-from foreword.train.trainer import PrefixTrainer
+from foreword.train.trainer import LearnerTrainer
 
 Learned = tuple[Backbone, Prefix | None, int]
 """The backbone after training, the prefix to use with it, and how many numbers were trained."""
 
 
-class Peer(nn.Module):
-    """The trained parameters of a model; the model itself stays beside, as in our own module."""
+class Peer(Learner[None]):
+    """The trained parameters of a model; the model itself stays beside, as in our own learner."""
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+    def __init__(self, backbone: Backbone, model: nn.Module) -> None:
+        super().__init__(backbone, Supervised())
         self.trained = nn.ParameterList(p for p in model.parameters() if p.requires_grad)
-        self._beside = (model,)
+        self._model = (model,)
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
-    ) -> dict[str, Tensor]:
-        """Summed NLL of the targets of a right-padded batch (B, T), and their number."""
-        scores = score(self._beside[0], input_ids, attention_mask, labels)
-        return {"loss": scores.nll_N.sum(), "targets": torch.tensor(len(scores.nll_N))}
+    def applied(self, batch: Batch) -> AbstractContextManager[None]:
+        """The model is changed already."""
+        return nullcontext()
+
+    def forward(self, **batch: Tensor) -> dict[str, Tensor]:
+        """As a learner, of a model that may stand around the backbone's."""
+        model: Any = self._model[0]
+        loss, targets = self.objective.loss(model, batch, None, training=self.training)
+        return {"loss": loss, "targets": torch.tensor(targets)}
+
+    def value(self) -> None:
+        """None: the model holds it."""
+
+    def save(self, value: None, path: Path) -> None:
+        """Nothing to write."""
+
+    def load(self, path: Path) -> None:
+        """Nothing to read."""
 
 
 @contextmanager
@@ -143,12 +157,13 @@ def _train(
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    module = Peer(model)
+    learner = Peer(backbone, model)
     collator = Collator(padding_of(backbone.tokenizer))
     with kernel:
-        trainer = PrefixTrainer(
-            module,  # type: ignore[arg-type]
+        trainer = LearnerTrainer(
+            learner,
             replace(settings, optimizer="adamw"),
+            settings.seed,
             folder,
             rows,
             [],
@@ -158,4 +173,4 @@ def _train(
         )
         begun: Any = checkpoint.newest(folder)
         trainer.train(resume_from_checkpoint=str(begun) if begun else None)
-    return sum(parameter.numel() for parameter in module.parameters())
+    return sum(parameter.numel() for parameter in learner.parameters())

@@ -22,10 +22,10 @@ from foreword.data import Collator
 from foreword.data.collate import padding_of
 from foreword.data.template import Task as Templates
 from foreword.data.written import written_for
+from foreword.methods.prefix.start import start
+from foreword.objectives.encode import encode
+from foreword.objectives.supervised import score
 from foreword.prefix import Prefix
-from foreword.train.initialisation import start
-from foreword.train.objective import score
-from foreword.train.run import encode
 
 if TYPE_CHECKING:
     from composition import Bench

@@ -39,11 +39,11 @@ import foreword
 from foreword.backbone import Backbone
 from foreword.data import Encoded
 from foreword.evaluate.run import measured, scored
+from foreword.methods.prefix.settings import NEUTRAL_TEXT
+from foreword.methods.prefix.start import start
+from foreword.objectives.encode import encode
 from foreword.options import GenerateOptions
 from foreword.train import TrainSettings
-from foreword.train.initialisation import start
-from foreword.train.run import encode
-from foreword.train.settings import NEUTRAL_TEXT
 
 EXAMPLES = 800
 SEEDS = (0, 1, 2)

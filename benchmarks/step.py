@@ -21,10 +21,10 @@ from foreword.attention import call
 from foreword.attention.bound import bind
 from foreword.data import Collator
 from foreword.data.collate import padding_of
-from foreword.train.initialisation import scales, start
-from foreword.train.objective import score
-from foreword.train.parameterization import DirectParameterization
-from foreword.train.run import encode
+from foreword.methods.prefix.parameterization import DirectParameterization
+from foreword.methods.prefix.start import scales, start
+from foreword.objectives.encode import encode
+from foreword.objectives.supervised import score
 
 ROUNDS = 12
 BATCH = 8

@@ -16,9 +16,9 @@ from quality import encoded, prefix
 
 from foreword.backbone import Backbone
 from foreword.evaluate.run import measured
+from foreword.methods.prefix.start import start
 from foreword.options import GenerateOptions
 from foreword.train import TrainSettings
-from foreword.train.initialisation import start
 
 if TYPE_CHECKING:
     from kinds import Set

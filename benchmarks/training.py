@@ -46,9 +46,9 @@ import foreword
 from foreword.backbone import Backbone
 from foreword.data import Collator, Encoded
 from foreword.data.collate import padding_of
+from foreword.methods.prefix.start import start
+from foreword.objectives.encode import encode
 from foreword.train import TrainSettings
-from foreword.train.initialisation import start
-from foreword.train.run import encode
 
 BATCH = 16
 STEPS = 8
@@ -238,13 +238,16 @@ def memory_of(side: str) -> dict[str, Any]:
         model = peft_model(backbone, torch.bfloat16)
         del backbone
         return _peak(lambda: model(**batch).loss)
-    from foreword.train.dropout import PrefixDropout
-    from foreword.train.parameterise import parameterise
-    from foreword.train.trainer import PrefixModule
+    from foreword.methods.prefix.build import parameterise
+    from foreword.methods.prefix.dropout import PrefixDropout
+    from foreword.methods.prefix.learner import PrefixLearner
+    from foreword.objectives.supervised import Supervised
 
     with backbone.attached(None) as attachment:
         parameterization = parameterise(backbone, start(backbone, settings()), settings())
-        module = PrefixModule(parameterization, backbone, attachment, PrefixDropout(0, 0, 0))
+        module = PrefixLearner(
+            parameterization, backbone, attachment, PrefixDropout(0, 0, 0), Supervised()
+        )
         if side == "foreword":
             module.activation_checkpointing_enable({"use_reentrant": False})
 

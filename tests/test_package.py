@@ -161,8 +161,8 @@ def test_the_wheel_installs_and_works_alone(tmp_path: Path) -> None:
         archive.extractall(tmp_path / "installed")
     for path in MODULES:
         assert str(path.relative_to(SOURCE.parent)) in names
-    for data in ("data/e2e/train.jsonl", "data/e2e/heldout.jsonl", "data/e2e/LICENSE.md"):
-        assert f"foreword/{data}" in names
+    for data in ("e2e/train.jsonl", "e2e/LICENSE.md", "neutral/text.jsonl", "neutral/LICENSE.md"):
+        assert f"foreword/data/{data}" in names
     assert "foreword/backbone/verified.json" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     entry = next(name for name in names if name.endswith("entry_points.txt"))

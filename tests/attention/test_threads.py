@@ -24,8 +24,8 @@ from foreword.attention.attachment import attachment_of
 from foreword.attention.bound import bind
 from foreword.backbone.probe import evaluating
 from foreword.errors import BusyError, BypassError
+from foreword.objectives.supervised import score
 from foreword.prefix import Prefix
-from foreword.train.objective import score
 from tests.conftest import byte_tokenizer, tiny_model
 from tests.oracle import checks
 from tests.oracle.checks import checkpoint_activations

@@ -14,9 +14,9 @@ from foreword.data.encode import Truncated
 from foreword.data.room import Room
 from foreword.errors import DataError
 from foreword.generate import GenerateOptions, generate, generate_ids
+from foreword.objectives.encode import encode
 from foreword.prefix import Prefix
 from foreword.prompts import encoder_for, task_of
-from foreword.train.run import encode
 from tests.tasks.models import CLASSIFY, tiny_encoder
 
 SHORT = GenerateOptions(max_new_tokens=3)

@@ -11,7 +11,7 @@ from foreword.backbone.kinds.base import IGNORED
 from foreword.data import Collator, Task
 from foreword.data.seq2seq import Seq2SeqEncoder
 from foreword.errors import DataError, UnsupportedModel
-from foreword.train.objective import score
+from foreword.objectives.supervised import score
 from tests.conftest import byte_tokenizer
 from tests.kinds import checks
 from tests.kinds.families import BY_NAME, T5

@@ -26,13 +26,13 @@ from foreword.errors import DataError, PrefixError, TrainingError
 from foreword.evaluate.classes import label_figures
 from foreword.evaluate.scores import scores_of
 from foreword.head import Head
+from foreword.objectives.first_look import DoubtfulData
+from foreword.objectives.supervised import head_scores
+from foreword.objectives.task import for_task
 from foreword.predict import predict
 from foreword.tasks import LABELLINGS, Multilabelled
-from foreword.train.first_look import DoubtfulData
-from foreword.train.objective import head_scores
 from foreword.train.shares import BLANK
-from foreword.train.task import for_task
-from foreword.train.trainer import PrefixTrainer
+from foreword.train.trainer import LearnerTrainer
 from tests.tasks.models import CLASSIFY, TAG, save_folder, tiny_encoder
 
 multilabel = LABELLINGS["multilabel"]
@@ -215,7 +215,7 @@ def test_rows_are_as_long_as_their_tokens_however_many_labels_there_are(
         given.append(lengths)
         return GroupedByLength(lengths, *args)
 
-    module = sys.modules[PrefixTrainer.__module__]
+    module = sys.modules[LearnerTrainer.__module__]
     monkeypatch.setattr(module, "GroupedByLength", spied)
     rows = [{**row, "labels": [f"kind {n}", *row["labels"]]} for n, row in enumerate(ROWS)]
     backbone = tiny_encoder()

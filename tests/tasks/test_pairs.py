@@ -25,10 +25,10 @@ from foreword.data import Encoded, Task
 from foreword.data.collate import Collator
 from foreword.errors import DataError, PrefixError, TrainingError
 from foreword.head import Head
+from foreword.objectives.encode import encode, rows_digest
+from foreword.objectives.task import for_task
 from foreword.predict import features, head_logits, predict
 from foreword.tasks import LABELLINGS, Classified, Reader, reader_for
-from foreword.train.run import encode, rows_digest
-from foreword.train.task import for_task
 from tests.tasks.models import CLASSIFY, save_folder, tiny_encoder
 
 classify = LABELLINGS["classify"]

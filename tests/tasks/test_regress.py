@@ -19,12 +19,12 @@ from foreword.data.collate import Collator
 from foreword.errors import DataError, PrefixError
 from foreword.evaluate.scores import scores_of
 from foreword.head import Head
+from foreword.objectives.supervised import head_scores
+from foreword.objectives.task import for_task
 from foreword.predict import predict
 from foreword.tasks import LABELLINGS, Measured
 from foreword.tasks.correlation import pearson, ranks, spearman
-from foreword.train.objective import head_scores
 from foreword.train.shares import BLANK
-from foreword.train.task import for_task
 from tests.tasks.models import CLASSIFY, save_folder, tiny_encoder
 
 regress = LABELLINGS["regress"]

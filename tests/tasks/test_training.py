@@ -17,14 +17,15 @@ import foreword
 from foreword.attention.bound import bind
 from foreword.errors import DataError, MismatchError, PrefixError, TrainingError
 from foreword.head import Head, pooled
+from foreword.methods.heads import scale_of
+from foreword.methods.prefix.build import parameterise
+from foreword.methods.prefix.headed import HeadedParameterization, with_head
+from foreword.methods.prefix.start import start
+from foreword.objectives.encode import encode
+from foreword.objectives.supervised import score
+from foreword.objectives.task import for_task
 from foreword.predict import features, predict
 from foreword.tasks import LABELLINGS, Answered, Classified, Tagged
-from foreword.train.headed import HeadedParameterization, scale_of, with_head
-from foreword.train.initialisation import start
-from foreword.train.objective import score
-from foreword.train.parameterise import parameterise
-from foreword.train.run import encode
-from foreword.train.task import for_task
 from tests.conftest import MEMORY, byte_tokenizer, tiny_model
 from tests.tasks.models import ANSWER, CLASSIFY, ROWS, TAG, marking_tokenizer, tiny_encoder
 

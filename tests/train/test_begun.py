@@ -12,11 +12,11 @@ import torch
 import foreword
 from foreword.description import Piece
 from foreword.errors import BackboneError, DataError, MismatchError, PrefixError
+from foreword.methods.prefix.build import parameterise
+from foreword.methods.prefix.start import start
 from foreword.prefix import Prefix
 from foreword.store import PrefixStore
 from foreword.train.begun import check_recomputable
-from foreword.train.initialisation import start
-from foreword.train.parameterise import parameterise
 from tests.conftest import byte_tokenizer, tiny_model
 from tests.tasks.models import CLASSIFY, tiny_encoder
 from tests.train.test_run import Interrupt, Rows, changed, equal

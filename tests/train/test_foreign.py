@@ -15,7 +15,8 @@ from peft import TaskType
 import foreword
 from foreword.cli.main import main
 from foreword.errors import BackboneError, PrefixError, TrainingError
-from foreword.train.foreign import OURS, TASK_TYPES, ours
+from foreword.objectives.settings import TASK_TYPES
+from foreword.train.foreign import OURS, ours
 from tests.conftest import tiny_model
 
 TEXT: dict[str, Any] = {"prompt": "{mr} ->", "target": " {ref}"}

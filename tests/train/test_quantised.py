@@ -10,7 +10,7 @@ from transformers import Trainer, TrainingArguments
 
 import foreword
 from foreword.errors import TrainingError
-from foreword.train.initialisation import start
+from foreword.methods.prefix.start import start
 from tests.train.test_run import SETTINGS, Interrupt, Rows, changed, equal, nll
 
 

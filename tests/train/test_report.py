@@ -114,13 +114,13 @@ def test_a_run_ends_when_training_fails(
 ) -> None:
     import wandb
 
-    from foreword.train.trainer import PrefixTrainer
+    from foreword.train.trainer import LearnerTrainer
 
     def interrupted(*_: object, **__: object) -> None:
         assert wandb.run is not None
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(PrefixTrainer, "compute_loss", interrupted)
+    monkeypatch.setattr(LearnerTrainer, "compute_loss", interrupted)
     with pytest.raises(foreword.TrainingStopped):
         foreword.train(tiny, rows, TrainSettings(**SETTINGS, report_to="wandb"))
     assert "exit" in {record.WhichOneof("record_type") for record in records(offline)}

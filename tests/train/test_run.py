@@ -14,13 +14,14 @@ from transformers import TrainerCallback
 
 import foreword
 from foreword.errors import DataError, StoreError, TrainingError
+from foreword.methods.prefix.parameterization import DirectParameterization
+from foreword.methods.prefix.settings import NEUTRAL_TEXT
+from foreword.methods.prefix.start import scales, start
+from foreword.objectives import supervised
+from foreword.objectives.encode import encode
+from foreword.objectives.supervised import score
 from foreword.train import checkpoint, trainer
 from foreword.train import folder as run_folder
-from foreword.train.initialisation import scales, start
-from foreword.train.objective import score
-from foreword.train.parameterization import DirectParameterization
-from foreword.train.run import encode
-from foreword.train.settings import NEUTRAL_TEXT
 from tests.conftest import MEMORY, byte_tokenizer, tiny_model
 
 SETTINGS = foreword.TrainSettings(
@@ -377,7 +378,7 @@ def test_a_nan_loss_stops_with_the_last_good_prefix(
         return scores
 
     two = foreword.train(tiny, rows, SETTINGS, callbacks=[StopAt(2)]).prefix
-    monkeypatch.setattr(trainer, "score", failing)
+    monkeypatch.setattr(supervised, "score", failing)
     with pytest.raises(foreword.TrainingStopped, match="nan at step 4.*--lr") as stopped:
         foreword.train(tiny, rows, SETTINGS)
     assert equal(stopped.value.result.prefix, two), "the loss after two steps was the last finite"

@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 
 import foreword
 from foreword.errors import ForewordError
+from foreword.objectives import supervised
 from foreword.train import trainer
 from foreword.train.ranks import index
 from tests.conftest import MEMORY, byte_tokenizer, tiny_model
@@ -61,7 +62,7 @@ class Fault:
     def __init__(self, rank: int, call: int) -> None:
         self.here = index() == rank
         self.calls, self.call = 0, call
-        self.score, self.publish = trainer.score, trainer.publish
+        self.score, self.publish = supervised.score, trainer.publish
 
     def nan(self, *args: Any, **kwargs: Any) -> Any:
         scores = self.score(*args, **kwargs)
@@ -105,10 +106,10 @@ def main(out: Path) -> None:
     run("other-rows", rows=ROWS[index() :])
     for name, call in (("nan", 5), ("nan-evaluation", 4), ("full", 0)):
         fault = Fault(0 if name == "full" else 1, call)
-        trainer.score = fault.nan
+        supervised.score = fault.nan
         trainer.publish = fault.full if name == "full" else fault.publish
         run(name)
-        trainer.score, trainer.publish = fault.score, fault.publish
+        supervised.score, trainer.publish = fault.score, fault.publish
     (out / f"errors-{index()}.json").write_text(json.dumps(errors))
 
 

@@ -64,6 +64,15 @@ _COMPOSE: Headings = {
     **_BACKBONE,
 }
 
+_COMPARE: Headings = {
+    "Methods": "--methods --budget",
+    "Effort": "--minutes --steps --seeds --batch-size --max-new-tokens",
+    "Data": "--test --task --prompt --target --pair --max-length --pooling --class-weights "
+    "--attributes --seed",
+    "Output": "--output --only --json",
+    **{"Backbone": _BACKBONE["Backbone"]},
+}
+
 _SERVE: Headings = {
     "Engine": "--engine",
     "Models": "--router",
@@ -77,6 +86,7 @@ HEADINGS: Mapping[str, Headings] = {
     "train": _TRAIN,
     "generate": _GENERATE,
     "evaluate": _EVALUATE,
+    "compare": _COMPARE,
     "compose": _COMPOSE,
     "serve": _SERVE,
 }

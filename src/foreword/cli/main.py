@@ -23,6 +23,7 @@ from rich.panel import Panel
 
 from foreword.arguments import shown
 from foreword.cli.backbones import backbones
+from foreword.cli.compare import compare
 from foreword.cli.compose import compose
 from foreword.cli.console import FIRST, complain, err
 from foreword.cli.demo import demo
@@ -44,7 +45,8 @@ from foreword.cli.train import train
 from foreword.data.strict_json import refuse_repeats
 from foreword.errors import DataError, ForewordError, Notice, StoreError
 from foreword.interrupt import Terminated, terminable
-from foreword.train.foreign import ours, task_meant
+from foreword.objectives.settings import task_meant
+from foreword.train.foreign import ours
 from foreword.version import __version__
 
 INTERRUPTED = 130
@@ -57,6 +59,7 @@ VERBS = (
     generate,
     predict,
     evaluate,
+    compare,
     inspect,
     list_,
     remove,

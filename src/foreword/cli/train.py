@@ -16,9 +16,9 @@ from foreword.cli.inputs import rows_from
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.errors import FormatError, NameTaken, StoreError
 from foreword.interrupt import undisturbed
+from foreword.methods.prefix.named import check_start
+from foreword.objectives.columns import check_attributes, check_default_columns, check_input_values
 from foreword.store import PrefixStore, taken
-from foreword.train.columns import check_attributes, check_default_columns, check_input_values
-from foreword.train.named import check_start
 from foreword.train.settings import TrainSettings
 from foreword.train.summary import summary
 

@@ -21,8 +21,14 @@ from foreword.reach import out_of_reach
 
 Row = dict[str, Any]
 
-SHIPPED = {"foreword/e2e:train": "train.jsonl", "foreword/e2e:heldout": "heldout.jsonl"}
-"""Sets inside the package: E2E restaurant data, CC BY-SA 4.0; see data/e2e/LICENSE.md."""
+SHIPPED = {
+    "foreword/e2e:train": "e2e/train.jsonl",
+    "foreword/e2e:heldout": "e2e/heldout.jsonl",
+    "foreword/neutral:text": "neutral/text.jsonl",
+    "foreword/neutral:instructions": "neutral/instructions.jsonl",
+}
+"""Sets inside the package, by name their files: E2E restaurant data and neutral text; see LICENSE.md of
+each folder."""
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 """What a data set's name can look like; everything else is a path."""
@@ -96,7 +102,7 @@ def _open(source: str) -> Iterator[Row]:
     if is_named(source):
         return _from_datasets(source)
     if source in SHIPPED:
-        shipped = resources.files("foreword.data") / "e2e" / SHIPPED[source]
+        shipped = resources.files("foreword.data") / SHIPPED[source]
         return _jsonl(source, shipped.read_text(encoding="utf-8").split("\n"))
     path = Path(source)
     expected = f"expected a file ending in {', '.join(sorted(_READERS))}"

@@ -25,6 +25,8 @@ from foreword.evaluate.classes import (
     label_figures,
 )
 from foreword.head import Head, HeadTask
+from foreword.objectives.supervised import head_scores
+from foreword.objectives.unseen import Unseen, known_alone, unseen_in
 from foreword.options import BATCH
 from foreword.predict import (
     head_logits,
@@ -37,8 +39,6 @@ from foreword.prefix import Prefix
 from foreword.progress import Progress, Watch, unwatched
 from foreword.progress import unseen as untold
 from foreword.tasks import LABELLINGS, Classified, Labelled, Multilabelled, Prediction
-from foreword.train.objective import head_scores
-from foreword.train.unseen import Unseen, known_alone, unseen_in
 
 Figure = tuple[str, str, str]
 """A figure as tables show it: label, name, format."""

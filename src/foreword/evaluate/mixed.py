@@ -16,8 +16,8 @@ from foreword.backbone import Backbone
 from foreword.data import Collator, Encoded
 from foreword.mixing import rows_under
 from foreword.mixture import Mixture, combined
-from foreword.train.nll import token_nll
-from foreword.train.objective import Scores, target_logits
+from foreword.objectives.nll import token_nll
+from foreword.objectives.supervised import Scores, target_logits
 
 _BATCH = ("input_ids", "attention_mask", "labels")
 

@@ -32,11 +32,11 @@ from foreword.evaluate.mixed import mixed_scores, on
 from foreword.generate import generate_ids
 from foreword.mixing import check_branches, encoder_under, leading
 from foreword.mixture import Mixture, opened, plain_or_mixed
+from foreword.objectives.supervised import score
 from foreword.options import BATCH, GenerateOptions
 from foreword.prefix import Prefix, check_prefix
 from foreword.progress import Progress, Watch, unseen, unwatched
 from foreword.prompts import task_of
-from foreword.train.objective import score
 
 FIGURES: tuple[Figure, ...] = (
     ("NLL per target token", "nll", "{:.4f}"),

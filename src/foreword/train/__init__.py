@@ -1,14 +1,14 @@
-"""Training: settings, starts, parameterisations, objective, trainer."""
+"""Training: the loop, its settings, its folder, the processes that share it."""
 
 from typing import TYPE_CHECKING
 
 from foreword.lazy import offer
 
 if TYPE_CHECKING:
+    from foreword.methods.prefix.trainable import Trainable, attach_trainable
     from foreword.train.begun import with_start
     from foreword.train.run import TrainingStopped, TrainResult, train
     from foreword.train.settings import TrainSettings
-    from foreword.train.trainable import Trainable, attach_trainable
 
 __all__ = [
     "TrainResult",
@@ -25,9 +25,9 @@ offer(
     {
         "TrainResult": "foreword.train.run",
         "TrainSettings": "foreword.train.settings",
-        "Trainable": "foreword.train.trainable",
+        "Trainable": "foreword.methods.prefix.trainable",
         "TrainingStopped": "foreword.train.run",
-        "attach_trainable": "foreword.train.trainable",
+        "attach_trainable": "foreword.methods.prefix.trainable",
         "train": "foreword.train.run",
         "with_start": "foreword.train.begun",
     },

@@ -23,11 +23,13 @@ from foreword.errors import (
     TrainingError,
 )
 from foreword.head import Head
+from foreword.methods.prefix.method import started_from
+from foreword.methods.prefix.settings import ATTRIBUTE_LENGTH, LENGTH
+from foreword.methods.prefix.start import start
+from foreword.objectives.encode import encode, rows_digest, spread
 from foreword.prefix import Prefix, check_prefix
 from foreword.store import PrefixStore
-from foreword.train.initialisation import start
-from foreword.train.run import encode, rows_digest, spread, started_from
-from foreword.train.settings import ATTRIBUTE_LENGTH, LENGTH, TrainSettings
+from foreword.train.settings import TrainSettings
 
 LETTERS = 64
 """Characters of a start's text for each token that may be read: far more than tokens have."""

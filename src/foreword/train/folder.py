@@ -26,6 +26,9 @@ WITHOUT_EFFECT = ("report_to",)
 """Settings that do not change what is learned. How often checkpoints are written does: that is when
 the best prefix is chosen."""
 
+PREFIX = "prefix"
+"""The method of runs that say none."""
+
 _DECIDED = ("task", "pooling")
 """Settings that training decides where they are not given; versions that did not know them had no
 choice."""
@@ -153,15 +156,21 @@ def _refuse_other_run(earlier: Mapping[str, Any], run: Mapping[str, Any]) -> Non
     A setting that the earlier run's version did not know had the value that is now the default, or
     the one in `_ONCE`.
     """
-    default = dataclasses.asdict(TrainSettings())
+    methods = earlier.get("method", PREFIX), run.get("method", PREFIX)
+    if methods[0] != methods[1]:
+        raise TrainingError(
+            f"the run to resume trained by the method {methods[0]}, now it is {methods[1]}; start anew "
+            "without --resume"
+        )
+    default = dataclasses.asdict(TrainSettings()) if methods[0] == PREFIX else {}
     before = {**default, **_ONCE, **earlier["settings"]}
     undecided = [name for name in _DECIDED if name not in earlier["settings"]]
     for name, value in {**default, **run["settings"]}.items():
         if name in undecided:
             continue
-        if before[name] != value and name not in WITHOUT_EFFECT:
+        if before.get(name) != value and name not in WITHOUT_EFFECT:
             raise TrainingError(
-                f"the run to resume had {name}={before[name]!r}, now it is {value!r}; give the "
+                f"the run to resume had {name}={before.get(name)!r}, now it is {value!r}; give the "
                 "same settings, or start anew without --resume"
             )
     processes = earlier.get("processes", 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from foreword.errors import TrainingError
 
@@ -34,21 +34,6 @@ OURS = {
 }
 """By another library's name, the setting that says the same or the nearest to it."""
 
-TASK_TYPES = {
-    "CAUSAL_LM": "causal",
-    "SEQ_2_SEQ_LM": "seq2seq",
-    "SEQ_CLS": "classify",
-    "TOKEN_CLS": "tag",
-    "QUESTION_ANS": "answer",
-}
-"""By PEFT's task type, the task that is meant."""
-
-
-def task_meant(given: str) -> str:
-    """What to add to the refusal of a task: the one that is meant, if it is a task type of PEFT's."""
-    meant = TASK_TYPES.get(given)
-    return "" if meant is None else f"PEFT's {given} is called {meant} here"
-
 
 def ours(option: str) -> str | None:
     """The setting that another library's option is here, however it is spelled; None if it is none."""
@@ -69,5 +54,7 @@ def knowing_others(settings: type[T]) -> type[T]:
                 )
         made(self, *args, **named)
 
+    # Fields that are inherited name types of the module that they were written in.
+    init.__annotations__ = {**get_type_hints(settings), "return": None}
     settings.__init__ = init  # type: ignore[assignment]
     return settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from transformers.integrations import TensorBoardCallback, WandbCallback
 from transformers.integrations.integration_utils import WandbLogModel
 
 from foreword.errors import TrainingError, first_line
-from foreword.train.settings import TrainSettings
+from foreword.train.settings import Reporting
 
 LOGS = Path("runs")
 """Where TensorBoard's files go by default. The last part of another folder names the run."""
@@ -22,22 +23,30 @@ START, END = 30, 120
 """Seconds that Weights & Biases may take to start, and to send the rest when training is over."""
 
 
-def reporters(settings: TrainSettings, logs: Path, stack: ExitStack) -> list[TrainerCallback]:
+def reporters(
+    report_to: Reporting, config: Mapping[str, Any], logs: Path, stack: ExitStack
+) -> list[TrainerCallback]:
     """What logs the loss elsewhere than to the terminal, until `stack` is left.
+
+    Args:
+        report_to: Where.
+        config: The run's settings.
+        logs: Where TensorBoard's files go; its last part names the run.
+        stack: Ends it.
 
     Raises:
         TrainingError: The package is not installed.
     """
-    if settings.report_to == "none":
+    if report_to == "none":
         return []
     try:
-        if settings.report_to == "wandb":
-            reporter = WandbReporter(settings, None if logs == LOGS else logs.name)
+        if report_to == "wandb":
+            reporter = WandbReporter(config, None if logs == LOGS else logs.name)
             stack.callback(reporter.close)
             return [reporter]
         board = TensorBoardCallback()
     except (ImportError, RuntimeError) as error:
-        package = settings.report_to
+        package = report_to
         raise TrainingError(
             f"report_to={package!r} needs the package {package}; run: pip install {package}"
         ) from error
@@ -49,13 +58,13 @@ class WandbReporter(WandbCallback):  # type: ignore[misc]
     """transformers' callback, without its uploads: no model, no gradients, no terminal output.
 
     Args:
-        settings: The run's config.
+        config: The run's settings.
         name: The run's name; by default Weights & Biases makes one.
     """
 
-    def __init__(self, settings: TrainSettings, name: str | None) -> None:
+    def __init__(self, config: Mapping[str, Any], name: str | None) -> None:
         super().__init__()
-        self.settings = settings
+        self.config = config
         self.name = name
         self.run: Any = None
         self._log_model = WandbLogModel.FALSE  # whatever the environment says
@@ -70,7 +79,7 @@ class WandbReporter(WandbCallback):  # type: ignore[misc]
         wandb = self._wandb
         if wandb.run is None:
             self.run = self._start()
-        wandb.config.update(self.settings.as_json(), allow_val_change=True)
+        wandb.config.update(dict(self.config), allow_val_change=True)
         wandb.define_metric("train/global_step")
         wandb.define_metric("*", step_metric="train/global_step", step_sync=True)
 

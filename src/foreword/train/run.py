@@ -2,58 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import math
 import os
-import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-import torch
-from transformers import TrainerCallback, set_seed
+from transformers import TrainerCallback
 
-from foreword import format as prefix_file
 from foreword.arguments import expect, path_of
 from foreword.backbone import Backbone
 from foreword.backbone.given import check_backbone
-from foreword.backbone.kinds.base import IGNORED
-from foreword.data import Collator, Encoded, Report, rows_of
-from foreword.data.attributes import values_in
-from foreword.data.collate import padding_of
+from foreword.data import Report
 from foreword.data.given import Data
-from foreword.data.references import one_each
-from foreword.data.room import LONGEST, Room
-from foreword.data.selecting import selecting
-from foreword.data.seq2seq import encoder_of
-from foreword.data.written import SPECIAL, specials_of
-from foreword.errors import DataError, ForewordError, StoreError, TrainingError, first_line
-from foreword.head import HEAD_TASKS
-from foreword.interrupt import Terminated
+from foreword.errors import TrainingError
+from foreword.methods.prefix.method import PrefixMethod, PrefixStart, started_from
 from foreword.prefix import Prefix
 from foreword.store import PrefixStore
-from foreword.tasks import LABELLINGS, Labelled, reader_for
-from foreword.train.class_weights import class_weights
-from foreword.train.dropout import PrefixDropout
-from foreword.train.first_look import check_labels, first_look, warn_of_doubts
-from foreword.train.folder import prepare, temporary
-from foreword.train.headed import with_head
-from foreword.train.initialisation import start
-from foreword.train.lock import together_in
-from foreword.train.parameterise import parameterise
-from foreword.train.ranks import Ranks
-from foreword.train.report import LOGS, reporters
-from foreword.train.settings import ATTRIBUTE_LENGTH, LENGTH, TrainSettings
-from foreword.train.summary import last_and_best
-from foreword.train.task import for_task
-from foreword.train.trainer import REMEDY, NotFinite, PrefixModule, PrefixTrainer, detached
-from foreword.train.unseen import tell_of_unseen, unseen_in
-
-log = logging.getLogger("foreword.train")
-"""Where `train` says, as INFO, what it is about to learn."""
+from foreword.train.fit import fit
+from foreword.train.report import LOGS
+from foreword.train.settings import TrainSettings
 
 
 @dataclass(frozen=True)
@@ -148,290 +115,34 @@ def train(
     for callback in callbacks:
         expect("a callback", callback, TrainerCallback, "a TrainerCallback", TrainingError)
     settings.check_evaluation(is_given=evaluation is not None)
-    ranks = Ranks(backbone.device)
-    with ExitStack() as stack:
-        said = reporters(settings, Path(logs), stack) if ranks.first else []
-        place = Path(folder) if folder is not None else stack.enter_context(temporary(ranks))
-        set_seed(settings.seed)
-        rows = rows_of(data)
-        asked = settings.task
-        settings = for_task(backbone, settings, rows)
-        check_labels(asked, settings, rows)
-        rows = spread(rows, settings)
-        _room(backbone, settings, settings.length or 1)
-        values = values_in(settings.attribute_names, rows)
-        plain = start(backbone, settings, rows, store, values)
-        first = with_head(backbone, plain, settings, rows)
-        settings = _resolved(settings, first)
-        train_rows, report = encode(backbone, rows, settings, first)
-        warn_of_doubts(settings, first.head, rows)
-        look = first_look(backbone, settings, first.head, rows, train_rows)
-        eval_rows = []
-        if evaluation is not None:
-            eval_rows = encode_evaluation(backbone, evaluation, settings, first)
-        digest = _common_digest(train_rows, ranks)
-        parameterization = parameterise(backbone, first, settings, train_rows)
-        trained = sum(parameter.numel() for parameter in parameterization.parameters())
-        run = {
-            "settings": settings.as_json(),
-            "data": digest,
-            "start": first.digest,
-            "evaluation": rows_digest(eval_rows),
-            "processes": ranks.count,
-        }
-        needed = max(first.parameters, trained)
-        stack.enter_context(together_in(place, ranks))
-        begun, identity = ranks.first_does(lambda: prepare(place, run, needed, resume=resume))
-        attachment = stack.enter_context(backbone.attached(None))
-        dropout = PrefixDropout(settings.dropout, settings.frozen, settings.seed)
-        labels = 0 if first.head is None else len(first.head.labels)
-        weights_L = class_weights(settings, train_rows, labels)
-        module = PrefixModule(parameterization, backbone, attachment, dropout, weights_L)
-        module.to(backbone.device)
-        if settings.gradient_checkpointing:
-            stack.callback(module.activation_checkpointing_disable)
-        trainer = PrefixTrainer(
-            module,
-            settings,
-            place,
-            train_rows,
-            eval_rows,
-            Collator(padding_of(backbone.tokenizer, backbone.vocabulary)),
-            [*callbacks, *said],
-            backbone.device,
-            ranks,
-            identity,
-        )
-        training = {
-            "data": digest,
-            "rows": report.rows,
-            "truncated_rows": report.truncated_rows,
-            "backbone_parameters": backbone.parameters,
-            "quantization": backbone.quantization,
-            "trained_parameters": trained,
-            **_targets(backbone, settings, train_rows),
-        }
-        stack.enter_context(ranks.stopping_together())
-        if ranks.first:
-            log.info(look)
-        origin = started_from(first, settings)
-        return _run(trainer, settings, origin, report, training, begun, look)
-
-
-def started_from(first: Prefix, settings: TrainSettings) -> Prefix:
-    """What the first step of training finds, as plain tensors: closed gates leave values of zero.
-
-    Args:
-        first: What training starts from.
-        settings: What training does.
-    """
-    plain = replace(detached(first), start=None)
-    if settings.parameterization != "gated":
-        return plain
-    return replace(plain, values=tuple(map(torch.zeros_like, plain.values)))
-
-
-def spread(rows: list[Mapping[str, Any]], settings: TrainSettings) -> list[Mapping[str, Any]]:
-    """Rows of text with one reference each, other rows as they are."""
-    return rows if settings.task in HEAD_TASKS else one_each(rows, settings.templates)
-
-
-def encode(
-    backbone: Backbone, data: Data, settings: TrainSettings, prefix: Prefix
-) -> tuple[list[Encoded], Report]:
-    """Rows as token ids for a prefix of this backbone, with the labels of its head if it has one.
-
-    Raises:
-        DataError: There are no rows, or one cannot be used.
-    """
-    rows = rows_of(data)
-    room = _room(backbone, settings, prefix.meta.in_front(prefix.length))
-    if prefix.head is not None:
-        seen = _labelled(backbone, rows, settings, prefix, prefix.head.labels)
-        return seen.encoded, seen.report
-    encoder = encoder_of(backbone, settings.templates, prefix.meta.bos, room)
-    return selecting(prefix.meta, rows, *encoder.rows(rows))
-
-
-def encode_evaluation(
-    backbone: Backbone, data: Data, settings: TrainSettings, prefix: Prefix
-) -> list[Encoded]:
-    """As `encode`, without the rows that have a label which the prefix's head does not know.
-
-    Raises:
-        DataError: There are no others, or one cannot be used.
-
-    Warns:
-        DoubtfulData: There are such rows.
-    """
-    head, rows = prefix.head, rows_of(data)
-    if head is None:
-        return encode(backbone, spread(rows, settings), settings, prefix)[0]
-    unseen = unseen_in(head, settings.templates, rows)
-    tell_of_unseen(unseen, head, len(rows))
-    labels = (*head.labels, *unseen.counts)
-    return unseen.left(_labelled(backbone, rows, settings, prefix, labels), head).encoded
-
-
-def _labelled(
-    backbone: Backbone,
-    rows: Sequence[Mapping[str, Any]],
-    settings: TrainSettings,
-    prefix: Prefix,
-    labels: tuple[str, ...],
-) -> Labelled:
-    """Rows as the head of a prefix sees them, if it had these labels."""
-    assert settings.task in HEAD_TASKS
-    room = _room(backbone, settings, prefix.length)
-    reader = reader_for(backbone, prefix.meta.bos, room.limit)
-    return LABELLINGS[settings.task].labelled(reader, settings.templates, labels, rows)
-
-
-def _room(backbone: Backbone, settings: TrainSettings, length: int) -> Room:
-    """Room for text beside a prefix of a length.
-
-    Raises:
-        DataError: There is none.
-    """
-    room = Room(backbone.context - length, settings.max_length)
-    if room.limit < 2:
-        raise DataError(
-            f"a prefix of {length} leaves {room.limit} of the backbone's {backbone.context} tokens for "
-            "text; use a shorter one"
-        )
-    return room
-
-
-def _targets(
-    backbone: Backbone, settings: TrainSettings, rows: Sequence[Encoded]
-) -> dict[str, Any]:
-    """What reading and writing under the prefix must know of the targets that were trained on."""
-    if settings.task in HEAD_TASKS:
-        return {}
-    found: dict[str, Any] = {}
-    if settings.max_length is not None:
-        found[LONGEST] = max(row.answer for row in rows)
-    labels = ([label for label in row.labels if label != IGNORED] for row in rows)
-    if special := specials_of(backbone, settings.templates, labels):
-        found[SPECIAL] = special
-    return found
-
-
-def rows_digest(rows: Sequence[Encoded]) -> str:
-    """SHA-256 of the rows' token ids and labels, in order, and of token types and pieces if any."""
-    total = hashlib.sha256()
-    for row in rows:
-        own: tuple[Any, ...] = () if row.types is None else (row.types,)
-        own += (row.pieces,) if row.pieces else ()
-        total.update(repr((row.input_ids, row.labels, *own)).encode())
-    return total.hexdigest()
-
-
-def _resolved(settings: TrainSettings, first: Prefix) -> TrainSettings:
-    """The settings with the lengths that the start decided, so that the recipe says them."""
-    shared = first.meta.pieces[0].length if settings.attributes else first.length
-    length = shared if settings.starts_from_prefix else LENGTH
-    own = settings.attribute_length or (ATTRIBUTE_LENGTH if settings.attributes else None)
-    return replace(settings, length=settings.length or length, attribute_length=own)
-
-
-def _common_digest(rows: Sequence[Encoded], ranks: Ranks) -> str:
-    """The digest of the rows, which all processes must have read alike."""
-    digests = ranks.gathered(rows_digest(rows))
-    others = [index for index, digest in enumerate(digests) if digest != digests[0]]
-    if others:
-        raise TrainingError(
-            f"process {others[0]} of {ranks.count} read other training rows than process 0; give all "
-            "the same data"
-        )
-    return digests[0]
-
-
-def _run(
-    trainer: PrefixTrainer,
-    settings: TrainSettings,
-    origin: Prefix,
-    report: Report,
-    about: Mapping[str, Any],
-    begun: Path | None,
-    look: str,
-) -> TrainResult:
-    began = time.perf_counter()
-    stopped: str | None = None
-    cause: BaseException | None = None
-    try:
-        if begun is None or not trainer.is_complete(begun):
-            trainer.train(resume_from_checkpoint=str(begun) if begun else None)
-        _check_finite(trainer)
-    except KeyboardInterrupt as error:
-        stopped, cause = _asked_by(error), error
-    except NotFinite as error:
-        stopped, cause = str(error), error
-        trainer.restore_last_good()
-    except StoreError as error:
-        stopped, cause = str(error), error
-    except RuntimeError as error:
-        if trainer.ranks.count == 1:
-            raise
-        stopped, cause = f"a process failed or was lost ({first_line(error)})", error
-    seconds = time.perf_counter() - began
-    history = [
-        {name: float(entry[name]) for name in ("step", "loss", "eval_loss") if name in entry}
-        for entry in trainer.state.log_history
-        if "loss" in entry or "eval_loss" in entry
-    ]
-    prefix = replace(_best(trainer), start=origin)
-    training = {
-        **about,
-        "steps": trainer.state.global_step,
-        "seconds": round(seconds, 3),
-        "best_eval_nll": _finite(min(trainer.evaluated(), default=math.nan)),
-        "final_loss": _finite(
-            next((e["loss"] for e in reversed(history) if "loss" in e), math.nan)
-        ),
-        **last_and_best(history),
-        "stopped": stopped,
-    }
-    result = TrainResult(
-        prefix.with_meta(recipe={"method": "prefix", **settings.as_json()}, training=training),
-        history,
-        seconds,
-        report,
-        stopped,
-        look,
+    found = fit(
+        backbone,
+        data,
+        PrefixMethod(store),
+        settings,
+        settings,
+        evaluation=evaluation,
+        folder=None if folder is None else Path(folder),
+        resume=resume,
+        logs=Path(logs),
+        callbacks=callbacks,
     )
-    if cause is not None:
-        done = f"after {trainer.state.global_step} of {trainer.state.max_steps} steps"
-        raise TrainingStopped(f"training stopped {done}: {stopped}", result) from cause
+    start = found.start
+    assert isinstance(start, PrefixStart)
+    prefix = replace(found.value, start=started_from(start.first, start.settings))
+    result = TrainResult(
+        prefix.with_meta(
+            recipe={"method": PrefixMethod.name, **start.settings.as_json()},
+            training=found.training,
+        ),
+        found.history,
+        found.seconds,
+        found.report,
+        found.stopped,
+        found.first_look,
+    )
+    if found.cause is not None:
+        taken, planned = found.steps
+        done = f"after {taken} of {planned} steps"
+        raise TrainingStopped(f"training stopped {done}: {found.stopped}", result) from found.cause
     return result
-
-
-def _asked_by(error: KeyboardInterrupt) -> str:
-    how = "SIGTERM" if isinstance(error, Terminated) else "Ctrl-C"
-    return f"interrupted ({how})"
-
-
-def _check_finite(trainer: PrefixTrainer) -> None:
-    """No loss is computed after the last step, so what it left is looked at.
-
-    Raises:
-        NotFinite: A parameter is NaN or infinite.
-    """
-    if not all(bool(torch.isfinite(p).all()) for p in trainer.prefix_module.parameters()):
-        raise NotFinite(f"the prefix became nan or inf in the last step; {REMEDY}")
-
-
-def _best(trainer: PrefixTrainer) -> Prefix:
-    """The best prefix that evaluation saw, else the one that the parameters stand for now."""
-    if trainer.best is not None:
-        return trainer.best
-    if trainer.evaluated() and trainer.best_path.is_file():
-        try:
-            return prefix_file.load(trainer.best_path)
-        except ForewordError:
-            pass  # damaged: the parameters are next best
-    return detached(trainer.prefix_module.parameterization.materialise())
-
-
-def _finite(number: float) -> float | None:
-    return number if math.isfinite(number) else None

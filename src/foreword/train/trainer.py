@@ -1,8 +1,7 @@
-"""transformers' Trainer over a prefix: the backbone is frozen, and checkpoints hold the prefix only."""
+"""transformers' Trainer over what a method trains, which is all that checkpoints hold."""
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import math
 import os
@@ -19,30 +18,20 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from foreword import format as prefix_file
-from foreword.attention.attachment import Attachment
-from foreword.attention.bound import bind
-from foreword.attention.selected import bind_selected, selections
-from foreword.backbone import Backbone
 from foreword.data import Collator, Encoded
 from foreword.data.grouping import GroupedByLength
 from foreword.errors import StoreError, TrainingError, first_line
 from foreword.files import refused
-from foreword.head import HEAD_TASKS
-from foreword.prefix import Prefix
+from foreword.methods.base import Learner
 from foreword.train.checkpoint import IDENTITY, keep_newest, publish
-from foreword.train.class_weights import weighted
-from foreword.train.dropout import PrefixDropout
-from foreword.train.objective import score
-from foreword.train.parameterization import Parameterization
 from foreword.train.ranks import Ranks
-from foreword.train.settings import TrainSettings
+from foreword.train.settings import LoopSettings
 from foreword.train.shares import BLANK, FilledUp, batches
 from foreword.train.soap import SOAP
 
 KEPT_CHECKPOINTS = 2
 BEST_FILE = "best.safetensors"
-"""The prefix with the lowest evaluation NLL, in the run's folder."""
+"""What had the lowest evaluation NLL, in the run's folder."""
 ASIDE = ".aside"
 """Folder that a checkpoint is written in before it appears."""
 
@@ -56,101 +45,13 @@ class NotFinite(TrainingError):
     """The loss became NaN or infinite."""
 
 
-_HOOKS = ("_require_grads_hooks", "_require_grads_hook")
-"""Where a model keeps the hooks that make its embeddings' output need a gradient."""
-
-
-class PrefixModule(nn.Module):
-    """What the Trainer trains: a parameterisation, and by its side the backbone that it prefixes.
-
-    The backbone is not a submodule, so the state dict, the optimiser and every checkpoint hold the
-    parameterisation alone (and how often tokens were dropped), and the backbone stays in evaluation
-    mode. `weights_L`, if there are any, say how much a row counts in training by its class; they are
-    made of the rows, and no state.
-    """
-
-    def __init__(
-        self,
-        parameterization: Parameterization,
-        backbone: Backbone,
-        attachment: Attachment,
-        dropout: PrefixDropout,
-        weights_L: Tensor | None = None,
-    ) -> None:
-        super().__init__()
-        self.parameterization = parameterization
-        self.weights_L = weights_L
-        self.dropout = dropout
-        self._beside = (backbone, attachment)
-        self.seen_rows = 0
-        self.seen_tokens = 0
-        self._hooks: dict[str, Any] = {}
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        labels: Tensor,
-        token_type_ids: Tensor | None = None,
-        pieces: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """Summed NLL of the targets of a right-padded batch (B, T), and their number."""
-        backbone, attachment = self._beside
-        prefix = self.parameterization.materialise()
-        kept = self.dropout(prefix.length)
-        if prefix.meta.combination == "control":
-            chosen_B = selections(pieces, len(input_ids))
-            bound = bind_selected(prefix, backbone.sites, chosen_B, live=True, kept=kept)
-        else:
-            bound = bind(prefix, backbone.sites, live=True, kept=kept)
-        with attachment.using(bound):
-            scores = score(
-                backbone.model, input_ids, attention_mask, labels, prefix.head, token_type_ids
-            )
-        self.seen_rows += int(input_ids.shape[0])
-        self.seen_tokens += int(attention_mask.sum())
-        nll_N = scores.nll_N
-        if self.weights_L is not None and self.training:
-            nll_N = weighted(nll_N, labels[scores.row_N, 0], self.weights_L)
-        return {"loss": nll_N.sum(), "targets": torch.tensor(len(scores.nll_N))}
-
-    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """Checkpoint the backbone's layers; their dropout stays off, as in evaluation mode."""
-        model = self._beside[0].model
-        self._hooks = {name: model.__dict__.get(name) for name in _HOOKS}
-        enable = getattr(model, "activation_checkpointing_enable", None)
-        (enable or model.gradient_checkpointing_enable)(*args, **kwargs)
-        for layer in model.modules():
-            if getattr(layer, "gradient_checkpointing", False):
-                layer.training = True
-
-    gradient_checkpointing_enable = activation_checkpointing_enable
-
-    def activation_checkpointing_disable(self) -> None:
-        """Undo `activation_checkpointing_enable`."""
-        model = self._beside[0].model
-        disable = getattr(model, "activation_checkpointing_disable", None)
-        (disable or model.gradient_checkpointing_disable)()
-        self._remove_hooks(model)
-        model.eval()
-
-    def _remove_hooks(self, model: Any) -> None:
-        """Take off what made embeddings need gradients, which transformers leaves on, and no more."""
-        now = model.__dict__.get("_require_grads_hooks")
-        if now and now is not self._hooks.get("_require_grads_hooks"):
-            model.disable_input_require_grads()
-        for name in _HOOKS:
-            model.__dict__.pop(name, None)
-            if self._hooks.get(name) is not None:
-                model.__dict__[name] = self._hooks[name]
-
-
-class PrefixTrainer(Trainer):  # type: ignore[misc]
+class LearnerTrainer(Trainer):  # type: ignore[misc]
     """The Trainer with our loss, token-weighted evaluation, and checkpoints written aside.
 
     Args:
-        module: Parameterisation and backbone.
-        settings: What training does.
+        learner: What is trained, and its backbone.
+        settings: What the loop does.
+        seed: Seed of the order of rows.
         folder: Where checkpoints go.
         train_rows: Encoded rows.
         eval_rows: Encoded rows to evaluate on, or none.
@@ -165,8 +66,9 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
 
     def __init__(
         self,
-        module: PrefixModule,
-        settings: TrainSettings,
+        learner: Learner[Any],
+        settings: LoopSettings,
+        seed: int,
         folder: Path,
         train_rows: Sequence[Encoded],
         eval_rows: Sequence[Encoded],
@@ -176,7 +78,7 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
         ranks: Ranks | None = None,
         identity: str | None = None,
     ) -> None:
-        self.prefix_module = module
+        self.learner = learner
         self.ranks = ranks or Ranks(device)
         self.folder = folder
         self.identity = identity
@@ -184,14 +86,20 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
         self.patience = settings.early_stop
         self.optimizer_name = settings.optimizer
         self.grouped = settings.group_by_length
-        self.headed = settings.task in HEAD_TASKS
         self.best_path = folder / BEST_FILE
-        self.best: Prefix | None = None
+        self.best: Any = None
         self.rows = train_rows
-        self.last_good = _copies(module)
+        self.last_good = _copies(learner)
         super().__init__(
-            model=module,
-            args=_arguments(settings, folder, device, evaluated=bool(eval_rows)),
+            model=learner,
+            args=_arguments(
+                settings,
+                seed,
+                folder,
+                device,
+                evaluated=bool(eval_rows),
+                partly_used=learner.partly_used,
+            ),
             data_collator=collator,
             train_dataset=train_rows if self.ranks.count == 1 else [*train_rows, BLANK],
             eval_dataset=eval_rows or None,
@@ -206,8 +114,7 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
         at_once = args.train_batch_size * count
         order: Any
         if self.grouped:
-            # Labels of a head are no tokens, however many there are.
-            lengths = [len(row.input_ids) if self.headed else row.size for row in self.rows]
+            lengths = [self.learner.objective.length(row) for row in self.rows]
             order = GroupedByLength(lengths, at_once * args.gradient_accumulation_steps, args.seed)
         elif count == 1:
             return super()._get_train_sampler(train_dataset)
@@ -218,7 +125,7 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """SOAP, or the Trainer's own AdamW."""
         if self.optimizer is None and self.optimizer_name == "soap":
-            self.optimizer = SOAP(self.prefix_module.parameters(), lr=self.args.learning_rate)
+            self.optimizer = SOAP(self.learner.parameters(), lr=self.args.learning_rate)
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         return optimizer
 
@@ -238,14 +145,12 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
                 f"the loss became {_figure(loss)} at step {self.state.global_step + 1}; {REMEDY}"
             )
         if model.training:
-            self.last_good = _copies(self.prefix_module)
+            self.last_good = _copies(self.learner)
         return (loss, output) if return_outputs else loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """NLL per target token over the evaluation rows."""
-        nll = mean_nll(
-            self.prefix_module, self.eval_rows, self.data_collator, self.args, self.ranks
-        )
+        nll = mean_nll(self.learner, self.eval_rows, self.data_collator, self.args, self.ranks)
         if not math.isfinite(nll):
             raise NotFinite(
                 f"the NLL of the evaluation rows became {nll} after step {self.state.global_step}; "
@@ -253,14 +158,14 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
             )
         metrics = {"eval_loss": nll}
         if nll < min(self.evaluated(), default=math.inf):
-            self.best = detached(self.prefix_module.parameterization.materialise())
+            self.best = self.learner.value()
         self.log(metrics)
         self.control: TrainerControl = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         if self._since_best() == 0 and self.best is not None:
             best = self.best
-            self.ranks.first_does(lambda: prefix_file.save(best, self.best_path))
+            self.ranks.first_does(lambda: self.learner.save(best, self.best_path))
         if self._is_patience_over():
             self.control.should_training_stop = True
         return metrics
@@ -294,9 +199,7 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
     def restore_last_good(self) -> None:
         """Give the parameters the values that they had when the loss was last finite."""
         with torch.no_grad():
-            for parameter, good in zip(
-                self.prefix_module.parameters(), self.last_good, strict=True
-            ):
+            for parameter, good in zip(self.learner.parameters(), self.last_good, strict=True):
                 parameter.copy_(good)
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -348,7 +251,7 @@ class PrefixTrainer(Trainer):  # type: ignore[misc]
             return
         assert output_dir is not None
         os.makedirs(output_dir, exist_ok=True)
-        tensors = state_dict or self.prefix_module.state_dict()
+        tensors = state_dict or self.learner.state_dict()
         content = tensors_as_bytes(
             {name: tensor.contiguous() for name, tensor in tensors.items()}, {"format": "pt"}
         )
@@ -383,7 +286,7 @@ def _copies(module: nn.Module) -> list[Tensor]:
 
 @torch.no_grad()
 def mean_nll(
-    module: PrefixModule,
+    learner: Learner[Any],
     rows: Sequence[Encoded],
     collator: Any,
     args: TrainingArguments,
@@ -394,35 +297,26 @@ def mean_nll(
     Each process takes its share, and all get the same result.
     """
     total, targets = 0.0, 0
-    training = module.training
-    module.eval()
+    training = learner.training
+    learner.eval()
     for mine in batches(rows, args.per_device_eval_batch_size, ranks.index, ranks.count):
         batch = collator(mine)
-        output = module(**{name: tensor.to(args.device) for name, tensor in batch.items()})
+        output = learner(**{name: tensor.to(args.device) for name, tensor in batch.items()})
         total += float(output["loss"])
         targets += int(output["targets"])
-    module.train(training)
+    learner.train(training)
     shares = ranks.gathered((total, targets))
     return sum(nll for nll, _ in shares) / sum(number for _, number in shares)
 
 
-def detached(prefix: Prefix) -> Prefix:
-    """The prefix as plain float32 tensors on the CPU, without gradients."""
-
-    def plain(tensor: Tensor) -> Tensor:
-        return tensor.detach().float().cpu().clone()
-
-    head = prefix.head
-    return dataclasses.replace(
-        prefix,
-        keys=tuple(map(plain, prefix.keys)),
-        values=tuple(map(plain, prefix.values)),
-        head=None if head is None else head.made_of(*map(plain, head.tensors)),
-    )
-
-
 def _arguments(
-    settings: TrainSettings, folder: Path, device: torch.device, *, evaluated: bool
+    settings: LoopSettings,
+    seed: int,
+    folder: Path,
+    device: torch.device,
+    *,
+    evaluated: bool,
+    partly_used: bool,
 ) -> TrainingArguments:
     every = settings.checkpoint_every
     made = TrainingArguments(
@@ -436,8 +330,8 @@ def _arguments(
         weight_decay=0.0,
         num_train_epochs=settings.epochs,
         max_steps=settings.steps or -1,
-        seed=settings.seed,
-        data_seed=settings.seed,
+        seed=seed,
+        data_seed=seed,
         **_checkpointing(settings.gradient_checkpointing),
         save_strategy="steps",
         save_steps=every,
@@ -451,7 +345,7 @@ def _arguments(
         disable_tqdm=True,
         use_cpu=device.type == "cpu",
         average_tokens_across_devices=True,
-        ddp_find_unused_parameters=False,
+        ddp_find_unused_parameters=partly_used,
     )
     made._n_gpu = min(1, made.n_gpu)  # not DataParallel: one process uses one device
     if made.device.type == "cpu":

@@ -1,0 +1,155 @@
+"""What a model is worth on rows, whichever method changed it, and what it forgot."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from foreword.backbone import Backbone
+from foreword.compare.result import Metric
+from foreword.data import Encoded, read_rows
+from foreword.data.template import Task
+from foreword.errors import DataError
+from foreword.evaluate.labels import labelled, measured_labels
+from foreword.evaluate.run import FIGURES, measured, scored
+from foreword.head import HEAD_TASKS
+from foreword.methods.base import Applied
+from foreword.mixing import encoder_under
+from foreword.objectives.encode import InFront
+from foreword.objectives.settings import DataSettings
+from foreword.options import BATCH, GenerateOptions
+from foreword.prefix import Prefix
+from foreword.tasks import LABELLINGS
+
+Rows = Sequence[Mapping[str, Any]]
+
+NEUTRAL: Mapping[str, Task] = {
+    "text": Task("{begin}", "{rest}"),
+    "instructions": Task("{instruction}\n{input}\n", "{output}"),
+}
+"""Neutral sets that ship with the package, and how they are read."""
+
+BEGINNING = 8
+"""Words of a neutral paragraph that are its prompt."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Measures models on one task, each in the same way.
+
+    Attributes:
+        backbone: The frozen backbone.
+        settings: How rows are read, with the task decided.
+        like: A prefix of the most virtual tokens that any method has, with templates and what training
+            recorded of targets: every model is shown texts that are cut as under this one.
+        new_tokens: Most tokens of a text that is written.
+    """
+
+    backbone: Backbone
+    settings: DataSettings
+    like: Prefix
+    new_tokens: int = 64
+
+    @property
+    def options(self) -> GenerateOptions:
+        """How texts are written: greedily."""
+        return GenerateOptions(max_new_tokens=self.new_tokens, batch_size=BATCH)
+
+    @property
+    def metric(self) -> Metric:
+        """The figure that decides."""
+        task = self.settings.task
+        if task in HEAD_TASKS:
+            label, name, form = LABELLINGS[task].figures[0]
+            return Metric(name, label, higher=True, form=form)
+        label, name, form = next(one for one in FIGURES if one[1] == "bleu")
+        return Metric(name, label, higher=True, form=form)
+
+    def nll(self, applied: Applied, rows: Rows) -> float:
+        """NLL per target of rows, in nats."""
+        if applied.in_front.head is not None:
+            return self._labels(applied, rows)["nll"]
+        return self._nll(applied, rows, self.settings.templates)
+
+    def figures(self, applied: Applied, rows: Rows) -> dict[str, float]:
+        """All figures of rows, ``nll`` among them, as `foreword evaluate` has them."""
+        if applied.in_front.head is not None:
+            found = self._labels(applied, rows)
+        else:
+            found = dataclasses.asdict(
+                measured(
+                    applied.backbone,
+                    applied.prefix,
+                    self.like,
+                    self.settings.templates,
+                    rows,
+                    self.options,
+                )
+            )
+        return {name: value for name, value in found.items() if name != "seconds"}
+
+    def forgotten(self, applied: Applied) -> dict[str, float]:
+        """By neutral set the NLL less that of the frozen model; nothing of models that write no text."""
+        if self.backbone.kind == "encoder":
+            return {}
+        return {name: self._neutral_nll(applied, name) - was for name, was in self._before.items()}
+
+    @cached_property
+    def _before(self) -> dict[str, float]:
+        """The frozen model's NLL on the neutral sets."""
+        frozen = frozen_one(self.backbone)
+        return {
+            name: self._neutral_nll(frozen, name) for name, rows in self._neutral.items() if rows
+        }
+
+    def _neutral_nll(self, applied: Applied, name: str) -> float:
+        return self._nll(applied, self._neutral[name], NEUTRAL[name])
+
+    @cached_property
+    def _neutral(self) -> dict[str, Rows]:
+        """The rows of each neutral set that the context has room for."""
+        return {
+            name: [row for row in neutral_rows(name) if self._fits(row, name)] for name in NEUTRAL
+        }
+
+    def _fits(self, row: Mapping[str, Any], name: str) -> bool:
+        encoder = encoder_under(self.backbone, None, NEUTRAL[name], self.like)
+        try:
+            return encoder.row(row).truncated == 0
+        except DataError:
+            return False
+
+    def _nll(self, applied: Applied, rows: Rows, task: Task) -> float:
+        backbone, prefix = applied.backbone, applied.prefix
+        encoder = encoder_under(backbone, prefix, task, self.like)
+        encoded: list[Encoded] = encoder.rows(rows)[0]
+        return scored(backbone, prefix, encoded, self.options.batch_size)[0]
+
+    def _labels(self, applied: Applied, rows: Rows) -> dict[str, float]:
+        head = applied.in_front.head
+        assert head is not None
+        seen = labelled(applied.backbone, self.like.with_head(head), rows)
+        found = measured_labels(applied.backbone, applied.prefix, head, seen)[1]
+        loss = LABELLINGS[head.task].loss[1]
+        return {**found, "nll": found[loss]}
+
+
+def frozen_one(backbone: Backbone) -> Applied:
+    """The frozen backbone, as what no method changed."""
+    return Applied(backbone, None, InFront(backbone.bos))
+
+
+def neutral_rows(name: str) -> Rows:
+    """A neutral set's rows."""
+    rows = read_rows(f"foreword/neutral:{name}")
+    if name != "text":
+        return rows
+    found = []
+    for row in rows:
+        words = row["text"].split(" ")
+        begin, rest = words[:BEGINNING], words[BEGINNING:]
+        found.append({"begin": " ".join(begin), "rest": " " + " ".join(rest)})
+    return found

@@ -1,0 +1,88 @@
+"""Rows to train on, rows to choose rates by, and rows that are only measured on."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from foreword.data.template import fill
+from foreword.errors import DataError
+from foreword.evaluate.run import input_text
+from foreword.head import HEAD_TASKS
+from foreword.objectives.settings import DataSettings
+from foreword.prefix import canonical_json
+
+Rows = list[Mapping[str, Any]]
+
+SHARE = 10
+"""One in so many inputs is held out, and as many again are tested on."""
+
+LEAST, MOST = 8, 200
+"""Inputs of a set that is not trained on, at least and at most."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Three sets that share no input.
+
+    Attributes:
+        train: Rows to train on.
+        held: Rows to choose rates by.
+        test: Rows that are measured on, once for each run that counts.
+    """
+
+    train: Rows
+    held: Rows
+    test: Rows
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all rows, in order."""
+        whole = [[dict(row) for row in rows] for rows in (self.train, self.held, self.test)]
+        return hashlib.sha256(canonical_json({"rows": whole})).hexdigest()
+
+
+def split(
+    rows: Sequence[Mapping[str, Any]],
+    settings: DataSettings,
+    test: Sequence[Mapping[str, Any]] | None = None,
+) -> Split:
+    """Rows shuffled and split by their input, so that references of one input stay together.
+
+    Args:
+        rows: The rows.
+        settings: With the task decided; its templates say what an input is.
+        test: Rows to test on, if they are given; then none are taken from the others.
+
+    Raises:
+        DataError: There are too few inputs.
+    """
+    groups: dict[str, Rows] = {}
+    for row in rows:
+        groups.setdefault(_input(row, settings), []).append(row)
+    inputs = list(groups)
+    random.Random(0).shuffle(inputs)
+    aside = min(MOST, max(LEAST, len(inputs) // SHARE))
+    taken = aside if test is not None else 2 * aside
+    if len(inputs) < taken + LEAST:
+        raise DataError(
+            f"there are {len(inputs)} different inputs; a comparison sets {taken} of them aside, and "
+            f"trains on {LEAST} at the least. Give more rows"
+        )
+    held = [row for name in inputs[:aside] for row in groups[name]]
+    own = [row for name in inputs[aside:taken] for row in groups[name]]
+    train = [row for name in inputs[taken:] for row in groups[name]]
+    return Split(train, held, list(own if test is None else test))
+
+
+def _input(row: Mapping[str, Any], settings: DataSettings) -> str:
+    """What tells an input from others."""
+    task = settings.templates
+    if settings.task not in HEAD_TASKS:
+        return input_text(row, task)
+    if settings.prompt is None:
+        return canonical_json({name: row[name] for name in sorted(row)}).decode()
+    return fill(settings.prompt, row) if settings.task != "tag" else str(row)

@@ -1,0 +1,119 @@
+"""What the figures recommend, by a rule that can be read.
+
+1. Of all that is trained the best mean of the deciding figure on test rows leads.
+2. Whatever lies within the larger of both standard deviations over seeds is as good. Without a spread,
+   as of one seed, nothing is.
+3. Of those that are as good the one that costs least is recommended: one that serves many tasks in one
+   batch, else one that can be merged, else the fewest bytes stored.
+4. What is not trained is named where it is as good as the best: then nothing needs to be trained.
+"""
+
+from __future__ import annotations
+
+from foreword.compare.result import Metric, Side
+
+
+def verdict(sides: tuple[Side, ...], metric: Metric) -> tuple[str, ...]:
+    """The recommendation, sentence by sentence.
+
+    Args:
+        sides: All methods.
+        metric: The figure that decides.
+    """
+    able = [side for side in sides if side.figure(metric.name) is not None]
+    trained = [side for side in able if side.trained]
+    failed = [side for side in sides if side.failed is not None]
+    said = []
+    if not trained:
+        said.append("No method was trained to an end, so none is recommended.")
+    else:
+        lead = max(trained, key=lambda side: _worth(side, metric))
+        equals = [side for side in trained if _as_good(side, lead, metric)]
+        chosen = min(equals, key=_cost)
+        said.append(_reason(chosen, lead, equals, metric))
+        said += [
+            f"{side.label} has {_shown(side, metric)} without any training: as good, so that nothing "
+            "needs to be trained."
+            for side in able
+            if not side.trained and _as_good(side, lead, metric)
+        ]
+        said += _remarks(trained, chosen)
+    said += [f"{side.label} failed: {side.failed}." for side in failed]
+    return tuple(said)
+
+
+def _worth(side: Side, metric: Metric) -> float:
+    """The mean of the deciding figure, so that more is better."""
+    found = side.figure(metric.name)
+    assert found is not None
+    return found[0] if metric.higher else -found[0]
+
+
+def _as_good(side: Side, lead: Side, metric: Metric) -> bool:
+    """Whether a side lies within the larger spread of the best, or beyond it."""
+    spreads = [found[1] for one in (side, lead) if (found := one.figure(metric.name)) is not None]
+    return side is lead or _worth(lead, metric) - _worth(side, metric) <= max(spreads)
+
+
+def _cost(side: Side) -> tuple[bool, bool, int]:
+    """What is least where a side costs least to have."""
+    traits = side.traits
+    return (
+        traits is None or not traits.shares_batch,
+        traits is None or not traits.merges,
+        side.stored_bytes,
+    )
+
+
+def _shown(side: Side, metric: Metric) -> str:
+    """The deciding figure and its spread."""
+    found = side.figure(metric.name)
+    assert found is not None
+    mean, spread = (metric.form.format(value) for value in found)
+    return (
+        f"{metric.label} {mean} (± {spread})" if len(side.seeds) > 1 else f"{metric.label} {mean}"
+    )
+
+
+def _reason(chosen: Side, lead: Side, equals: list[Side], metric: Metric) -> str:
+    """Which method to use, and why."""
+    if len(equals) == 1:
+        return f"Use {chosen.label}: it is ahead with {_shown(chosen, metric)}."
+    others = " and ".join(side.label for side in equals if side is not chosen)
+    why = "its rows share a batch with those of other tasks"
+    if chosen.traits is None or not chosen.traits.shares_batch:
+        merges = chosen.traits is not None and chosen.traits.merges
+        why = "it can be merged into the weights" if merges else "it is the smallest on the disk"
+    ahead = "" if chosen is lead else f" (the best mean has {lead.label}, {_shown(lead, metric)})"
+    return (
+        f"Use {chosen.label}, with {_shown(chosen, metric)}: {others} cannot be told from it by these "
+        f"seeds{ahead}, and {why}."
+    )
+
+
+def _remarks(trained: list[Side], chosen: Side) -> list[str]:
+    """What must be said beside the recommendation."""
+    said = [
+        f"The best rate of {side.label} lies at the end of those that were tried, so it may be better "
+        "than it looks."
+        for side in trained
+        if not side.interior
+    ]
+    forgot = {side.label: _forgot(side) for side in trained}
+    own = forgot[chosen.label]
+    least = min(forgot, key=lambda label: forgot[label])
+    if own > 0.05 and least != chosen.label and forgot[least] < own / 2:
+        said.append(
+            f"{chosen.label} forgets more than {least}: the NLL of neutral text rises by {own:.3f} nats "
+            f"(of {least} by {forgot[least]:.3f}). Where the model must stay what it was beside this "
+            "task, that decides."
+        )
+    return said
+
+
+def _forgot(side: Side) -> float:
+    """By how much the NLL of the neutral set rises that suffers most; 0 where none was measured."""
+    names = {name for seed in side.seeds for name in seed.forgotten}
+    return max(
+        (found[0] for name in names if (found := side.forgot(name)) is not None), default=0.0
+    )

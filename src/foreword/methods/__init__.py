@@ -1,0 +1,1 @@
+"""Ways to adapt a frozen backbone to a task."""

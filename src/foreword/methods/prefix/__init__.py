@@ -1,0 +1,1 @@
+"""Prefix tuning: starts, parameterisations, and what of them is trained."""

@@ -1,0 +1,224 @@
+"""The methods by name: those that come with Foreword, and those that other packages bring.
+
+A package registers a method under the entry point group ``foreword.methods``: by its name, a `Known`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import entry_points
+from typing import Any
+
+from foreword.backbone import Backbone
+from foreword.errors import DataError, TrainingError, first_line
+from foreword.methods.adapter import AdapterMethod, AdapterSettings
+from foreword.methods.base import Method, Rows, Traits
+from foreword.methods.full import FullMethod, FullSettings
+from foreword.methods.ia3 import IA3Method, IA3Settings
+from foreword.methods.lora import LoraMethod, LoraSettings
+from foreword.methods.prefix.method import PrefixMethod
+from foreword.methods.prefix.settings import PrefixSettings
+from foreword.methods.prompt import PromptMethod, PromptSettings, PTuningMethod, PTuningSettings
+from foreword.objectives.settings import DataSettings
+
+GROUP = "foreword.methods"
+"""The entry point group of methods from other packages."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A method that can be asked for by name.
+
+    Attributes:
+        method: The method.
+        settings: Its settings, a `DataSettings`.
+        size: The setting that counts something and makes what is trained larger; None: there is none.
+        fixed: Settings that it is known under, where they are not the defaults.
+        label: What it is, with fields of its settings in braces.
+        rates: By optimiser the learning rate that a search begins with.
+        traits: What can be done with what it leaves; None: nobody says.
+        unbounded: Whether it is compared however much it trains, as what others are measured by.
+    """
+
+    method: Method[Any, Any]
+    settings: type[DataSettings]
+    size: str | None = None
+    fixed: Mapping[str, Any] | None = None
+    label: str = ""
+    rates: Mapping[str, float] = field(default_factory=lambda: {"soap": 0.003, "adamw": 0.001})
+    traits: Traits | None = None
+    unbounded: bool = False
+
+    def named(self, settings: Any) -> str:
+        """What it is under some settings."""
+        return self.label.format(**settings.as_json()) if self.label else self.method.name
+
+    def made(self, data: DataSettings, **fields: Any) -> Any:
+        """The method's settings on the rows that the data settings read."""
+        return self.settings(**{**data.as_json(), **(self.fixed or {}), **fields})
+
+
+_PREFIXES = Traits(shares_batch=True, merges=False, composes=True, switches_off=True)
+_PROMPTS = Traits(shares_batch=True, merges=False, composes=False, switches_off=True)
+_MERGED = Traits(shares_batch=False, merges=True, composes=True, switches_off=True)
+_BETWEEN = Traits(shares_batch=False, merges=False, composes=True, switches_off=True)
+_WHOLE = Traits(shares_batch=False, merges=True, composes=True, switches_off=False)
+
+OWN: Mapping[str, Known] = {
+    "prefix": Known(
+        PrefixMethod(),
+        PrefixSettings,
+        "length",
+        label="prefix tuning, {length} virtual tokens",
+        rates={"soap": 0.06, "adamw": 0.03},
+        traits=_PREFIXES,
+    ),
+    "prompt-tuning": Known(
+        PromptMethod(),
+        PromptSettings,
+        "length",
+        label="prompt tuning, {length} virtual tokens",
+        rates={"soap": 0.02, "adamw": 0.02},
+        traits=_PROMPTS,
+    ),
+    "p-tuning": Known(
+        PTuningMethod(),
+        PTuningSettings,
+        "width",
+        label="P-tuning, {length} virtual tokens by an MLP of width {width}",
+        rates={"soap": 0.002, "adamw": 0.002},
+        traits=_PROMPTS,
+    ),
+    "p-tuning-v2": Known(
+        PrefixMethod(),
+        PrefixSettings,
+        "length",
+        {"init": "noise"},
+        label="P-tuning v2, {length} virtual tokens",
+        rates={"soap": 0.06, "adamw": 0.03},
+        traits=_PREFIXES,
+    ),
+    "lora": Known(
+        LoraMethod(),
+        LoraSettings,
+        "rank",
+        label="LoRA, {targets}, rank {rank}",
+        rates={"soap": 0.004, "adamw": 0.004},
+        traits=_MERGED,
+    ),
+    "adapter": Known(
+        AdapterMethod(),
+        AdapterSettings,
+        "width",
+        label="adapters ({places}), width {width}",
+        rates={"soap": 0.004, "adamw": 0.004},
+        traits=_BETWEEN,
+    ),
+    "ia3": Known(
+        IA3Method(),
+        IA3Settings,
+        label="IA3",
+        rates={"soap": 0.03, "adamw": 0.03},
+        traits=_MERGED,
+    ),
+    "full": Known(
+        FullMethod(),
+        FullSettings,
+        label="full fine-tuning",
+        rates={"soap": 0.0001, "adamw": 0.0001},
+        traits=_WHOLE,
+        unbounded=True,
+    ),
+}
+"""What comes with Foreword. P-tuning v2 (Liu et al. 2021, arXiv 2110.07602) is prefix tuning of random
+keys and values, without a reparameterisation."""
+
+
+def method_names() -> list[str]:
+    """Names of all methods, Foreword's own first; those of other packages are not loaded."""
+    others = sorted({point.name for point in entry_points(group=GROUP)} - set(OWN))
+    return [*OWN, *others]
+
+
+def known_method(name: str) -> Known:
+    """A method by its name; of another package only the one that is asked for is loaded.
+
+    Raises:
+        TrainingError: There is none of that name, or a package's entry point gives none.
+    """
+    if name in OWN:
+        return OWN[name]
+    points = list(entry_points(group=GROUP, name=name))
+    if not points:
+        raise TrainingError(
+            f"there is no method {name!r}; those known are {', '.join(method_names())}"
+        )
+    whose = f"the method {name!r} of the package {points[0].dist and points[0].dist.name}"
+    try:
+        known = points[0].load()
+    except Exception as error:  # another package's code may raise anything
+        raise TrainingError(
+            f"{whose} cannot be read: {first_line(error)}. Repair or uninstall the package"
+        ) from error
+    if not isinstance(known, Known):
+        raise TrainingError(
+            f"{whose} is a {type(known).__name__}; the entry point must name a "
+            "foreword.methods.registry.Known"
+        )
+    return known
+
+
+def within(
+    name: str, known: Known, backbone: Backbone, settings: Any, rows: Rows, budget: int
+) -> tuple[Any, int]:
+    """The settings whose method trains as many numbers as a budget allows, and how many these are.
+
+    Args:
+        name: What the method is known by.
+        known: The method.
+        backbone: The backbone.
+        settings: Its settings, with the task decided; of what sizes it there is the largest that fits.
+        rows: Training rows, of which a head has its labels.
+        budget: Most numbers that are trained.
+
+    Raises:
+        TrainingError: The least that the method trains is more.
+    """
+    if known.size is None:
+        trained = known.method.start(backbone, settings, rows).trained
+        if trained > budget and not known.unbounded:
+            raise TrainingError(_too_much(name, trained, "", budget))
+        return settings, trained
+    size = known.size
+
+    def sized(count: int) -> tuple[Any, int] | None:
+        """Settings of a size and what they train; None where that has no room in front of text."""
+        made = replace(settings, **{size: count})
+        try:
+            return made, known.method.start(backbone, made, rows).trained
+        except DataError:
+            return None
+
+    best, low = sized(1), 1
+    if best is None or best[1] > budget:
+        least = known.method.start(backbone, replace(settings, **{size: 1}), rows).trained
+        raise TrainingError(_too_much(name, least, f" ({size} 1)", budget))
+    high = 2
+    while (found := sized(high)) is not None and best[1] < found[1] <= budget:
+        best, low, high = found, high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        found = sized(middle)
+        if found is not None and found[1] <= budget:
+            best, low = found, middle
+        else:
+            high = middle
+    return best
+
+
+def _too_much(name: str, least: int, size: str, budget: int) -> str:
+    return (
+        f"the least that {name} trains here is {least:,} numbers{size}, more than the budget of "
+        f"{budget:,}; allow it more, or leave it out"
+    )

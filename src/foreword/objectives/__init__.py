@@ -1,0 +1,1 @@
+"""What is learned: rows read as examples, and the loss of a batch of them."""

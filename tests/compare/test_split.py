@@ -1,0 +1,70 @@
+"""Sets that share no input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from foreword.compare.split import LEAST, split
+from foreword.errors import DataError
+from foreword.objectives.settings import DataSettings
+
+TEXT = DataSettings(task="causal", prompt="{mr} ->", target=" {ref}")
+ROWS: list[dict[str, Any]] = [
+    {"mr": f"name[{number}]", "ref": f"{number} {reference}"}
+    for number in range(100)
+    for reference in range(3)
+]
+
+
+def inputs(rows: list[Any]) -> set[str]:
+    return {row["mr"] for row in rows}
+
+
+def test_references_of_one_input_stay_together() -> None:
+    made = split(ROWS, TEXT)
+    parts = [made.train, made.held, made.test]
+    assert [len(inputs(part)) for part in parts] == [80, 10, 10]
+    assert sum(map(len, parts)) == len(ROWS)
+    assert not inputs(made.train) & inputs(made.held)
+    assert not (inputs(made.train) | inputs(made.held)) & inputs(made.test)
+
+
+def test_it_is_the_same_each_time_and_another_for_other_rows() -> None:
+    assert split(ROWS, TEXT) == split(list(ROWS), TEXT)
+    assert split(ROWS, TEXT).digest == split(ROWS, TEXT).digest
+    assert split(ROWS, TEXT).digest != split(ROWS[3:], TEXT).digest
+
+
+def test_rows_to_test_on_are_taken_as_they_are() -> None:
+    test = [{"mr": "x", "ref": "y"}]
+    made = split(ROWS, TEXT, test)
+    assert made.test == test
+    assert (len(inputs(made.train)), len(inputs(made.held))) == (90, 10)
+
+
+def test_labelled_rows_are_inputs_each() -> None:
+    rows = [{"text": f"{number}", "label": "ab"[number % 2]} for number in range(40)]
+    made = split(rows, DataSettings(task="classify", prompt="{text}", target="{label}"))
+    assert len(made.train) == 40 - 2 * LEAST
+
+
+def test_conversations_are_told_apart_by_what_was_said_before_the_answer() -> None:
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"{number % 30}"},
+                {"role": "assistant", "content": f"{number}"},
+            ]
+        }
+        for number in range(60)
+    ]
+    made = split(rows, DataSettings(task="causal"))
+    assert len(made.held) == len(made.test) == 2 * LEAST
+
+
+def test_too_few_inputs_are_refused() -> None:
+    with pytest.raises(DataError, match="23 different inputs; a comparison sets 16 of them aside"):
+        split(ROWS[: 3 * 23], TEXT)
+    split(ROWS[: 3 * 24], TEXT)
