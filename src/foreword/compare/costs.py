@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import platform
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -150,6 +153,7 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
         yield peak
         peak.bytes = torch.cuda.max_memory_allocated(device) - before
         return
+    _give_back()
     first = resident()
     if first is None:
         yield peak
@@ -168,6 +172,14 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
         done.set()
         watcher.join()
         peak.bytes = max(most[0], resident() or 0) - first
+
+
+def _give_back() -> None:
+    """Return to the system what was freed, which would hide what is taken anew; only glibc can."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def resident() -> int | None:
