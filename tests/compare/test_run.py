@@ -257,3 +257,23 @@ def test_what_is_asked_is_checked(fields: dict[str, Any], said: str) -> None:
 def test_too_few_rows_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="Give more rows"):
         compare(backbone(), ROWS[:20], TEXT, ASKED, folder=tmp_path)
+
+
+def test_without_a_budget_every_method_can_take_part(tmp_path: Path) -> None:
+    """A LoRA of rank 1 on all linear layers may have more numbers than a prefix of 16."""
+    plans: list[Plan] = []
+
+    class Enough(Exception):
+        pass
+
+    def stop(plan: Plan) -> None:
+        plans.append(plan)
+        raise Enough
+
+    model = foreword.Backbone(
+        tiny_model(head_dim=2, max_position_embeddings=1400), byte_tokenizer()
+    )
+    asked = Asked(("prefix", "lora", "frozen"), steps=1, seeds=1, max_new_tokens=2)
+    with pytest.raises(Enough):
+        compare(model, ROWS, TEXT, asked, folder=tmp_path, planned=stop)
+    assert plans[0].trainings == 2 * 8

@@ -42,7 +42,8 @@ class CompareArguments:
     full, in-context, frozen, and those that other packages bring."""
 
     budget: int | None = None
-    """Most numbers that a method may train; default: those of a prefix of 16 virtual tokens."""
+    """Most numbers that a method may train; default: those of a prefix of 16 virtual tokens, or
+    the least that each method needs."""
 
     minutes: float = 15.0
     """Time that all of it may take, by which the steps of each training are chosen."""

@@ -57,7 +57,8 @@ class Asked:
 
     Attributes:
         methods: Names of methods, and words for what is not trained.
-        budget: Most numbers that a method may train; default: those of a prefix of 16.
+        budget: Most numbers that a method may train; default: those of a prefix of 16, or the
+            least that each method needs.
         minutes: Time that all of it may take, which decides the steps.
         steps: Steps of each training, instead.
         seeds: Trainings that count for each method.

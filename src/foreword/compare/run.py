@@ -222,17 +222,28 @@ class _Comparing:
         prefix = OWN["prefix"]
         default = prefix.made(base, length=LENGTH)
         start = prefix.method.start(self.backbone, default, self.split.train)
-        self.budget = self.asked.budget or start.trained
-        for name in self.asked.methods:
-            if name in UNTRAINED:
-                continue
+        least = {name: found for name in self.asked.methods if (found := self._least(name, base))}
+        self.budget = self.asked.budget or max(start.trained, *least.values(), 0)
+        for name in least:
             try:
-                known = self.known[name] = known_method(name)
-                made = known.made(base)
-                given = self.backbone, made, self.split.train, self.budget
+                known = self.known[name]
+                given = self.backbone, known.made(base), self.split.train, self.budget
                 self.sized[name] = within(name, known, *given)
             except ForewordError as error:
                 self.failed[name] = first_line(error)
+
+    def _least(self, name: str, base: DataSettings) -> int:
+        """The fewest numbers that a method trains, 0 of what has no size; one that fails is noted."""
+        if name in UNTRAINED:
+            return 0
+        try:
+            known = self.known[name] = known_method(name)
+            made = known.made(base, **({} if known.size is None else {known.size: 1}))
+            trained = known.method.start(self.backbone, made, self.split.train).trained
+        except ForewordError as error:
+            self.failed[name] = first_line(error)
+            return 0
+        return 1 if known.unbounded else trained
 
     def _loop(self, steps: int) -> LoopSettings:
         return LoopSettings(
