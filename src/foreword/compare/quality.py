@@ -43,8 +43,8 @@ class Judge:
     Attributes:
         backbone: The frozen backbone.
         settings: How rows are read, with the task decided.
-        like: A prefix of the most virtual tokens that any method has, with templates and what training
-            recorded of targets: every model is shown texts that are cut as under this one.
+        like: A prefix with templates, which leaves the room that a model without a prefix is given, so
+            that its texts are cut as under this one.
         new_tokens: Most tokens of a text that is written.
     """
 

@@ -150,8 +150,7 @@ class Trials:
         return self._of(chosen.optimizer, chosen.rate, self.settings.seed, "training")
 
     def stored_bytes(self, chosen: Chosen) -> int:
-        """What the value of the first seed takes on the disk."""
-        self._value(chosen.optimizer, chosen.rate, self.settings.seed)
+        """What the value of the first seed takes on the disk, once it was asked for."""
         return self._file(chosen.optimizer, chosen.rate, self.settings.seed).stat().st_size
 
     def _held(self, optimizer: Optimizer, rate: float) -> float | None:

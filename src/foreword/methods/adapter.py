@@ -22,7 +22,7 @@ from foreword.backbone import Backbone
 from foreword.head import Head
 from foreword.methods.added import Added, AddedStart, Parameters, refuse_adapted
 from foreword.methods.base import Method, Rows
-from foreword.methods.heads import new_head
+from foreword.methods.heads import new_head, numbers_of
 from foreword.methods.layers import LinearLayer, last_layers, linear_layers
 from foreword.objectives.encode import InFront
 from foreword.objectives.settings import DataSettings, check_counts, check_words
@@ -138,7 +138,7 @@ class AdapterStart(AddedStart[AdapterSettings]):
         self.digest = hashlib.sha256(canonical_json(told)).hexdigest()
         width = settings.width
         self.numbers = sum(2 * one.width * width + one.width + width for one in layers)
-        self.numbers += 0 if head is None else sum(tensor.numel() for tensor in head.tensors)
+        self.numbers += numbers_of(head)
 
     @contextmanager
     def added(self) -> Iterator[tuple[Backbone, Parameters]]:

@@ -22,7 +22,7 @@ from foreword.errors import StoreError, TrainingError, first_line
 from foreword.files import write_whole
 from foreword.head import Head
 from foreword.methods.base import Applied, Learner, Start
-from foreword.methods.heads import HEAD_RATE, TrainedHead, scale_of
+from foreword.methods.heads import TrainedHead, numbers_of, trained_head
 from foreword.objectives.base import Batch, Objective
 from foreword.objectives.encode import InFront
 from foreword.objectives.settings import DataSettings
@@ -51,8 +51,7 @@ class Added:
     @property
     def numbers(self) -> int:
         """How many numbers it has, head included."""
-        head = () if self.head is None else self.head.tensors
-        return sum(tensor.numel() for tensor in (*self.tensors.values(), *head))
+        return sum(tensor.numel() for tensor in self.tensors.values()) + numbers_of(self.head)
 
 
 class AddedLearner(Learner[Added]):
@@ -126,11 +125,7 @@ class AddedStart(Start[S, Added]):
         self, objective: Objective, rows: Sequence[Encoded], rate: float
     ) -> Iterator[AddedLearner]:
         """The layers as the seed makes them, and a head at the natural rate of heads."""
-        head = self.in_front.head
-        trained = None
-        if head is not None:
-            scale = scale_of(self.backbone, None, rows)
-            trained = TrainedHead(head, scale, HEAD_RATE / rate)
+        trained = trained_head(self.backbone, self.in_front.head, rows, rate)
         torch.manual_seed(self.settings.seed)
         with self.added() as (backbone, parameters), backbone.attached(None):
             if trained is not None:
@@ -172,7 +167,7 @@ class PeftStart(AddedStart[S]):
         self.digest = hashlib.sha256(canonical_json(told)).hexdigest()
         with self.added() as (_, parameters):
             self.numbers = sum(parameter.numel() for parameter in parameters.values())
-        self.numbers += 0 if head is None else sum(tensor.numel() for tensor in head.tensors)
+        self.numbers += numbers_of(head)
 
     @contextmanager
     def merged(self, value: Added) -> Iterator[Applied]:

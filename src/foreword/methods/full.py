@@ -13,7 +13,7 @@ from foreword.errors import TrainingError
 from foreword.head import Head
 from foreword.methods.added import Added, AddedStart, Parameters, refuse_adapted
 from foreword.methods.base import Method, Rows
-from foreword.methods.heads import new_head
+from foreword.methods.heads import new_head, numbers_of
 from foreword.objectives.encode import InFront
 from foreword.objectives.settings import DataSettings
 
@@ -57,8 +57,7 @@ class FullStart(AddedStart[FullSettings]):
         self.settings = settings
         self.in_front = InFront(backbone.bos, 0, head)
         self.digest = hashlib.sha256(backbone.fingerprint.encode()).hexdigest()
-        heads = 0 if head is None else sum(tensor.numel() for tensor in head.tensors)
-        self.numbers = backbone.parameters + heads
+        self.numbers = backbone.parameters + numbers_of(head)
 
     @contextmanager
     def added(self) -> Iterator[tuple[Backbone, Parameters]]:

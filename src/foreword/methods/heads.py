@@ -29,6 +29,27 @@ SEEN = 16
 """Rows that the size of hidden states is measured on."""
 
 
+def trained_head(
+    backbone: Backbone, head: Head | None, rows: Sequence[Encoded], rate: float
+) -> TrainedHead | None:
+    """A head in training beside what moves at another rate; None without one.
+
+    Args:
+        backbone: The backbone.
+        head: Where it starts.
+        rows: Encoded training rows, some of which its scale is measured on.
+        rate: Peak learning rate of what is beside it.
+    """
+    if head is None:
+        return None
+    return TrainedHead(head, scale_of(backbone, None, rows), HEAD_RATE / rate)
+
+
+def numbers_of(head: Head | None) -> int:
+    """How many numbers a head has."""
+    return 0 if head is None else sum(tensor.numel() for tensor in head.tensors)
+
+
 def new_head(
     backbone: Backbone, settings: DataSettings, rows: Sequence[Mapping[str, Any]]
 ) -> Head | None:

@@ -30,7 +30,7 @@ from foreword.files import write_whole
 from foreword.head import Head
 from foreword.methods.added import peft_library
 from foreword.methods.base import Applied, Learner, Method, Rows, Start
-from foreword.methods.heads import HEAD_RATE, TrainedHead, new_head, scale_of
+from foreword.methods.heads import TrainedHead, new_head, numbers_of, trained_head
 from foreword.methods.prefix.learner import detached
 from foreword.methods.prefix.settings import LENGTH, NEUTRAL_TEXT
 from foreword.methods.prefix.start import text_tokens
@@ -110,8 +110,7 @@ class Prompt:
     @property
     def numbers(self) -> int:
         """How many numbers it has, head included."""
-        head = () if self.prefix.head is None else self.prefix.head.tensors
-        return sum(tensor.numel() for tensor in (self.embeddings_PD, *head))
+        return self.embeddings_PD.numel() + numbers_of(self.prefix.head)
 
 
 class PromptLearner(Learner[Prompt]):
@@ -221,8 +220,7 @@ class PromptStart(Start[S, Prompt]):
         self.in_front = InFront(backbone.bos, settings.length, head)
         told = {"backbone": backbone.fingerprint, "settings": settings.as_json()}
         self.digest = hashlib.sha256(canonical_json(told)).hexdigest()
-        heads = 0 if head is None else sum(tensor.numel() for tensor in head.tensors)
-        self.numbers = settings.length * self._width + heads
+        self.numbers = settings.length * self._width + numbers_of(head)
 
     @property
     def trained(self) -> int:
@@ -241,10 +239,7 @@ class PromptStart(Start[S, Prompt]):
         self, objective: Objective, rows: Sequence[Encoded], rate: float
     ) -> Iterator[PromptLearner]:
         """The module that makes embeddings, as the seed makes it."""
-        head = self.in_front.head
-        trained = None
-        if head is not None:
-            trained = TrainedHead(head, scale_of(self.backbone, None, rows), HEAD_RATE / rate)
+        trained = trained_head(self.backbone, self.in_front.head, rows, rate)
         torch.manual_seed(self.settings.seed)
         encoder = self._encoder()
         with self.backbone.attached(None) as attachment:

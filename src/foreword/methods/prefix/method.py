@@ -15,6 +15,7 @@ from foreword.data.attributes import values_in
 from foreword.errors import TrainingError
 from foreword.head import HEAD_TASKS
 from foreword.methods.base import Applied, Method, Rows, Start
+from foreword.methods.heads import numbers_of
 from foreword.methods.prefix.build import parameterise
 from foreword.methods.prefix.dropout import PrefixDropout
 from foreword.methods.prefix.headed import with_head
@@ -83,8 +84,8 @@ class PrefixStart(Start[S, Prefix]):
     def trained(self) -> int:
         """The parameterisation's numbers, and the head's."""
         made = parameterise(self.backbone, self.first.with_head(None), self.settings)
-        head = () if self.first.head is None else self.first.head.tensors
-        return sum(tensor.numel() for tensor in (*made.parameters(), *head))
+        trained = sum(parameter.numel() for parameter in made.parameters())
+        return trained + numbers_of(self.first.head)
 
     @contextmanager
     def learning(
