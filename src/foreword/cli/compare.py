@@ -17,7 +17,7 @@ from foreword.cli.inputs import rows_from
 from foreword.cli.options import BackboneOptions
 from foreword.errors import DataError, TrainingError
 from foreword.files import write_whole
-from foreword.objectives.columns import check_default_columns, check_input_values
+from foreword.objectives.columns import check_columns
 from foreword.objectives.settings import DataSettings
 
 if TYPE_CHECKING:
@@ -161,12 +161,7 @@ def _checked_rows(
         )
     rows = rows_from(data)
     test = None if arguments.test is None else rows_from(arguments.test)
-    if settings.prompt is None:
-        check_default_columns(settings, rows, test or [])
-        return rows, test
-    for given in (rows, [] if test is None else test):
-        settings.templates.check_columns(given)
-        check_input_values(settings, given)
+    check_columns(settings, rows, test or [])
     if test is not None and not test:
         raise DataError("there are no rows to test on (--test)")
     return rows, test

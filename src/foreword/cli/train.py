@@ -17,7 +17,7 @@ from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.errors import FormatError, NameTaken, StoreError
 from foreword.interrupt import undisturbed
 from foreword.methods.prefix.named import check_start
-from foreword.objectives.columns import check_attributes, check_default_columns, check_input_values
+from foreword.objectives.columns import check_attributes, check_columns
 from foreword.store import PrefixStore, taken
 from foreword.train.settings import TrainSettings
 from foreword.train.summary import summary
@@ -105,13 +105,7 @@ def _checked_rows(
     settings.check_evaluation(is_given=arguments.evaluation is not None)
     rows = rows_from(data)
     evaluation = None if arguments.evaluation is None else rows_from(arguments.evaluation)
-    if settings.prompt is None:
-        check_default_columns(settings, rows, evaluation or [])
-    else:
-        settings.templates.check_columns(rows)
-        settings.templates.check_columns(evaluation or [])
-        check_input_values(settings, rows)
-        check_input_values(settings, evaluation or [])
+    check_columns(settings, rows, evaluation or [])
     check_attributes(settings, rows)
     return rows, evaluation
 

@@ -42,6 +42,26 @@ BY_TASK: Mapping[TaskName, tuple[Columns, ...]] = {
 """By task the columns that it reads, or those that it reads in their absence."""
 
 
+def check_columns(settings: DataSettings, rows: Sequence[Row], others: Sequence[Row] = ()) -> None:
+    """Check that rows have the columns that the templates name, or that tasks read without any.
+
+    Args:
+        settings: How they are read.
+        rows: Rows to train on, at least one.
+        others: Rows to evaluate or to test on.
+
+    Raises:
+        DataError: They have not; or what the prompt template names is no text.
+    """
+    if settings.prompt is None:
+        check_default_columns(settings, rows, others)
+        return
+    for given in (rows, others):
+        settings.templates.check_columns(given)
+    for given in (rows, others):
+        check_input_values(settings, given)
+
+
 def check_default_columns(
     settings: DataSettings, rows: Sequence[Row], evaluation: Sequence[Row] = ()
 ) -> None:
