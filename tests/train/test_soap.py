@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def follow(
         optimizer.step()
 
 
-def moved(gradients: list[Tensor], **options: float) -> Tensor:
+def moved(gradients: list[Tensor], **options: Any) -> Tensor:
     """Where a parameter of zeros goes."""
     parameter = nn.Parameter(torch.zeros_like(gradients[0]))
     follow(parameter, SOAP([parameter], lr=0.1, **options), gradients)
@@ -71,6 +72,39 @@ def test_without_axes_to_turn_it_is_adam(shape: tuple[int, ...]) -> None:
     adam = torch.optim.AdamW([parameter], lr=0.1, betas=(0.9, 0.99), weight_decay=0.0)
     follow(parameter, adam, gradients)
     torch.testing.assert_close(moved(gradients), parameter.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(20, 4), (4, 20), (8, 8)])
+def test_of_a_matrix_the_shorter_side_is_turned(shape: tuple[int, int]) -> None:
+    gradients = [draw(*shape, seed=step) for step in range(12)]
+    found = moved(gradients, matrices=True)
+    upright = shape[1] <= shape[0]
+    seen = [gradient if upright else gradient.T for gradient in gradients]
+    expected = reference(seen, 0.1, every=5, damping=1e-3)
+    expected = expected if upright else expected.T
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_matrices_go_on_bit_for_bit_and_together_as_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = [(20, 4), (4, 20), (4, 20), (20, 4), (6,), (LARGEST + 2, LARGEST + 1)]
+    ways = []
+    for cut, together in ((9, False), (4, False), (9, True)):
+        if together:
+            monkeypatch.setattr(SOAP, "_together", lambda self, given: _by_shape(given))
+        parameters = [nn.Parameter(torch.zeros(shape)) for shape in shapes]
+        optimizer = SOAP(parameters, lr=0.1, matrices=True)
+        for step in range(9):
+            if step == cut:
+                kept = copy.deepcopy(optimizer.state_dict())
+                optimizer = SOAP(parameters, lr=0.5, matrices=True)
+                optimizer.load_state_dict(kept)
+            for index, parameter in enumerate(parameters):
+                parameter.grad = draw(*parameter.shape, seed=100 * step + index)
+            optimizer.step()
+        ways.append([parameter.detach() for parameter in parameters])
+    for whole, resumed, at_once in zip(*ways, strict=True):
+        assert torch.equal(whole, resumed)
+        torch.testing.assert_close(whole, at_once, rtol=1e-5, atol=1e-6)
 
 
 def test_turning_the_gradients_turns_the_way() -> None:

@@ -49,6 +49,8 @@ class Learner(nn.Module, ABC, Generic[V]):
     """What it is called in errors."""
     partly_used: ClassVar[bool] = False
     """Whether a pass may leave parameters without a gradient, which several processes must know."""
+    turns_matrices: ClassVar[bool] = True
+    """Whether SOAP turns matrices, too, not only stacks of them (H, P, D)."""
 
     def __init__(self, backbone: Backbone, objective: Objective) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""SOAP: Adam in the eigenbasis of the gradients' covariance, for keys and values.
+"""SOAP: Adam in the eigenbasis of the gradients' covariance, for keys and values, and for matrices.
 
 The gradients of keys and values lie along few directions of a head's dimensions. Adam scales each
 dimension by itself and is blind to that; turned to the axes of their covariance, it is not
@@ -6,8 +6,10 @@ dimension by itself and is blind to that; turned to the axes of their covariance
 
 Source: Vyas et al., "SOAP: Improving and Stabilizing Shampoo using Adam", 2024 (arXiv 2409.11321),
 algorithm 3; here per head, with one side turned (section 7) and the momentum kept in the original axes.
+Of a matrix, such as LoRA's, that is the shorter side, as there.
 
-Shapes: N parameters of one shape, H key/value heads, P prefix length, D dimension.
+Shapes: N parameters of one shape, H key/value heads (1 of a matrix), P prefix length, D dimension (the
+sides of a matrix, the shorter one last).
 """
 
 from __future__ import annotations
@@ -28,13 +30,14 @@ FAINT = 1e-6
 
 
 class SOAP(torch.optim.Optimizer):
-    """Adam in turned axes for parameters (H, P, D); plain Adam for all others.
+    """Adam in turned axes for parameters (H, P, D), and matrices if asked; plain Adam for all others.
 
     The first step finds the axes and moves nothing that has any.
 
     Args:
         params: Float32 parameters, or groups of them.
         lr: Step size: about the RMS of a step's change to a parameter.
+        matrices: Whether to turn matrices, too.
         betas: Decay of the momentum, and of the squared gradients.
         covariance_beta: Decay of the gradients' covariance.
         every: Steps between two findings of the axes.
@@ -47,6 +50,7 @@ class SOAP(torch.optim.Optimizer):
         self,
         params: Iterable[nn.Parameter],
         lr: float,
+        matrices: bool = False,
         betas: tuple[float, float] = (0.9, 0.99),
         covariance_beta: float = 0.95,
         every: int = 5,
@@ -55,6 +59,7 @@ class SOAP(torch.optim.Optimizer):
     ) -> None:
         own = {"betas": betas, "covariance_beta": covariance_beta, "every": every}
         super().__init__(params, {"lr": lr, **own, "damping": damping, "eps": eps})
+        self.matrices = matrices
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -92,7 +97,7 @@ class SOAP(torch.optim.Optimizer):
     def _move(self, parameters: Sequence[nn.Parameter], group: dict[str, Any]) -> None:
         """A step of parameters of one shape, which are stacked: N more dimensions below."""
         states = [self.state[parameter] for parameter in parameters]
-        gradient = _stacked([p.grad for p in parameters if p.grad is not None])
+        gradient = _stacked([self._seen(p.grad) for p in parameters if p.grad is not None])
         for parameter, state in zip(parameters, states, strict=True):
             if not state:
                 state["step"] = 0
@@ -105,17 +110,27 @@ class SOAP(torch.optim.Optimizer):
         if turns and step == 1:
             return
         first, second = group["betas"]
-        momentum = _blended(states, "momentum", gradient, 1 - first) / (1 - first**step)
+        momenta = [self._seen(state["momentum"]) for state in states]
+        squares = [self._seen(state["square"]) for state in states]
+        momentum = _blended(momenta, gradient, 1 - first) / (1 - first**step)
         if axes is not None:
             gradient, momentum = gradient @ axes, momentum @ axes
-        square = _blended(states, "square", gradient.square(), 1 - second) / (1 - second**step)
+        square = _blended(squares, gradient.square(), 1 - second) / (1 - second**step)
         if axes is None:
             change = momentum / (square.sqrt() + group["eps"])
         else:
             damping = group["damping"] * square.mean(dim=(-2, -1), keepdim=True).sqrt()
             size = (square.sqrt() + damping).clamp_min(torch.finfo(square.dtype).tiny)
             change = momentum / size @ axes.mT
-        torch._foreach_sub_(list(parameters), list(change.unbind()), alpha=group["lr"])
+        seen = [self._seen(parameter) for parameter in parameters]
+        torch._foreach_sub_(seen, list(change.unbind()), alpha=group["lr"])
+
+    def _seen(self, tensor: Tensor) -> Tensor:
+        """A view (H, P, D) of what is to be turned, a parameter or what is kept of it."""
+        if not self.matrices or tensor.ndim != 2:
+            return tensor
+        long, short = tensor.shape
+        return (tensor if short <= long else tensor.mT)[None]
 
     def _axes(
         self, states: Sequence[dict[str, Any]], gradient_NHPD: Tensor, group: dict[str, Any]
@@ -129,7 +144,8 @@ class SOAP(torch.optim.Optimizer):
         new_NHDD = long_NHPD.mT @ long_NHPD
         for state, new_HDD in zip(states, new_NHDD, strict=True):
             state.setdefault("covariance", torch.zeros_like(new_HDD))
-        covariance_NHDD = _blended(states, "covariance", new_NHDD, 1 - group["covariance_beta"])
+        kept = [state["covariance"] for state in states]
+        covariance_NHDD = _blended(kept, new_NHDD, 1 - group["covariance_beta"])
         step = states[0]["step"]
         if step == 1 or step % group["every"] == 0:
             axes_NHDD = _eigenvectors(covariance_NHDD).to(gradient_NHPD)
@@ -149,9 +165,8 @@ def _stacked(tensors: Sequence[Tensor]) -> Tensor:
     return tensors[0][None] if len(tensors) == 1 else torch.stack(list(tensors))
 
 
-def _blended(states: Sequence[dict[str, Any]], name: str, new: Tensor, weight: float) -> Tensor:
-    """Move what the states keep under a name towards new values; what they keep then, stacked."""
-    kept = [state[name] for state in states]
+def _blended(kept: list[Tensor], new: Tensor, weight: float) -> Tensor:
+    """Move what is kept of parameters towards new values, in place; what is kept then, stacked."""
     stacked = _stacked(kept).lerp_(new, weight)
     if len(kept) > 1:
         torch._foreach_copy_(kept, list(stacked.unbind()))

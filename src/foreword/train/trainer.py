@@ -125,7 +125,8 @@ class LearnerTrainer(Trainer):  # type: ignore[misc]
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """SOAP, or the Trainer's own AdamW."""
         if self.optimizer is None and self.optimizer_name == "soap":
-            self.optimizer = SOAP(self.learner.parameters(), lr=self.args.learning_rate)
+            parameters, matrices = self.learner.parameters(), self.learner.turns_matrices
+            self.optimizer = SOAP(parameters, lr=self.args.learning_rate, matrices=matrices)
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         return optimizer
 

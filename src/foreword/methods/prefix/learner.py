@@ -34,6 +34,7 @@ class PrefixLearner(Learner[Prefix]):
     """
 
     noun = "the prefix"
+    turns_matrices = False  # a head beside it, or an MLP that makes it, stays in its own axes
 
     def __init__(
         self,
