@@ -39,7 +39,8 @@ class CompareArguments:
 
     methods: str = "prefix,lora,frozen"
     """Methods, with commas between: prefix, prompt-tuning, p-tuning, p-tuning-v2, lora, adapter, ia3,
-    full, in-context, frozen, and those that other packages bring."""
+    full, in-context, frozen, and those that other packages bring; settings of a method follow it, as in
+    lora+targets=attention."""
 
     budget: int | None = None
     """Most numbers that a method may train; default: those of a prefix of 16 virtual tokens, or

@@ -56,7 +56,8 @@ class Asked:
     """What is to be compared, and how.
 
     Attributes:
-        methods: Names of methods, and words for what is not trained.
+        methods: Names of methods, each with settings of its own or without
+            (``lora+targets=attention``), and words for what is not trained.
         budget: Most numbers that a method may train; default: those of a prefix of 16, or the
             least that each method needs.
         minutes: Time that all of it may take, which decides the steps.
@@ -85,7 +86,8 @@ class Asked:
             raise TrainingError(f"minutes must be above 0; found {self.minutes}")
         known = [*method_names(), *UNTRAINED]
         for method in self.methods:
-            if method not in known:
+            name, plus, _ = method.partition("+")
+            if name not in known or (plus and name in UNTRAINED):
                 raise TrainingError(
                     f"there is no method {method!r}; those known are {', '.join(known)}"
                 )

@@ -45,7 +45,7 @@ from foreword.version import __version__
 Tell = Callable[[str], None]
 
 RUN = re.compile(
-    r"(?P<method>\S+) (?P<optimizer>soap|adamw) (?P<rate>[0-9.e+-]+) seed (?P<seed>[0-9]{1,9})"
+    r"(?P<method>.+) (?P<optimizer>soap|adamw) (?P<rate>[0-9.e+-]+) seed (?P<seed>[0-9]{1,9})"
 )
 """What a run is called."""
 

@@ -99,6 +99,7 @@ class Trials:
         self.folder = folder
         self.command = command
         self.tell = tell
+        self._files: set[Path] = set()
 
     def search(self) -> Chosen:
         """Both optimisers, each at rates doubled or halved until the best is interior.
@@ -161,6 +162,7 @@ class Trials:
     def _trained(self, optimizer: Optimizer, rate: float, seed: int) -> dict[str, Any]:
         """Figures of a training, which is made if it was not; its value is left in a file."""
         run = self._of(optimizer, rate, seed, "training")
+        self._files.add(self._file(optimizer, rate, seed))
         known = self.runs.find(run)
         if known is not None:
             return known
@@ -228,16 +230,15 @@ class Trials:
         return encode(self.backbone, self.split.train[:SOME], start.settings, start.in_front)[0]
 
     def forget(self, kept: Chosen | None = None) -> None:
-        """Remove the files of values, but for that of the first seed at a choice."""
+        """Remove the files of values that were asked for, but for that of the first seed at a choice."""
         stays = None if kept is None else self._file(kept.optimizer, kept.rate, self.settings.seed)
-        for file in self.folder.glob(f"{self.name}-*.safetensors"):
-            if file != stays:
-                file.unlink(missing_ok=True)
+        for file in self._files - {stays}:
+            file.unlink(missing_ok=True)
 
     def _file(self, optimizer: str, rate: float, seed: int) -> Path:
         """Where a training leaves its value; its checkpoints are in a folder of the same name."""
         key = key_of(self._of(optimizer, rate, seed, "training"))[:16]
-        return self.folder / f"{self.name}-{key}.safetensors"
+        return self.folder / f"{self.name.partition('+')[0]}-{key}.safetensors"
 
     def _of(self, optimizer: str, rate: float, seed: int, what: str) -> dict[str, Any]:
         """All that decides what a run gives."""

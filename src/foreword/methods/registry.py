@@ -1,15 +1,18 @@
 """The methods by name: those that come with Foreword, and those that other packages bring.
 
 A package registers a method under the entry point group ``foreword.methods``: by its name, a `Known`.
+A name may be followed by settings of the method: ``lora+targets=attention+rslora=true``.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from typing import Any
 
+from foreword.arguments import did_you_mean
 from foreword.backbone import Backbone
 from foreword.errors import DataError, TrainingError, first_line
 from foreword.methods.adapter import AdapterMethod, AdapterSettings
@@ -55,8 +58,38 @@ class Known:
         return self.label.format(**settings.as_json()) if self.label else self.method.name
 
     def made(self, data: DataSettings, **fields: Any) -> Any:
-        """The method's settings on the rows that the data settings read."""
+        """The method's settings on the rows that the data settings read.
+
+        Raises:
+            TrainingError: It has no such setting, or one is out of range.
+        """
+        self._check(fields)
         return self.settings(**{**data.as_json(), **(self.fixed or {}), **fields})
+
+    def fixing(self, **fields: Any) -> Known:
+        """The same with more settings that are its own; what is fixed is not sized.
+
+        Raises:
+            TrainingError: It has no such setting.
+        """
+        self._check(fields)
+        said = [f"{name}={value}" for name, value in fields.items() if f"{{{name}}}" not in self.label]
+        more = "".join(f", {words}" for words in said).replace("{", "{{").replace("}", "}}")
+        return replace(
+            self,
+            fixed={**(self.fixed or {}), **fields},
+            size=None if self.size in fields else self.size,
+            label=f"{self.label or self.method.name}{more}",
+        )
+
+    def _check(self, fields: Mapping[str, Any]) -> None:
+        own = set(self.settings.__dataclass_fields__) - set(DataSettings.__dataclass_fields__)
+        for name in fields:
+            if name not in own:
+                raise TrainingError(
+                    f"{self.method.name} has no setting {name!r}; its own are "
+                    f"{', '.join(sorted(own)) or 'none'}{did_you_mean(name, own)}"
+                )
 
 
 _PREFIXES = Traits(shares_batch=True, merges=False, composes=True, switches_off=True)
@@ -141,12 +174,35 @@ def method_names() -> list[str]:
     return [*OWN, *others]
 
 
-def known_method(name: str) -> Known:
-    """A method by its name; of another package only the one that is asked for is loaded.
+def known_method(word: str) -> Known:
+    """A method by its name, with what settings follow it; only the one that is asked for is loaded.
+
+    Args:
+        word: Such as ``lora`` or ``lora+targets=attention``.
 
     Raises:
-        TrainingError: There is none of that name, or a package's entry point gives none.
+        TrainingError: There is none of that name, or a package's entry point gives none; or it has no
+            such setting.
     """
+    name, *settings = word.split("+")
+    known = _named(name)
+    return known.fixing(**dict(map(_setting, settings))) if settings else known
+
+
+def _setting(said: str) -> tuple[str, Any]:
+    """A setting of a word, its value as JSON or as text."""
+    name, equals, value = said.partition("=")
+    if not equals:
+        raise TrainingError(
+            f"{said!r} is no setting; expected NAME=VALUE, as in lora+targets=attention"
+        )
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _named(name: str) -> Known:
     if name in OWN:
         return OWN[name]
     points = list(entry_points(group=GROUP, name=name))

@@ -1,0 +1,282 @@
+"""Methods at equal size, each at its best rate and optimiser: what `foreword compare` says of each set.
+
+    python benchmarks/methods.py [--models FOLDER] [--shared ../shared] [--sets e2e,code]
+        [--methods prefix,lora] [--steps N] [--latency] [--table]
+
+FOLDER holds minilm-l6-v2 and flan-t5-small, for the sets sst2, xquad and dialogsum; e2e and code are on
+the embedded backbone. Everything is float32, which every machine has, with one thread, so that several
+of these can run beside each other, each with some of the --methods.
+
+- e2e: E2E (Novikova et al., 2017), two references an input; 60 steps of 8 rows.
+- code: the bodies of the functions of the package rich (MIT), after their head and docstring.
+- sst2, xquad: sentences and questions for the encoder; dialogsum: summaries by the encoder-decoder.
+- e2e 50, e2e 200, e2e all: the same as e2e with fewer training rows, or one pass over all of them, at
+  the rates that e2e chose, with --curve.
+
+Finished runs are kept in benchmarks/results/methods-SET.jsonl and not repeated. Times and latencies that
+were measured beside other runs say little: --latency drops those that are kept and measures them anew,
+so let nothing else run then. --table prints what is there as Markdown, and writes each set's page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib.util
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import SHARED, Row, machine, read_rows, shuffled, table
+from transformers.utils import logging
+
+import foreword
+from foreword.compare.page import page_of
+from foreword.compare.plan import Asked
+from foreword.compare.result import Comparison, Side
+from foreword.compare.run import compare
+from foreword.objectives.settings import DataSettings
+
+RESULTS = Path(__file__).parent / "results"
+
+LORAS = (
+    "lora",
+    "lora+targets=attention",
+    "lora+targets=query-value",
+    "lora+targets=mlp",
+    "lora+rslora=true",
+)
+ALL = (
+    "prefix",
+    *LORAS,
+    "adapter",
+    "ia3",
+    "p-tuning-v2",
+    "prompt-tuning+length=100",
+    "p-tuning+length=32",
+    "full",
+)
+
+
+@dataclass(frozen=True)
+class Set:
+    """A task on a backbone.
+
+    Attributes:
+        backbone: Its folder; None is the embedded one.
+        settings: How rows are read.
+        rows: Reads the rows.
+        test: Reads the rows to test on; None: a tenth of the inputs is set aside.
+        methods: What is compared.
+        budget: Most numbers that are trained.
+        steps: Steps of each training.
+        more: Further fields of what is asked.
+    """
+
+    backbone: str | None
+    settings: DataSettings
+    rows: Callable[[Path], list[Row]]
+    test: Callable[[Path], list[Row]] | None
+    methods: tuple[str, ...]
+    budget: int
+    steps: int
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+def e2e_train(shared: Path) -> list[Row]:
+    """Two references of each input of the development set."""
+    return few_of(read_rows(shared / "data/data2text/e2e_dev.jsonl"), "mr", 2)
+
+
+def e2e_test(shared: Path) -> list[Row]:
+    """Three references of each of 100 inputs of the test set."""
+    rows = few_of(shuffled(read_rows(shared / "data/data2text/e2e_test.jsonl")), "mr", 3)
+    inputs = list(dict.fromkeys(row["mr"] for row in rows))[:100]
+    return [row for row in rows if row["mr"] in set(inputs)]
+
+
+def few_of(rows: list[Row], column: str, most: int) -> list[Row]:
+    """At most so many rows of each input, in order."""
+    seen: dict[str, int] = {}
+    found = []
+    for row in rows:
+        seen[row[column]] = seen.get(row[column], 0) + 1
+        if seen[row[column]] <= most:
+            found.append(row)
+    return found
+
+
+def code(shared: Path) -> list[Row]:
+    """Functions of the installed package rich with a docstring: what stands before the body, and it."""
+    spec = importlib.util.find_spec("rich")
+    assert spec is not None and spec.submodule_search_locations
+    folder = Path(spec.submodule_search_locations[0])
+    rows = []
+    for file in sorted(folder.glob("*.py")):
+        text = file.read_text(encoding="utf-8")
+        lines = text.splitlines(keepends=True)
+        for head, body in bodies(ast.parse(text)):
+            before, inside = "".join(lines[head[0] : head[1]]), "".join(lines[body[0] : body[1]])
+            if len(before) < 600 and 40 < len(inside) < 500:
+                rows.append({"head": before.rstrip("\n"), "body": "\n" + inside.rstrip("\n")})
+    return rows
+
+
+def bodies(tree: ast.Module) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """Of each function with a docstring the lines up to its end, and those after it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and ast.get_docstring(node) and len(node.body) > 1:
+            end = node.body[0].end_lineno or 0
+            yield (node.lineno - 1, end), (end, node.end_lineno or end)
+
+
+def of_file(name: str) -> Callable[[Path], list[Row]]:
+    """Reads a file of the shared data."""
+    return lambda shared: shuffled(read_rows(shared / "data" / name))
+
+
+SETS = {
+    "e2e": Set(
+        None,
+        DataSettings(prompt="{mr} ->", target=" {ref}"),
+        e2e_train,
+        e2e_test,
+        (*ALL, "in-context", "frozen"),
+        610_560,
+        60,
+    ),
+    "code": Set(
+        None,
+        DataSettings(prompt="{head}", target="{body}", max_length=160),
+        code,
+        None,
+        ("prefix", "lora", "adapter", "full", "in-context", "frozen"),
+        610_560,
+        60,
+        {"batch_size": 4},
+    ),
+    "sst2": Set(
+        "minilm-l6-v2",
+        DataSettings(task="classify"),
+        of_file("classification/sst2_train.jsonl"),
+        of_file("classification/sst2_test.jsonl"),
+        ("prefix", *LORAS, "adapter", "ia3", "p-tuning-v2", "full"),
+        147_456,
+        300,
+        {"batch_size": 16},
+    ),
+    "xquad": Set(
+        "minilm-l6-v2",
+        DataSettings(task="answer"),
+        of_file("qa/xquad_en.jsonl"),
+        None,
+        ("prefix", *LORAS, "adapter", "full"),
+        147_456,
+        100,
+    ),
+    "dialogsum": Set(
+        "flan-t5-small",
+        DataSettings(prompt="Summarise: {dialogue}", target="{summary}", max_length=384),
+        of_file("summarization/dialogsum_dev.jsonl"),
+        None,
+        ("prefix", *LORAS, "adapter", "full", "frozen"),
+        344_064,
+        60,
+    ),
+}
+
+
+def compared(name: str, arguments: argparse.Namespace, methods: tuple[str, ...]) -> Comparison:
+    """A set's comparison: what is missing of it is made."""
+    made = SETS[name]
+    folder = arguments.work / name
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / "runs.jsonl"
+    if not kept.is_symlink():
+        kept.unlink(missing_ok=True)
+        kept.symlink_to(RESULTS / f"methods-{name}.jsonl")
+    chosen = None if made.backbone is None else str(arguments.models / made.backbone)
+    backbone = foreword.load(*[chosen] if chosen else [], dtype="float32")
+    return compare(
+        backbone,
+        made.rows(arguments.shared),
+        made.settings,
+        Asked(methods, made.budget, steps=arguments.steps or made.steps, **made.more),
+        folder=folder,
+        test=None if made.test is None else made.test(arguments.shared),
+        command=f"python benchmarks/methods.py --sets {name}",
+        tell=lambda what: print(name, what, flush=True),
+    )
+
+
+def drop_costs(name: str) -> None:
+    """Forget the times and latencies of a set."""
+    file = RESULTS / f"methods-{name}.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["of"].get("what") not in ("costs", "time")]
+    file.write_text("".join(kept))
+
+
+def row_of(side: Side, metric: str) -> Row:
+    """A line of the table."""
+    if side.failed is not None:
+        return {"method": side.label, "failed": side.failed}
+
+    def spread(found: tuple[float, float] | None, form: str) -> str:
+        return "" if found is None else f"{form} ± {form}".format(*found)
+
+    text = side.forgot("text")
+    return {
+        "method": side.label,
+        "trained": f"{side.trained:,}",
+        "optimiser, rate": f"{side.optimizer} {side.rate:g}" if side.rate else "",
+        "NLL": spread(side.figure("nll"), "{:.3f}"),
+        metric: spread(side.figure(metric), "{:.3f}"),
+        "forgotten": "" if text is None else f"{text[0]:+.3f}",
+        "training, s": f"{side.seeds[0].seconds:.0f}" if side.trained else "",
+        "decode, 1 row": "" if side.latency is None else f"{side.latency.decode[1]:.2f}",
+    }
+
+
+def report(name: str, found: Comparison) -> None:
+    """Print a set's table, and write its page."""
+    print(f"\n## {name}, {found.steps} steps, {found.made}, {found.machine}\n")
+    print(table([row_of(side, found.metric.name) for side in found.sides]))
+    print(*found.verdict, sep="\n")
+    page = RESULTS / f"methods-{name}.html"
+    page.write_text(page_of(found), encoding="utf-8")
+
+
+def main() -> None:
+    """Run what is missing, and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shared", type=Path, default=SHARED)
+    parser.add_argument("--models", type=Path, default=Path("models"))
+    parser.add_argument("--sets", default=",".join(SETS))
+    parser.add_argument("--methods", help="only these of each set")
+    parser.add_argument("--steps", type=int, help="of each training, to try the benchmark")
+    parser.add_argument("--latency", action="store_true", help="measure times anew")
+    parser.add_argument("--table", action="store_true", help="print what is there")
+    parser.add_argument(
+        "--work", type=Path, default=Path(tempfile.gettempdir()) / "foreword-methods"
+    )
+    arguments = parser.parse_args()
+    logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    print(json.dumps(machine()))
+    for name in arguments.sets.split(","):
+        methods = SETS[name].methods
+        if arguments.methods:
+            wanted = arguments.methods.split(",")
+            methods = tuple(method for method in methods if method in wanted)
+        if arguments.latency:
+            drop_costs(name)
+        report(name, compared(name, arguments, methods))
+
+
+if __name__ == "__main__":
+    main()
