@@ -10,12 +10,14 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 import foreword
+from foreword.attention.checkpointing import CheckpointInEvaluation, CheckpointInFrame
 from foreword.errors import ForewordError, TrainingError
 from foreword.methods.layers import chosen_layers, last_layers, linear_layers
 from foreword.methods.registry import OWN
 from foreword.objectives.settings import DataSettings
 from foreword.train.fit import fit
 from foreword.train.settings import LoopSettings
+from tests.backbone.test_decoding import tiny_bart
 from tests.conftest import MEMORY, byte_tokenizer, tiny_model
 from tests.kinds.families import T5
 from tests.methods.by_hand import TEXT
@@ -132,6 +134,28 @@ def test_gradient_checkpointing_changes_nothing(tiny: Backbone, name: str) -> No
             [one["loss"] for one in fit(tiny, MEMORY, known.method, settings, loop).history]
         )
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("make", [t5, tiny_bart], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("name", ["prefix", "lora"])
+def test_checkpointed_layers_drop_nothing_out(make: Any, name: str) -> None:
+    """Their configurations say 0.1, and they drop numbers out by the sign by which they checkpoint."""
+    known, losses = OWN[name], []
+    for checkpointed in (False, True):
+        backbone = make()
+        loop = LoopSettings(
+            optimizer="adamw", lr=0.01, steps=2, gradient_checkpointing=checkpointed
+        )
+        settings = known.made(DataSettings(**TEXT))
+        fitted = fit(backbone, MEMORY, known.method, settings, loop)
+        losses.append([one["loss"] for one in fitted.history])
+        assert not any(module.training for module in backbone.model.modules())
+        assert not any(
+            isinstance(value, CheckpointInEvaluation | CheckpointInFrame)
+            for module in backbone.model.modules()
+            for value in vars(module).values()
+        )
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 def test_what_fails_in_the_middle_leaves_nothing(

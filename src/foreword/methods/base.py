@@ -16,7 +16,9 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from foreword.attention.checkpointing import CheckpointInEvaluation, without_evaluation
 from foreword.backbone import Backbone
 from foreword.data import Encoded
 from foreword.head import Head
@@ -105,9 +107,10 @@ class Learner(nn.Module, ABC, Generic[V]):
         self._hooks = {name: model.__dict__.get(name) for name in _HOOKS}
         enable = getattr(model, "activation_checkpointing_enable", None)
         (enable or model.gradient_checkpointing_enable)(*args, **kwargs)
-        for layer in model.modules():
-            if getattr(layer, "gradient_checkpointing", False):
-                layer.training = True
+        for layer in _checkpointed(model):
+            layer.training = True
+            function = layer._gradient_checkpointing_func
+            layer._gradient_checkpointing_func = CheckpointInEvaluation(layer, function)
 
     gradient_checkpointing_enable = activation_checkpointing_enable
 
@@ -116,6 +119,9 @@ class Learner(nn.Module, ABC, Generic[V]):
         model: Any = self.backbone.model
         disable = getattr(model, "activation_checkpointing_disable", None)
         (disable or model.gradient_checkpointing_disable)()
+        for layer in _checkpointed(model):
+            function = layer._gradient_checkpointing_func
+            layer._gradient_checkpointing_func = without_evaluation(function)
         self._remove_hooks(model)
         model.eval()
 
@@ -128,6 +134,13 @@ class Learner(nn.Module, ABC, Generic[V]):
             model.__dict__.pop(name, None)
             if self._hooks.get(name) is not None:
                 model.__dict__[name] = self._hooks[name]
+
+
+def _checkpointed(model: Any) -> list[Any]:
+    """The layers of a model that can be checkpointed; what holds them only looks whether they are."""
+    modules = list(model.modules())
+    layers = [module for module in modules if isinstance(module, GradientCheckpointingLayer)]
+    return layers or [each for each in modules if getattr(each, "gradient_checkpointing", False)]
 
 
 @dataclass(frozen=True)
