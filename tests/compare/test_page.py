@@ -113,6 +113,7 @@ def test_headings_come_in_order() -> None:
         "Results",
         "Quality, cost and learning",
         "Latency",
+        "What is said, and what was measured",
         "Search for the learning rate",
         "What was equal",
         "What could not be",
@@ -220,6 +221,24 @@ def test_one_seed_has_no_deviation() -> None:
     page = Page(page_of(CASES["one seed"]))
     assert "±" not in page.text
     assert "36.0" in page.results.texts[2]
+
+
+def test_what_is_said_stands_beside_what_was_measured() -> None:
+    html = page_of(EXAMPLE)
+    section = html[html.index("What is said, and what was measured") :]
+    rows = re.findall(r"<tr>(.*?)</tr>", section[: section.index("</table>")])[1:]
+    cells = [re.sub(r"<[^>]+>", "|", row).replace("||", "|").strip("|").split("|") for row in rows]
+    assert cells == [
+        [PREFIX.label, "0.1 to 3%", "0.137%", "5 to 15%", "5 to 8%", "4 to 6%"],
+        [LORA.label, "0.01 to 1%", "0.141%", "under 1%, merged", "0%", "0%"],
+    ]
+    assert "What is said" not in page_of(with_sides(FROZEN))
+
+
+def test_a_variant_of_a_method_is_said_the_same_of() -> None:
+    varied = replace(LORA, name="lora+targets=attention", merged=None)
+    (row,) = re.findall(r"under 1%, merged</td>(.*?)</tr>", page_of(with_sides(varied)))
+    assert row == f"<td>{DASH}</td><td>{DASH}</td>"
 
 
 def test_searches_say_what_was_chosen_and_what_is_doubtful() -> None:

@@ -43,6 +43,20 @@ def test_one_seed_has_no_spread_so_that_nothing_is_equal() -> None:
     assert verdict((prefix, lora), BLEU)[0].endswith("it is ahead with BLEU 40.1.")
 
 
+def test_where_the_figure_is_the_same_for_all_the_loss_decides() -> None:
+    def lost(side: Side, *losses: float) -> Side:
+        made = with_figures(side, *(0.0 for _ in losses))
+        seeds = tuple(
+            replace(seed, figures={**seed.figures, "nll": loss})
+            for seed, loss in zip(made.seeds, losses, strict=True)
+        )
+        return replace(made, seeds=seeds)
+
+    said = verdict((lost(PREFIX, 1.5, 1.6, 1.7), lost(LORA, 1.0, 1.1, 1.2)), BLEU)
+    assert said[0] == "BLEU is the same for all that was trained, so NLL decides."
+    assert said[1].startswith("Use LoRA, all linear layers, rank 2: it is ahead with NLL 1.100")
+
+
 def test_less_may_be_better() -> None:
     lora, prefix = with_figures(LORA, 40, 41, 42), with_figures(PREFIX, 35, 36, 37)
     lower = Metric("bleu", "error", higher=False)

@@ -384,6 +384,28 @@ def test_a_nan_loss_stops_with_the_last_good_prefix(
     assert equal(stopped.value.result.prefix, two), "the loss after two steps was the last finite"
 
 
+def test_what_is_too_large_to_copy_is_as_its_newest_checkpoint(
+    tiny: foreword.Backbone, rows: Rows, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whole models are not copied before each step; a loss that is nan leaves their checkpoint."""
+    real, calls = score, []
+
+    def failing(*args: object, **kwargs: object) -> object:
+        calls.append(1)
+        scores = real(*args, **kwargs)
+        if len(calls) == 4:
+            scores.nll_N.data[0] = math.nan
+        return scores
+
+    settings = changed(checkpoint_every=2)
+    two = foreword.train(tiny, rows, settings, callbacks=[StopAt(2)]).prefix
+    monkeypatch.setattr(trainer, "COPIED", 10)
+    monkeypatch.setattr(supervised, "score", failing)
+    with pytest.raises(foreword.TrainingStopped, match="nan at step 4") as stopped:
+        foreword.train(tiny, rows, settings, folder=tmp_path / "run")
+    assert equal(stopped.value.result.prefix, two)
+
+
 def test_a_loss_that_is_never_finite_keeps_the_start(tiny: foreword.Backbone, rows: Rows) -> None:
     settings = changed(lr=3e38, warmup=0.0)
     with pytest.raises(foreword.TrainingStopped, match="at step 3") as stopped:

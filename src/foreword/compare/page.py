@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from foreword.compare.bars import latency_plot
+from foreword.compare.claims import claims_table
 from foreword.compare.curves import curves_plot
 from foreword.compare.figures import NLL, NONE, count, percent, share, written
 from foreword.compare.markup import Markup, element, joined
@@ -32,6 +33,7 @@ def page_of(comparison: Comparison) -> str:
         _results(comparison),
         _plots(comparison),
         _latencies(comparison),
+        _claims(comparison),
         _searches(comparison),
         _fairness(comparison),
         _commands(comparison),
@@ -198,6 +200,23 @@ def _latencies(comparison: Comparison) -> Markup:
         "Latency",
         element("p", note, class_="soft"),
         element("div", *figures, class_="plots"),
+    )
+
+
+def _claims(comparison: Comparison) -> Markup:
+    """What is commonly said of methods, and what was measured."""
+    table = claims_table(comparison)
+    if table is None:
+        return joined()
+    note = (
+        "The ranges that overviews repeat, beside the figures of this comparison: of prompts and of "
+        "decoding the least and the most over the numbers of rows."
+    )
+    scrolled = element(
+        "div", table, class_="scroll", role="region", aria_label="What is said", tabindex="0"
+    )
+    return _section(
+        "What is said, and what was measured", element("p", note, class_="soft"), scrolled
     )
 
 

@@ -266,10 +266,20 @@ class _Comparing:
             steps = int(min(longest, max(FEWEST, (wanted - fixed) / a_step))) if each else FEWEST
         return Plan(steps, trainings, fixed + steps * a_step, wanted)
 
+    @property
+    def _where(self) -> dict[str, Any]:
+        """What times depend on beside what is timed: rows, backbone and machine."""
+        return {
+            "data": self.split.digest,
+            "backbone": self.backbone.fingerprint,
+            "dtype": str(self.backbone.dtype),
+            "machine": machine(self.backbone),
+        }
+
     def _seconds_of_a_step(self, name: str) -> float | None:
         """The time of a training step; None for a method that cannot take one, which is failed."""
         run = {"what": "time", "method": name, "settings": self.sized[name][0].as_json()}
-        run |= {"data": self.split.digest, "batch": self.asked.batch_size}
+        run |= {"batch": self.asked.batch_size, **self._where}
         known = self.runs.find(run)
         if known is not None:
             return float(known["seconds"])
@@ -289,7 +299,7 @@ class _Comparing:
 
     def _seconds_to_measure(self) -> tuple[float, float]:
         """Times of held-out rows and of test rows, under the frozen model."""
-        run = {"what": "measuring", "data": self.split.digest, "of": self.settings.as_json()}
+        run = {"what": "measuring", "of": self.settings.as_json(), **self._where}
         known = self.runs.find(run)
         if known is None:
             self.tell("measuring, timed")

@@ -1,6 +1,7 @@
 """What the figures recommend, by a rule that can be read.
 
-1. Of all that is trained the best mean of the deciding figure on test rows leads.
+1. Of all that is trained the best mean of the deciding figure on test rows leads. Where that figure is
+   the same for all, as a BLEU of 0 is, the NLL decides.
 2. Whatever lies within the larger of both standard deviations over seeds is as good. Without a spread,
    as of one seed, nothing is.
 3. Of those that are as good the one that costs least is recommended: one that serves many tasks in one
@@ -11,6 +12,9 @@
 from __future__ import annotations
 
 from foreword.compare.result import Metric, Side
+
+BY_LOSS = Metric("nll", "NLL", higher=False, form="{:.3f}")
+"""What decides where the task's own figure cannot."""
 
 
 def verdict(sides: tuple[Side, ...], metric: Metric) -> tuple[str, ...]:
@@ -24,6 +28,9 @@ def verdict(sides: tuple[Side, ...], metric: Metric) -> tuple[str, ...]:
     trained = [side for side in able if side.trained]
     failed = [side for side in sides if side.failed is not None]
     said = []
+    if len(trained) > 1 and len({side.figure(metric.name) for side in trained}) == 1:
+        said.append(f"{metric.label} is the same for all that was trained, so NLL decides.")
+        metric = BY_LOSS
     if not trained:
         said.append("No method was trained to an end, so none is recommended.")
     else:

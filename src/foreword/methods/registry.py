@@ -73,7 +73,9 @@ class Known:
             TrainingError: It has no such setting.
         """
         self._check(fields)
-        said = [f"{name}={value}" for name, value in fields.items() if f"{{{name}}}" not in self.label]
+        said = [
+            f"{name}={value}" for name, value in fields.items() if f"{{{name}}}" not in self.label
+        ]
         more = "".join(f", {words}" for words in said).replace("{", "{{").replace("}", "}}")
         return replace(
             self,

@@ -23,7 +23,7 @@ from foreword.data.grouping import GroupedByLength
 from foreword.errors import StoreError, TrainingError, first_line
 from foreword.files import refused
 from foreword.methods.base import Learner
-from foreword.train.checkpoint import IDENTITY, keep_newest, publish
+from foreword.train.checkpoint import IDENTITY, keep_newest, newest, publish
 from foreword.train.ranks import Ranks
 from foreword.train.settings import LoopSettings
 from foreword.train.shares import BLANK, FilledUp, batches
@@ -36,6 +36,8 @@ ASIDE = ".aside"
 """Folder that a checkpoint is written in before it appears."""
 
 
+COPIED = 2**26
+"""Numbers of which a copy is taken before every step: whole models take too long."""
 NEXT_TO_NOTHING = 2**16
 """Bytes left on a disk that is full: too few for what torch writes at once."""
 REMEDY = "train again with a lower learning rate (--lr) or in float32 (--dtype float32)"
@@ -145,7 +147,7 @@ class LearnerTrainer(Trainer):  # type: ignore[misc]
             raise NotFinite(
                 f"the loss became {_figure(loss)} at step {self.state.global_step + 1}; {REMEDY}"
             )
-        if model.training:
+        if model.training and self.last_good:
             self.last_good = _copies(self.learner)
         return (loss, output) if return_outputs else loss
 
@@ -198,9 +200,15 @@ class LearnerTrainer(Trainer):  # type: ignore[misc]
         return [entry["eval_loss"] for entry in log if "eval_loss" in entry]
 
     def restore_last_good(self) -> None:
-        """Give the parameters the values that they had when the loss was last finite."""
+        """Give the parameters the values that they had when the loss was last finite.
+
+        Of whole models no copy is taken; they are as the newest checkpoint has them, if there is one.
+        """
+        checkpoint = newest(self.folder)
+        if not self.last_good and checkpoint is not None:
+            self._load_from_checkpoint(str(checkpoint))
         with torch.no_grad():
-            for parameter, good in zip(self.learner.parameters(), self.last_good, strict=True):
+            for parameter, good in zip(self.learner.parameters(), self.last_good, strict=False):
                 parameter.copy_(good)
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -281,7 +289,9 @@ def _figure(loss: Tensor) -> str:
 
 
 def _copies(module: nn.Module) -> list[Tensor]:
-    """The parameters as they are now."""
+    """The parameters as they are now; nothing of more than `COPIED` numbers."""
+    if sum(parameter.numel() for parameter in module.parameters()) > COPIED:
+        return []
     return [parameter.detach().clone() for parameter in module.parameters()]
 
 
