@@ -251,19 +251,23 @@ def report(name: str, found: Comparison) -> None:
     page.write_text(page_of(found), encoding="utf-8")
 
 
-def main() -> None:
-    """Run what is missing, and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def common_options(parser: argparse.ArgumentParser) -> None:
+    """Where things are."""
     parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--models", type=Path, default=Path("models"))
-    parser.add_argument("--sets", default=",".join(SETS))
-    parser.add_argument("--methods", help="only these of each set")
     parser.add_argument("--steps", type=int, help="of each training, to try the benchmark")
-    parser.add_argument("--latency", action="store_true", help="measure times anew")
-    parser.add_argument("--table", action="store_true", help="print what is there")
     parser.add_argument(
         "--work", type=Path, default=Path(tempfile.gettempdir()) / "foreword-methods"
     )
+
+
+def main() -> None:
+    """Run what is missing, and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    common_options(parser)
+    parser.add_argument("--sets", default=",".join(SETS))
+    parser.add_argument("--methods", help="only these of each set")
+    parser.add_argument("--latency", action="store_true", help="measure times anew")
     arguments = parser.parse_args()
     logging.set_verbosity_error()
     torch.set_num_threads(1)

@@ -259,7 +259,7 @@ def peft_library() -> Any:
         import peft.mapping
     except ImportError as error:
         raise TrainingError(
-            "this method needs the package peft; run: pip install 'foreword[peft]'"
+            "this method needs the package peft; run: pip install 'foreword[compare]'"
         ) from error
     return peft
 
