@@ -5,8 +5,12 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import random
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +18,7 @@ import foreword
 from foreword.errors import DataError, MismatchError, UnsupportedModel
 from foreword.evaluate.harness import Tasks, evaluate_tasks, tasks_named
 from foreword.evaluate.harness.quiet import hushed, seeded
+from foreword.evaluate.scores import scores_of
 from tests.conftest import byte_tokenizer
 from tests.evaluate.harness.written import CHOICE, PAGE, ROWS, WRITE, written
 
@@ -199,10 +204,6 @@ def test_an_encoder_is_refused() -> None:
 
 
 def test_seeds_are_given_back() -> None:
-    import random
-
-    import numpy as np
-
     def drawn() -> tuple[float, float, float]:
         return random.random(), float(np.random.rand()), float(torch.rand(1))
 
@@ -213,3 +214,20 @@ def test_seeds_are_given_back() -> None:
     assert torch.equal(torch.random.get_rng_state(), states[2])
     with seeded(0, 1234, torch.device("cpu")):
         assert drawn() == first
+
+
+def test_what_documents_hold_is_plain_in_json(tiny: foreword.Backbone, tmp_path: Path) -> None:
+    prefix = tiny.capture(TEXT)
+    path = str(written(tmp_path, "one", CHOICE))
+    found = evaluate_tasks(tiny, prefix, path, base=False, limit=1)
+    documents = {"one": [{"at": date(2026, 1, 2), "kinds": {3}, "mean": np.float32(0.5)}]}
+    kept = replace(found, prefix=replace(found.prefix, samples=documents)).as_json()
+    assert kept["prefix"]["samples"]["one"] == [{"at": "2026-01-02", "kinds": [3], "mean": 0.5}]
+    with pytest.raises(DataError, match="of tasks of lm-eval, and a card shows those of a set"):
+        scores_of(kept, prefix)
+
+
+def test_a_prefix_may_leave_no_room(tiny: foreword.Backbone) -> None:
+    nothing = Tasks("none", {"tasks": {}, "groups": {}})
+    with pytest.raises(DataError, match="the prefix leaves 1 tokens of the context"):
+        evaluate_tasks(tiny, tiny.capture("x" * 255), nothing)

@@ -111,6 +111,14 @@ def test_a_task_that_runs_code_is_refused(tmp_path: Path) -> None:
         tasks_named(str(path))
 
 
+def test_a_task_of_more_than_text_is_refused(few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lm_eval.api.task import ConfigurableTask
+
+    monkeypatch.setattr(ConfigurableTask, "MULTIMODAL", True, raising=False)
+    with pytest.raises(DataError, match="the task 'known' is not of text alone"):
+        tasks_named("known")
+
+
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(DataError, match=r"run: pip install 'foreword\[lm-eval\]'"):

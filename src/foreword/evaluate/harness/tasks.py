@@ -55,8 +55,9 @@ def tasks_named(spec: str) -> Tasks:
     """The tasks that words with commas between stand for.
 
     A word is a YAML file, a folder of such files, or the name of a task, a group or a tag that lm-eval
-    brings; ``*`` in a name stands for anything. Data are taken from this machine where they are, and
-    else from the Hub, if it answers and offline mode (``HF_HUB_OFFLINE``) is off.
+    brings; ``*`` in a name stands for anything, and a file or folder of the name comes first. Data are
+    taken from this machine where they are, and else from the Hub, if it answers and offline mode
+    (``HF_HUB_OFFLINE``) is off.
 
     Args:
         spec: The words.
