@@ -13,7 +13,7 @@ import foreword
 from foreword.cli.options import BackboneOptions, load
 from foreword.data import read_rows
 from foreword.errors import BackboneError, DataError
-from foreword.reach import check_path, is_out_of_reach, out_of_reach
+from foreword.reach import answers, check_path, is_out_of_reach, out_of_reach
 
 NOWHERE = "http://127.0.0.1:9"
 """Nobody listens there."""
@@ -112,3 +112,4 @@ def test_offline_mode_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub, "get_session", pytest.fail)
     assert not out_of_reach()
+    assert not answers()

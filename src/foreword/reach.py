@@ -48,6 +48,13 @@ def out_of_reach() -> bool:
     return False
 
 
+def answers() -> bool:
+    """Whether the Hub answers; in offline mode it is not asked."""
+    from huggingface_hub import constants
+
+    return not constants.is_offline_mode() and not out_of_reach()
+
+
 def is_out_of_reach(model: str, revision: str | None = None) -> bool:
     """Whether a model by its name on the Hub can be had from neither the Hub nor its cache."""
     from huggingface_hub import try_to_load_from_cache

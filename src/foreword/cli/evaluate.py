@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -12,10 +12,12 @@ from rich.table import Table
 
 from foreword.cli.composing import Composing, loaded, outlines_of
 from foreword.cli.console import note, say, show, table, visible
+from foreword.cli.harness import evaluate_on_tasks
 from foreword.cli.inputs import rows_from, templates_in
 from foreword.cli.options import BackboneOptions, StoreOptions
 from foreword.cli.progress import parts
 from foreword.data.template import Task
+from foreword.errors import DataError
 from foreword.options import GenerateOptions
 
 if TYPE_CHECKING:
@@ -31,6 +33,10 @@ MOST_COLUMNS = 12
 class EvaluateArguments:
     """What to evaluate on, and how to show it."""
 
+    lm_eval: str | None = None
+    """Tasks of lm-eval in the place of DATA, with commas between: names that it knows, or YAML files and
+    folders of them (the extra "lm-eval")."""
+
     as_json: Annotated[bool, Parameter(name="--json")] = False
     """Print everything as JSON, outputs and references included."""
 
@@ -38,7 +44,7 @@ class EvaluateArguments:
     """Evaluate the frozen model beside the prefix."""
 
     limit: int | None = None
-    """Only the first so many distinct inputs."""
+    """Only the first so many distinct inputs; of --lm-eval the first documents of each task."""
 
     scored_references: int | None = None
     """References of each input whose NLL is taken, the first ones; all by default."""
@@ -64,10 +70,32 @@ class EvaluateArguments:
             return None
         return Task(self.prompt, self.target)
 
+    def check_for_tasks(self, data: str | None, options: GenerateOptions) -> None:
+        """Check that nothing was given beside --lm-eval that a task brings itself.
+
+        Raises:
+            DataError: Something was.
+        """
+        ours = ("prompt", "target", "scored_references")
+        given = [name for name in ours if getattr(self, name) is not None]
+        given += [
+            field.name
+            for field in fields(options)
+            if field.name != "batch_size" and getattr(options, field.name) != field.default
+        ]
+        names = [f"--{name.replace('_', '-')}" for name in given]
+        if data is not None:
+            names.insert(0, f"DATA ({data})")
+        if names:
+            raise DataError(
+                "a task of lm-eval (--lm-eval) brings its rows, its prompts and how texts are "
+                f"generated; leave out {', '.join(names)}"
+            )
+
 
 def evaluate(
     name: str,
-    data: str,
+    data: str | None = None,
     /,
     *,
     arguments: EvaluateArguments = EvaluateArguments(),
@@ -88,8 +116,28 @@ def evaluate(
     name
         Name of the prefix in the store, or an expression of several, such as `"0.7*formal - toxic"`.
     data
-        Rows, as in training.
+        Rows, as in training; or leave it out, with --lm-eval.
     """
+    if arguments.lm_eval is not None:
+        arguments.check_for_tasks(data, options)
+        composing.check(name)
+        evaluate_on_tasks(
+            name,
+            arguments.lm_eval,
+            composing,
+            backbone,
+            store.open(),
+            base=arguments.base,
+            limit=arguments.limit,
+            batch_size=options.batch_size,
+            strict=arguments.strict,
+            as_json=arguments.as_json,
+        )
+        return
+    if data is None:
+        raise DataError(
+            "there is nothing to evaluate on; give DATA, a file of rows, or --lm-eval TASK"
+        )
     task = arguments.task
     composing.check(name)
     place = store.open()

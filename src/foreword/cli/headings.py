@@ -52,7 +52,8 @@ _GENERATE: Headings = {
 }
 
 _EVALUATE: Headings = {
-    "Scoring and output": "--prompt --target --limit --scored-references --base --json --strict",
+    "Scoring and output": "--lm-eval --prompt --target --limit --scored-references --base --json "
+    "--strict",
     "Strength and composition": _COMPOSING,
     "Generation": _GENERATION,
     **_BACKBONE,

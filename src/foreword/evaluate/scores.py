@@ -48,6 +48,11 @@ def scores_of(found: Any, prefix: Prefix) -> Scores:
         raise DataError(
             "the metrics are not a JSON object; give what `foreword evaluate NAME DATA --json` prints"
         )
+    if "lm_eval" in found:
+        raise DataError(
+            "the metrics are of tasks of lm-eval, and a card shows those of a set; give what "
+            "`foreword evaluate NAME DATA --json` prints"
+        )
     digest = found.get("digest")
     if digest != prefix.digest:
         named = f"prefix {digest[:12]!r}" if isinstance(digest, str) and digest else "no prefix"
