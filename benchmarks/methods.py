@@ -10,8 +10,8 @@ of these can run beside each other, each with some of the --methods.
 - e2e: E2E (Novikova et al., 2017), two references an input; 60 steps of 8 rows.
 - code: the bodies of the functions of the package rich (MIT), after their head and docstring.
 - sst2, xquad: sentences and questions for the encoder; dialogsum: summaries by the encoder-decoder.
-- e2e 50, e2e 200, e2e all: the same as e2e with fewer training rows, or one pass over all of them, at
-  the rates that e2e chose, with --curve.
+With --curve, e2e is also trained on 50 and on 200 rows, and with one pass over all of them, at the rates
+that it chose: the first 480 are those of the table.
 
 Finished runs are kept in benchmarks/results/methods-SET.jsonl and not repeated. Times and latencies that
 were measured beside other runs say little: --latency drops those that are kept and measures them anew,
@@ -26,7 +26,8 @@ import importlib.util
 import json
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ import foreword
 from foreword.compare.page import page_of
 from foreword.compare.plan import Asked
 from foreword.compare.result import Comparison, Side
-from foreword.compare.run import compare
+from foreword.compare.run import compare, compare_one
 from foreword.objectives.settings import DataSettings
 
 RESULTS = Path(__file__).parent / "results"
@@ -209,8 +210,54 @@ def compared(name: str, arguments: argparse.Namespace, methods: tuple[str, ...])
         folder=folder,
         test=None if made.test is None else made.test(arguments.shared),
         command=f"python benchmarks/methods.py --sets {name}",
-        tell=lambda what: print(name, what, flush=True),
+        tell=partial(say, name),
     )
+
+
+def say(of: str, what: str) -> None:
+    """Tell of a run before it begins."""
+    print(of, what, flush=True)
+
+
+CURVE = {50: 60, 200: 60, None: 123}
+"""By rows to train on the steps of a training, as many as on 480 rows; None: one pass over all."""
+
+CURVED = ("prefix", "lora", "full")
+"""What is trained on fewer rows; the LoRA that e2e finds best takes the place of lora."""
+
+
+def curve(found: Comparison, arguments: argparse.Namespace) -> None:
+    """Print NLL and BLEU of E2E by the rows to train on."""
+    made = SETS["e2e"]
+    loras = [side for side in found.sides if side.name.startswith("lora") and side.seeds]
+    best = min(loras, key=lambda side: (side.figure("nll") or (float("inf"),))[0])
+    sides = [best if side.name == "lora" else side for side in found.sides if side.name in CURVED]
+    rows = []
+    for count, steps in CURVE.items():
+        asked = Asked(("in-context",), made.budget, steps=steps, rows=count)
+        given = made.rows(arguments.shared), made.settings, asked
+        for side in sides:
+            seeds = [
+                compare_one(
+                    foreword.load(dtype="float32"),
+                    *given,
+                    f"{side.name} {side.optimizer} {side.rate:g} seed {seed.seed}",
+                    folder=arguments.work / "e2e",
+                    test=e2e_test(arguments.shared),
+                    tell=partial(say, f"e2e, {count or 'all'} rows:"),
+                )
+                for seed in side.seeds
+            ]
+            row = row_of(replace(side, seeds=tuple(seeds)), "bleu")
+            rows.append({"rows": count or "all", **row})
+        shown = compare(
+            foreword.load(dtype="float32"),
+            *given,
+            folder=arguments.work / "e2e",
+            test=e2e_test(arguments.shared),
+        )
+        rows.append({"rows": count or "all", **row_of(shown.sides[0], "bleu")})
+    print(table(rows))
 
 
 def drop_costs(name: str) -> None:
@@ -267,6 +314,7 @@ def main() -> None:
     common_options(parser)
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--methods", help="only these of each set")
+    parser.add_argument("--curve", action="store_true", help="train on fewer rows, too")
     parser.add_argument("--latency", action="store_true", help="measure times anew")
     arguments = parser.parse_args()
     logging.set_verbosity_error()
@@ -279,7 +327,10 @@ def main() -> None:
             methods = tuple(method for method in methods if method in wanted)
         if arguments.latency:
             drop_costs(name)
-        report(name, compared(name, arguments, methods))
+        found = compared(name, arguments, methods)
+        report(name, found)
+        if arguments.curve and name == "e2e":
+            curve(found, arguments)
 
 
 if __name__ == "__main__":

@@ -247,6 +247,8 @@ def test_time_decides_the_steps(tmp_path: Path) -> None:
         ({"minutes": 0.0}, "minutes must be above 0"),
         ({"seeds": 0}, "seeds must be"),
         ({"budget": 0}, "budget must be"),
+        ({"rows": 0}, "rows must be"),
+        ({"methods": ("frozen+length=3",)}, "there is no method 'frozen\\+length=3'"),
     ],
 )
 def test_what_is_asked_is_checked(fields: dict[str, Any], said: str) -> None:

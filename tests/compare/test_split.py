@@ -44,6 +44,12 @@ def test_rows_to_test_on_are_taken_as_they_are() -> None:
     assert (len(inputs(made.train)), len(inputs(made.held))) == (90, 10)
 
 
+def test_fewer_rows_to_train_on_leave_the_others_as_they_are() -> None:
+    whole, part = split(ROWS, TEXT), split(ROWS, TEXT, most=50)
+    assert part.train == whole.train[:50]
+    assert (part.held, part.test) == (whole.held, whole.test)
+
+
 def test_labelled_rows_are_inputs_each() -> None:
     rows = [{"text": f"{number}", "label": "ab"[number % 2]} for number in range(40)]
     made = split(rows, DataSettings(task="classify", prompt="{text}", target="{label}"))

@@ -55,6 +55,9 @@ class CompareArguments:
     seeds: int = 3
     """Trainings that count for each method, at its best rate."""
 
+    rows: int | None = None
+    """Rows to train on at most; what is held out and tested on stays the same."""
+
     batch_size: int = 8
     """Rows of a step."""
 
@@ -84,6 +87,7 @@ class CompareArguments:
             minutes=self.minutes,
             steps=self.steps,
             seeds=self.seeds,
+            rows=self.rows,
             batch_size=self.batch_size,
             max_new_tokens=self.max_new_tokens,
         )

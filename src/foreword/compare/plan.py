@@ -63,6 +63,7 @@ class Asked:
         minutes: Time that all of it may take, which decides the steps.
         steps: Steps of each training, instead.
         seeds: Trainings that count for each method.
+        rows: Rows to train on at most, as for a curve over amounts of data.
         batch_size: Rows of a step.
         max_new_tokens: Longest text that is written.
 
@@ -75,11 +76,12 @@ class Asked:
     minutes: float = MINUTES
     steps: int | None = None
     seeds: int = 3
+    rows: int | None = None
     batch_size: int = 8
     max_new_tokens: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("budget", "steps", "seeds", "batch_size", "max_new_tokens"):
+        for name in ("budget", "steps", "seeds", "rows", "batch_size", "max_new_tokens"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name), TrainingError)
         if not 0 < self.minutes < float("inf"):

@@ -158,7 +158,8 @@ class _Comparing:
         rows = rows_of(data)
         self.settings = for_task(backbone, settings, rows)
         tested = None if test is None else spread(rows_of(test), self.settings)
-        self.split: Split = split(spread(rows, self.settings), self.settings, tested)
+        every = spread(rows, self.settings)
+        self.split: Split = split(every, self.settings, tested, asked.rows)
         self.name = dataset_of(name_of(data))
         self.runs = Runs(folder / "runs.jsonl")
         self.headed = self.settings.task in HEAD_TASKS

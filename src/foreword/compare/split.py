@@ -49,6 +49,7 @@ def split(
     rows: Sequence[Mapping[str, Any]],
     settings: DataSettings,
     test: Sequence[Mapping[str, Any]] | None = None,
+    most: int | None = None,
 ) -> Split:
     """Rows shuffled and split by their input, so that references of one input stay together.
 
@@ -56,6 +57,7 @@ def split(
         rows: The rows.
         settings: With the task decided; its templates say what an input is.
         test: Rows to test on, if they are given; then none are taken from the others.
+        most: Rows to train on at most; what is held out stays the same.
 
     Raises:
         DataError: There are too few inputs.
@@ -75,7 +77,7 @@ def split(
     held = [row for name in inputs[:aside] for row in groups[name]]
     own = [row for name in inputs[aside:taken] for row in groups[name]]
     train = [row for name in inputs[taken:] for row in groups[name]]
-    return Split(train, held, list(own if test is None else test))
+    return Split(train[:most], held, list(own if test is None else test))
 
 
 def _input(row: Mapping[str, Any], settings: DataSettings) -> str:

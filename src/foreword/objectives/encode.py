@@ -108,16 +108,24 @@ def _labelled(
 
 
 def room(backbone: Backbone, settings: DataSettings, length: int) -> Room:
-    """Room for text beside a prefix of a length.
+    """Room for text behind virtual tokens, of which there may be none.
 
     Raises:
         DataError: There is none.
     """
     free = Room(backbone.context - length, settings.max_length)
     if free.limit < 2:
+        context = f"the backbone's {backbone.context} tokens"
+        if settings.max_length is not None and settings.max_length < 2:
+            raise DataError(
+                f"max_length={settings.max_length} has no room for an input and a target"
+            )
+        if length == 0:
+            raise DataError(
+                f"{context} have no room for an input and a target; use another backbone"
+            )
         raise DataError(
-            f"a prefix of {length} leaves {free.limit} of the backbone's {backbone.context} tokens for "
-            "text; use a shorter one"
+            f"a prefix of {length} leaves {free.limit} of {context} for text; use a shorter one"
         )
     return free
 

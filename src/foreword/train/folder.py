@@ -38,7 +38,7 @@ _ONCE = {"group_by_length": False}
 
 _DIGESTS = {
     "data": "rows",
-    "start": "start of the prefix (or another backbone)",
+    "start": "start (or another backbone)",
     "evaluation": "evaluation rows",
 }
 
@@ -99,7 +99,7 @@ def prepare(folder: Path, run: Mapping[str, Any], numbers: int, *, resume: bool)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise StoreError(
-            f"{folder} has {free} bytes free; checkpoints of this prefix need {needed}. Free some "
+            f"{folder} has {free} bytes free; checkpoints of this training need {needed}. Free some "
             "space or choose another folder"
         )
     return Prepared(checkpoint.newest(folder) if resume else None, identity)
