@@ -45,6 +45,9 @@ from foreword.objectives.base import Batch, Objective
 from foreword.objectives.encode import InFront
 from foreword.prefix import Prefix, rms
 
+UNIT = 0.1
+"""Of the size of what a module gives the part that 1 stands for: with all of it training diverges."""
+
 QUERIES = [name for name in QUERY_AND_VALUE if "v" not in name]
 
 
@@ -257,7 +260,7 @@ class BesideStart(Start[BesideSettings, Pair]):
 
 @torch.no_grad()
 def measured(backbone: Backbone, rows: Sequence[Encoded]) -> dict[str, float]:
-    """By module the size of what it gives, and under "NAME before" of what goes into it."""
+    """By module a part of the size of what it gives, and under "NAME before" of what goes into it."""
     found: dict[str, float] = {}
     batch = Collator(padding_of(backbone.tokenizer, backbone.vocabulary))(rows[:16])
     names = {name: mask for name, mask in batch.items() if name in ("input_ids", "attention_mask")}
@@ -265,8 +268,8 @@ def measured(backbone: Backbone, rows: Sequence[Encoded]) -> dict[str, float]:
         for layer in chain(*last_layers(backbone)):
 
             def seen(m: nn.Module, args: Any, output: Tensor, name: str = layer.name) -> None:
-                found[name] = rms(output)
-                found[f"{name} before"] = rms(args[0])
+                found[name] = UNIT * rms(output)
+                found[f"{name} before"] = UNIT * rms(args[0])
 
             handle = backbone.model.get_submodule(layer.name).register_forward_hook(seen)
             stack.callback(handle.remove)
