@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 import os
-import platform
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 import foreword
+from foreword.compare.costs import processor
 
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -28,22 +28,11 @@ def machine() -> dict[str, Any]:
     """Date, processor, threads and versions, for the head of every report."""
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         **{name: version(name) for name in ("torch", "transformers", "peft")},
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    name = {key.strip(): value.strip() for key, value in fields.items()}
-    bf16 = " with AVX512-BF16" if "avx512_bf16" in name.get("flags", "") else ""
-    return name.get("model name", platform.machine()) + bf16
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

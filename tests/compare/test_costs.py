@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,3 +66,9 @@ def test_memory_of_many_tasks() -> None:
     weights = backbone.weight_bytes
     assert memory(backbone, 1000) == weights + 100 * 1000 * 4
     assert memory(backbone, None) == 100 * weights
+
+
+def test_a_processor_is_named_with_the_instructions_that_matter(tiny: foreword.Backbone) -> None:
+    able = torch.backends.cpu.get_cpu_capability()
+    assert re.fullmatch(rf".+ \(({re.escape(able)}|AVX512-BF16)\)", costs.processor())
+    assert costs.machine(tiny).startswith(f"{costs.processor()}, ")

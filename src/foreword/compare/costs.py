@@ -208,4 +208,19 @@ def machine(backbone: Backbone) -> str:
     """What figures are measured on."""
     if backbone.device.type == "cuda":
         return torch.cuda.get_device_name(backbone.device)
-    return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    cores, threads = os.cpu_count(), torch.get_num_threads()
+    return f"{processor()}, {cores} cores, {threads} thread{'s' * (threads > 1)}"
+
+
+def processor() -> str:
+    """The processor by name, and which of its vector instructions matter: those of bfloat16, if any."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    said = {key.strip(): value.strip() for key, _, value in (one.partition(":") for one in lines)}
+    name = said.get("model name") or platform.processor() or platform.machine()
+    able = torch.backends.cpu.get_cpu_capability()
+    if "avx512_bf16" in said.get("flags", "").split():
+        able = "AVX512-BF16"
+    return f"{name} ({able})"
