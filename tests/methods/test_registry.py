@@ -136,13 +136,14 @@ def test_a_word_may_have_settings_of_the_method(tiny: Backbone) -> None:
     known = known_method("lora+targets=attention+rslora=true")
     settings, trained = within("x", known, tiny, known.made(DATA), MEMORY, 3000)
     assert (settings.targets, settings.rslora) == ("attention", True)
-    assert settings.rank > 1 and trained <= 3000
+    assert settings.rank > 1
+    assert trained <= 3000
     assert known.named(settings) == f"LoRA, attention, rank {settings.rank}, rslora=True"
     fixed = known_method("prefix+length=2")
     settings, trained = within("x", fixed, tiny, fixed.made(DATA), MEMORY, 3000)
     assert settings.length == 2
+    too_long = known_method("prefix+length=64")
     with pytest.raises(TrainingError, match=r"trains here is 9,216 numbers, more than the budget"):
-        too_long = known_method("prefix+length=64")
         within("prefix+length=64", too_long, tiny, too_long.made(DATA), MEMORY, 3000)
 
 
@@ -162,7 +163,10 @@ def test_words_with_settings_that_are_none_are_refused(word: str, said: str) -> 
 
 @pytest.mark.parametrize(
     ("word", "said"),
-    [("lora+rank=two", "rank must be a whole number"), ("lora+targets=all", "targets must be one of")],
+    [
+        ("lora+rank=two", "rank must be a whole number"),
+        ("lora+targets=all", "targets must be one of"),
+    ],
 )
 def test_values_of_such_settings_are_checked(word: str, said: str) -> None:
     with pytest.raises(TrainingError, match=said):

@@ -360,7 +360,7 @@ class _Comparing:
             label=label,
             trained=trained,
             settings=settings.as_json(),
-            traits=known.traits,
+            traits=known.traits_for(self.backbone),
             optimizer=chosen.optimizer,
             rate=chosen.rate,
             interior=chosen.interior,
@@ -423,9 +423,10 @@ class _Comparing:
 
 def served(name: str, value: Any) -> int | None:
     """Numbers of one task in a server's memory; None of a whole model."""
-    held = getattr(value, "prefix", value)
     if name == "full":
         return None
+    prefix = getattr(value, "prefix", None)
+    held = value if prefix is None else prefix
     return int(held.parameters if isinstance(held, Prefix) else held.numbers)
 
 
