@@ -58,6 +58,7 @@ class Learner(nn.Module, ABC, Generic[V]):
         self.seen_rows = 0
         self.seen_tokens = 0
         self._hooks: dict[str, Any] = {}
+        self._dropout: list[tuple[nn.Module, str, float]] = []
 
     @property
     def backbone(self) -> Backbone:
@@ -100,7 +101,11 @@ class Learner(nn.Module, ABC, Generic[V]):
         return {"loss": loss, "targets": torch.tensor(targets)}
 
     def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """Checkpoint the backbone's layers; their dropout stays off, as in evaluation mode."""
+        """Checkpoint the backbone's layers; their dropout stays off, as in evaluation mode.
+
+        Layers are checkpointed in training mode only. Their modules of dropout stay in evaluation mode;
+        what they drop by a number of their own (BART, T5), or leave out (layerdrop), is put to zero.
+        """
         model = self.backbone.model
         self._hooks = {name: model.__dict__.get(name) for name in _HOOKS}
         enable = getattr(model, "activation_checkpointing_enable", None)
@@ -108,6 +113,10 @@ class Learner(nn.Module, ABC, Generic[V]):
         for layer in model.modules():
             if getattr(layer, "gradient_checkpointing", False):
                 layer.training = True
+                own = [(name, of) for name, of in vars(layer).items() if "drop" in name]
+                self._dropout += [(layer, name, of) for name, of in own if isinstance(of, float)]
+        for layer, name, _ in self._dropout:
+            setattr(layer, name, 0.0)
 
     gradient_checkpointing_enable = activation_checkpointing_enable
 
@@ -117,6 +126,9 @@ class Learner(nn.Module, ABC, Generic[V]):
         disable = getattr(model, "activation_checkpointing_disable", None)
         (disable or model.gradient_checkpointing_disable)()
         self._remove_hooks(model)
+        for layer, name, of in self._dropout:
+            setattr(layer, name, of)
+        self._dropout.clear()
         model.eval()
 
     def _remove_hooks(self, model: Any) -> None:
