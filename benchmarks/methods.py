@@ -113,7 +113,8 @@ def few_of(rows: list[Row], column: str, most: int) -> list[Row]:
 def code(shared: Path) -> list[Row]:
     """Functions of the installed package rich with a docstring: what stands before the body, and it."""
     spec = importlib.util.find_spec("rich")
-    assert spec is not None and spec.submodule_search_locations
+    assert spec is not None
+    assert spec.submodule_search_locations
     folder = Path(spec.submodule_search_locations[0])
     rows = []
     for file in sorted(folder.glob("*.py")):

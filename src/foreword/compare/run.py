@@ -127,7 +127,9 @@ def compare_one(
             "one run needs its number of steps; give steps, as the report says them"
         )
     steps = asked.steps
-    if found["method"] not in asked.methods:  # else the others are sized, too: they decide the budget
+    if (
+        found["method"] not in asked.methods
+    ):  # else the others are sized, too: they decide the budget
         asked = replace(asked, methods=(found["method"],))
     comparing = _Comparing(backbone, data, settings, asked, folder, test, "", tell)
     if found["method"] in comparing.failed:
