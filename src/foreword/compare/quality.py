@@ -54,7 +54,7 @@ class Judge:
     settings: DataSettings
     like: Prefix
     new_tokens: int = 64
-    _measured: dict[int, Neutral] = field(default_factory=dict, repr=False, compare=False)
+    _neutral: dict[tuple[str, int], float] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def options(self) -> GenerateOptions:
@@ -113,17 +113,14 @@ class Judge:
         """
         if self.backbone.kind == "encoder":
             return {}
-        like = self._leaving(length)
-        if like.length not in self._measured:
-            self._measured[like.length] = self._of_neutral(like)
-        return self._measured[like.length]
-
-    def _of_neutral(self, like: Prefix) -> Neutral:
-        frozen, found = frozen_one(self.backbone), {}
+        like, frozen, found = self._leaving(length), frozen_one(self.backbone), {}
         for name in NEUTRAL:
             rows = [row for row in neutral_rows(name) if self._fits(row, name, like)]
+            which = name, len(rows)  # behind more tokens fewer fit, so as many are the same
+            if rows and which not in self._neutral:
+                self._neutral[which] = self._nll(frozen, rows, NEUTRAL[name])
             if rows:
-                found[name] = rows, self._nll(frozen, rows, NEUTRAL[name])
+                found[name] = rows, self._neutral[which]
         return found
 
     def _fits(self, row: Mapping[str, Any], name: str, like: Prefix) -> bool:

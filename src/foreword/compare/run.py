@@ -127,9 +127,8 @@ def compare_one(
             "one run needs its number of steps; give steps, as the report says them"
         )
     steps = asked.steps
-    if (
-        found["method"] not in asked.methods
-    ):  # else the others are sized, too: they decide the budget
+    if found["method"] not in asked.methods:
+        # Those of the comparison stay, for they decide its budget and how texts are cut.
         asked = replace(asked, methods=(found["method"],))
     comparing = _Comparing(backbone, data, settings, asked, folder, test, "", tell)
     if found["method"] in comparing.failed:
