@@ -18,11 +18,14 @@ from foreword.compare.result import Comparison
 from foreword.compare.run import compare, compare_one
 from foreword.compare.split import split
 from foreword.errors import DataError, TrainingError
+from foreword.evaluate.run import scored
 from foreword.methods.registry import OWN
+from foreword.objectives.encode import encode
 from foreword.objectives.settings import DataSettings
 from foreword.train.fit import fit
 from foreword.train.settings import LoopSettings
 from tests.conftest import byte_tokenizer, tiny_model
+from tests.methods.test_prompt_kinds import pair
 from tests.tasks.models import tiny_encoder
 
 TEXT = DataSettings(prompt="{mr} ->", target=" {ref}")
@@ -185,6 +188,9 @@ def test_a_run_is_made_again_by_its_command(found: Comparison, tmp_path: Path) -
     run = seed.command.partition("--only ")[2].strip("'")
     again = compare_one(backbone(), ROWS, TEXT, ASKED, run, folder=tmp_path)
     assert (again.held, again.figures) == (seed.held, seed.figures)
+    # Beside no other method: what the frozen model makes of neutral text is measured without this one.
+    assert again.forgotten == seed.forgotten
+    assert any(seed.forgotten.values())
     with pytest.raises(TrainingError, match="is no run; expected one such as"):
         compare_one(backbone(), ROWS, TEXT, ASKED, "lora", folder=tmp_path)
     timed = dataclasses.replace(ASKED, steps=None)
@@ -217,6 +223,47 @@ def test_labels_are_compared_too(tmp_path: Path) -> None:
         assert one.failed is None
         assert 0 <= one.seeds[0].figures["accuracy"] <= 100
         assert one.seeds[0].forgotten == {}
+
+
+def test_prompts_on_an_encoder_are_compared_too(tmp_path: Path) -> None:
+    """More virtual tokens than a prefix has, and texts that fill what is left of the context."""
+    long = " ".join(["and on"] * 24)
+    rows = [
+        {"text": f"{word} {number} {long}", "label": label}
+        for number in range(20)
+        for word, label in (("good", "yes"), ("bad", "no"))
+    ]
+    asked = Asked(("prompt-tuning",), 3000, steps=1, seeds=1)
+    (prompt,) = compare(tiny_encoder(), rows, DataSettings(), asked, folder=tmp_path).sides
+    assert prompt.failed is None
+    assert prompt.settings["length"] == 64  # half of the context, below the budget
+    assert prompt.trained == 64 * 32 + 66
+    assert prompt.memory_bytes == tiny_encoder().weight_bytes + 100 * 4 * prompt.trained
+    assert 0 <= prompt.seeds[0].figures["accuracy"] <= 100
+    assert prompt.traits == OWN["prompt-tuning"].traits_for(tiny_encoder())
+    assert prompt.latency is not None
+    assert set(prompt.latency.prefill) == {1, 32}
+
+
+def test_prompts_on_an_encoder_decoder_are_compared_too(tmp_path: Path) -> None:
+    """Figures and what is forgotten against the library used by hand."""
+    asked = Asked(("prompt-tuning",), 3000, steps=2, seeds=1, max_new_tokens=4)
+    (prompt,) = compare(pair("bart"), ROWS, TEXT, asked, folder=tmp_path).sides
+    assert prompt.failed is None
+    assert prompt.trained is not None
+    assert prompt.trained <= 3000
+    assert prompt.optimizer is not None
+    assert prompt.rate is not None
+    known, backbone = OWN["prompt-tuning"], pair("bart")
+    loop = LoopSettings(optimizer=prompt.optimizer, lr=prompt.rate, steps=2)
+    parts = split(ROWS, dataclasses.replace(TEXT, task="seq2seq"))
+    settings = known.settings(**prompt.settings)
+    fitted = fit(backbone, parts.train, known.method, settings, loop)
+    encoded = encode(backbone, parts.test, settings, fitted.start.in_front)[0]
+    with fitted.start.applied(fitted.value) as applied:
+        nll = scored(applied.backbone, None, encoded, 4)[0]
+    assert nll == pytest.approx(prompt.seeds[0].figures["nll"], rel=1e-5)
+    assert any(prompt.seeds[0].forgotten.values())
 
 
 def test_time_decides_the_steps(tmp_path: Path) -> None:

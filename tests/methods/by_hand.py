@@ -48,15 +48,29 @@ def train(
         logits_of: Logits of token ids under a mask, for each token of the text.
         batch: The rows.
     """
+
+    def loss() -> Tensor:
+        logits = logits_of(batch["input_ids"], batch["attention_mask"])[:, :-1]
+        return nn.functional.cross_entropy(
+            logits.flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=-100
+        )
+
+    descend(parameters, loss)
+
+
+def descend(parameters: Iterable[nn.Parameter], loss_of: Callable[[], Tensor]) -> None:
+    """As `train`, by any loss.
+
+    Args:
+        parameters: What is trained.
+        loss_of: The loss as it is now.
+    """
     trained = list(parameters)
     optimizer = torch.optim.AdamW(trained, lr=LOOP.lr, weight_decay=0.0)
     for step in range(STEPS):
         for group in optimizer.param_groups:
             group["lr"] = LOOP.lr * (1 - step / STEPS)
-        logits = logits_of(batch["input_ids"], batch["attention_mask"])[:, :-1]
-        loss = nn.functional.cross_entropy(
-            logits.flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=-100
-        )
+        loss = loss_of()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)

@@ -1,4 +1,4 @@
-"""Prompt tuning and P-tuning as methods against peft used by hand."""
+"""Prompt tuning and P-tuning of decoders against peft used by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from peft import PromptEncoderConfig, PromptTuningConfig, TaskType, get_peft_model
 
 import foreword
-from foreword.errors import DataError, TrainingError, UnsupportedModel
+from foreword.errors import DataError, TrainingError
 from foreword.methods.prompt import PromptMethod, PromptSettings, PTuningMethod, PTuningSettings
 from foreword.train.fit import fit
 from foreword.train.settings import LoopSettings
@@ -18,7 +18,6 @@ from tests.conftest import MEMORY, byte_tokenizer, tiny_model
 from tests.methods.by_hand import IDS, LOOP, TEXT, batch_of, train
 from tests.peft.reference import PEFTS_OWN
 from tests.tasks.models import ROWS as LABELLED
-from tests.tasks.models import tiny_encoder
 from tests.train.test_run import StopAt
 
 LENGTH = 5
@@ -121,11 +120,6 @@ def test_what_is_trained_is_counted(tiny: Backbone) -> None:
         assert found.value.numbers == LENGTH * 32
     mlp = 32 * 24 + 24 + 24 * 24 + 24 + 24 * 32 + 32
     assert counts == {"prompt-tuning": LENGTH * 32, "p-tuning": LENGTH * 32 + mlp}
-
-
-def test_what_is_no_decoder_is_refused() -> None:
-    with pytest.raises(UnsupportedModel, match="prompt-tuning needs a decoder"):
-        fit(tiny_encoder(), LABELLED["classify"], PromptMethod(), PromptSettings(), LOOP)
 
 
 def test_settings_are_checked(tiny: Backbone) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any
 
 from foreword.backbone import Backbone
@@ -26,6 +25,9 @@ from foreword.tasks import LABELLINGS
 
 Rows = Sequence[Mapping[str, Any]]
 
+Neutral = Mapping[str, tuple[Rows, float]]
+"""By neutral set its rows, and the NLL that the frozen model has on them."""
+
 NEUTRAL: Mapping[str, Task] = {
     "text": Task("{begin}", "{rest}"),
     "instructions": Task("{instruction}\n{input}\n", "{output}"),
@@ -44,7 +46,7 @@ class Judge:
         backbone: The frozen backbone.
         settings: How rows are read, with the task decided.
         like: A prefix with templates, which leaves the room that a model without a prefix is given, so
-            that its texts are cut as under this one.
+            that its texts are cut as under this one; behind more virtual tokens there is less.
         new_tokens: Most tokens of a text that is written.
     """
 
@@ -52,6 +54,7 @@ class Judge:
     settings: DataSettings
     like: Prefix
     new_tokens: int = 64
+    _neutral: dict[tuple[str, int], float] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def options(self) -> GenerateOptions:
@@ -83,7 +86,7 @@ class Judge:
                 measured(
                     applied.backbone,
                     applied.prefix,
-                    self.like,
+                    self._leaving(applied.in_front.length),
                     self.settings.templates,
                     rows,
                     self.options,
@@ -91,47 +94,65 @@ class Judge:
             )
         return {name: value for name, value in found.items() if name != "seconds"}
 
-    def forgotten(self, applied: Applied) -> dict[str, float]:
-        """By neutral set the NLL less that of the frozen model; nothing of models that write no text."""
+    def forgotten(self, applied: Applied, neutral: Neutral) -> dict[str, float]:
+        """By neutral set the NLL of its rows less that of the frozen model.
+
+        Args:
+            applied: A model.
+            neutral: What `neutral` gave of as many virtual tokens, before anything changed the backbone.
+        """
+        return {
+            name: self._nll(applied, rows, NEUTRAL[name]) - was
+            for name, (rows, was) in neutral.items()
+        }
+
+    def neutral(self, length: int) -> Neutral:
+        """Neutral rows that have room behind so many virtual tokens, and the frozen model's NLL on them.
+
+        They are measured once; there are none for a model that writes no text.
+        """
         if self.backbone.kind == "encoder":
             return {}
-        return {name: self._neutral_nll(applied, name) - was for name, was in self._before.items()}
+        like, frozen, found = self._leaving(length), frozen_one(self.backbone), {}
+        for name in NEUTRAL:
+            rows = [row for row in neutral_rows(name) if self._fits(row, name, like)]
+            which = name, len(rows)  # behind more tokens fewer fit, so as many are the same
+            if rows and which not in self._neutral:
+                self._neutral[which] = self._nll(frozen, rows, NEUTRAL[name])
+            if rows:
+                found[name] = rows, self._neutral[which]
+        return found
 
-    @cached_property
-    def _before(self) -> dict[str, float]:
-        """The frozen model's NLL on the neutral sets."""
-        frozen = frozen_one(self.backbone)
-        return {
-            name: self._neutral_nll(frozen, name) for name, rows in self._neutral.items() if rows
-        }
-
-    def _neutral_nll(self, applied: Applied, name: str) -> float:
-        return self._nll(applied, self._neutral[name], NEUTRAL[name])
-
-    @cached_property
-    def _neutral(self) -> dict[str, Rows]:
-        """The rows of each neutral set that the context has room for."""
-        return {
-            name: [row for row in neutral_rows(name) if self._fits(row, name)] for name in NEUTRAL
-        }
-
-    def _fits(self, row: Mapping[str, Any], name: str) -> bool:
-        encoder = encoder_under(self.backbone, None, NEUTRAL[name], self.like)
+    def _fits(self, row: Mapping[str, Any], name: str, like: Prefix) -> bool:
+        encoder = encoder_under(self.backbone, None, NEUTRAL[name], like)
         try:
             return encoder.row(row).truncated == 0
         except DataError:
             return False
 
+    def _leaving(self, length: int) -> Prefix:
+        """A prefix that leaves no more room than so many virtual tokens: `like`, repeated if need be."""
+        if length <= self.like.length:
+            return self.like
+        times = -(-length // self.like.length)
+        keys, values = (
+            tuple(one.repeat(1, times, 1)[:, :length] for one in each)
+            for each in (self.like.keys, self.like.values)
+        )
+        return dataclasses.replace(self.like, keys=keys, values=values)
+
     def _nll(self, applied: Applied, rows: Rows, task: Task) -> float:
         backbone, prefix = applied.backbone, applied.prefix
-        encoder = encoder_under(backbone, prefix, task, self.like)
+        encoder = encoder_under(backbone, prefix, task, self._leaving(applied.in_front.length))
         encoded: list[Encoded] = encoder.rows(rows)[0]
         return scored(backbone, prefix, encoded, self.options.batch_size)[0]
 
     def _labels(self, applied: Applied, rows: Rows) -> dict[str, float]:
         head = applied.in_front.head
         assert head is not None
-        seen = labelled(applied.backbone, self.like.with_head(head), rows)
+        seen = labelled(
+            applied.backbone, self._leaving(applied.in_front.length).with_head(head), rows
+        )
         found = measured_labels(applied.backbone, applied.prefix, head, seen)[1]
         loss = LABELLINGS[head.task].loss[1]
         return {**found, "nll": found[loss]}

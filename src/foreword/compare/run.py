@@ -127,7 +127,9 @@ def compare_one(
             "one run needs its number of steps; give steps, as the report says them"
         )
     steps = asked.steps
-    asked = replace(asked, methods=(found["method"],))
+    if found["method"] not in asked.methods:
+        # Those of the comparison stay, for they decide its budget and how texts are cut.
+        asked = replace(asked, methods=(found["method"],))
     comparing = _Comparing(backbone, data, settings, asked, folder, test, "", tell)
     if found["method"] in comparing.failed:
         raise TrainingError(comparing.failed[found["method"]])
@@ -371,7 +373,7 @@ class _Comparing:
             label=label,
             trained=trained,
             settings=settings.as_json(),
-            traits=known.traits,
+            traits=known.traits_for(self.backbone),
             optimizer=chosen.optimizer,
             rate=chosen.rate,
             interior=chosen.interior,
@@ -434,9 +436,10 @@ class _Comparing:
 
 def served(name: str, value: Any) -> int | None:
     """Numbers of one task in a server's memory; None of a whole model."""
-    held = getattr(value, "prefix", value)
     if name == "full":
         return None
+    prefix = getattr(value, "prefix", None)
+    held = value if prefix is None else prefix
     return int(held.parameters if isinstance(held, Prefix) else held.numbers)
 
 

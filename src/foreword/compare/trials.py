@@ -209,10 +209,11 @@ class Trials:
     def _tested(self, optimizer: Optimizer, rate: float, seed: int) -> dict[str, Any]:
         self.tell(f"{self.called(optimizer, rate, seed)}, tested")
         start, value = self._value(optimizer, rate, seed)
+        neutral = self.judge.neutral(start.in_front.length)  # of the backbone as it is until then
         with start.applied(value) as applied:
             return {
                 "figures": self.judge.figures(applied, self.split.test),
-                "forgotten": self.judge.forgotten(applied),
+                "forgotten": self.judge.forgotten(applied, neutral),
             }
 
     def _value(self, optimizer: Optimizer, rate: float, seed: int) -> tuple[Start[Any, Any], Any]:

@@ -124,12 +124,13 @@ class Untrained:
         if known is None:
             self.tell(f"{name} seed {seed}, tested")
             one = applied()
+            neutral = {} if name == "frozen" else self.judge.neutral(one.in_front.length)
             known = self.runs.keep(
                 run,
                 {
                     "held": self.judge.nll(one, self.split.held),
                     "figures": self.judge.figures(one, self.split.test),
-                    "forgotten": {} if name == "frozen" else self.judge.forgotten(one),
+                    "forgotten": self.judge.forgotten(one, neutral),
                 },
             )
         return Seed(seed, **known)

@@ -102,7 +102,10 @@ class Learner(nn.Module, ABC, Generic[V]):
         return {"loss": loss, "targets": torch.tensor(targets)}
 
     def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """Checkpoint the backbone's layers; their dropout stays off, as in evaluation mode."""
+        """Checkpoint the backbone's layers; their dropout stays off, as in evaluation mode.
+
+        Layers are checkpointed in training mode only, and what they run is run in evaluation mode.
+        """
         model = self.backbone.model
         self._hooks = {name: model.__dict__.get(name) for name in _HOOKS}
         enable = getattr(model, "activation_checkpointing_enable", None)

@@ -1,11 +1,10 @@
 """Prompt tuning (Lester et al. 2021, arXiv 2104.08691) and P-tuning (Liu et al. 2021, arXiv 2103.10385).
 
-Embeddings are learned in front of the input, by the modules of the peft library. In a decoder they see
-nothing of what follows them, so that they are the prefix of the keys and values that the frozen model
-makes of them: whatever writes, scores or serves under a prefix does so under them. In models whose other
-layers are recurrent a prefix leaves these out, and so does the prompt here.
+Embeddings are learned in front of the input, by the modules of the peft library: in front of what a
+decoder reads, what an encoder with a head reads, or what the encoder of an encoder-decoder reads. Of the
+last the peft library has as many embeddings again, of which its own models read none.
 
-Shapes: P virtual tokens, D hidden size.
+Shapes: P virtual tokens, D size of an embedding, V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,31 +12,27 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
-from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import nn
 
-from foreword.attention.attachment import Attachment
-from foreword.attention.bound import bind
 from foreword.backbone import Backbone
 from foreword.data import Encoded
-from foreword.errors import StoreError, TrainingError, first_line
-from foreword.files import write_whole
+from foreword.errors import TrainingError
 from foreword.head import Head
 from foreword.methods.added import peft_library
-from foreword.methods.base import Applied, Learner, Method, Rows, Start
-from foreword.methods.heads import TrainedHead, new_head, numbers_of, trained_head
-from foreword.methods.prefix.learner import detached
+from foreword.methods.base import Applied, Method, Rows, Start
+from foreword.methods.embeddings import DecoderLearner, EncoderLearner, Prompt, PromptLearner
+from foreword.methods.heads import new_head, numbers_of, trained_head
+from foreword.methods.in_front import in_front, prove, table_of
 from foreword.methods.prefix.settings import LENGTH, NEUTRAL_TEXT
 from foreword.methods.prefix.start import text_tokens
-from foreword.objectives.base import Batch, Objective
+from foreword.objectives.base import Objective
 from foreword.objectives.encode import InFront, room
 from foreword.objectives.settings import DataSettings, check_counts, check_words
-from foreword.prefix import Prefix, canonical_json
+from foreword.prefix import canonical_json
 
 Init = Literal["text", "vocab"]
 
@@ -95,121 +90,11 @@ class PTuningSettings(DataSettings):
 S = TypeVar("S", PromptSettings, PTuningSettings)
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """Learned embeddings.
-
-    Attributes:
-        embeddings_PD: Float32 on the CPU.
-        prefix: The keys and values that the backbone makes of them, with the head if there is one.
-    """
-
-    embeddings_PD: Tensor
-    prefix: Prefix
-
-    @property
-    def numbers(self) -> int:
-        """How many numbers it has, head included."""
-        return self.embeddings_PD.numel() + numbers_of(self.prefix.head)
-
-
-class PromptLearner(Learner[Prompt]):
-    """The module that makes embeddings, and a head.
-
-    Args:
-        backbone: The backbone.
-        objective: What the loss is.
-        attachment: Where passes of the backbone find their prefix.
-        encoder: Gives embeddings (1, P, D) of indices (1, P).
-        length: P.
-        head: The head, in training.
-    """
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        objective: Objective,
-        attachment: Attachment,
-        encoder: nn.Module,
-        length: int,
-        head: TrainedHead | None,
-    ) -> None:
-        super().__init__(backbone, objective)
-        self.encoder = encoder
-        self.length = length
-        self.trained_head = head
-        self._attachment = (attachment,)
-
-    def embeddings(self) -> Tensor:
-        """The embeddings as they are now, (P, D) with gradients."""
-        indices = torch.arange(self.length, device=self.backbone.device)[None]
-        made: Tensor = self.encoder(indices)[0]
-        return made
-
-    def _prefix(self, embeddings_PD: Tensor) -> Prefix:
-        head = None if self.trained_head is None else self.trained_head.head
-        return prefix_of(self.backbone, self._attachment[0], embeddings_PD).with_head(head)
-
-    @contextmanager
-    def applied(self, batch: Batch) -> Iterator[Head | None]:
-        """The backbone under the keys and values of the embeddings, which have their graph."""
-        prefix = self._prefix(self.embeddings())
-        with self._attachment[0].using(bind(prefix, self.backbone.sites, live=True)):
-            yield prefix.head
-
-    def value(self) -> Prompt:
-        """The embeddings as they are now, without the module that made them."""
-        with torch.no_grad():
-            embeddings_PD = self.embeddings()
-            prefix = detached(self._prefix(embeddings_PD))
-        return Prompt(embeddings_PD.detach().float().cpu().clone(), prefix)
-
-    def save(self, value: Prompt, path: Path) -> None:
-        """Write embeddings and head as safetensors."""
-        head = () if value.prefix.head is None else value.prefix.head.tensors
-        named = zip(("embeddings", "weight", "bias"), (value.embeddings_PD, *head), strict=False)
-        write_whole(path, save({name: tensor.contiguous() for name, tensor in named}))
-
-    def load(self, path: Path) -> Prompt:
-        """Read them, and make the keys and values anew."""
-        try:
-            found = load(path.read_bytes())
-            embeddings_PD = found["embeddings"]
-            weights = () if self.trained_head is None else (found["weight"], found["bias"])
-        except Exception as error:  # safetensors has an exception of its own
-            raise StoreError(f"cannot read {path}: {first_line(error)}") from error
-        with torch.no_grad():
-            moved = embeddings_PD.to(self.backbone.device)
-            prefix = detached(prefix_of(self.backbone, self._attachment[0], moved))
-        if self.trained_head is not None:
-            head = self.trained_head.head.made_of(*weights)
-            prefix = prefix.with_head(head)
-        return Prompt(embeddings_PD, prefix)
-
-
-def prefix_of(backbone: Backbone, attachment: Attachment, embeddings_PD: Tensor) -> Prefix:
-    """The keys and values that a decoder makes of embeddings in front of a text, with their graph."""
-    length = len(embeddings_PD)
-    first = -length if backbone.positions == "free" else 0
-    calls: list[Any] = []
-    with attachment.using(None), attachment.observing(calls.append):
-        backbone.model(
-            inputs_embeds=embeddings_PD[None].to(backbone.dtype),
-            attention_mask=torch.ones(1, length, dtype=torch.long, device=backbone.device),
-            position_ids=torch.arange(first, first + length, device=backbone.device)[None],
-            use_cache=False,
-        )
-    by_name = {call.name: call for call in reversed(calls)}
-    keys = tuple(by_name[site.name].key_BHKD[0] for site in backbone.sites)
-    values = tuple(by_name[site.name].value_BHKE[0] for site in backbone.sites)
-    return Prefix(backbone.sites, keys, values, backbone.meta())
-
-
 class PromptStart(Start[S, Prompt]):
     """Embeddings to start from.
 
     Args:
-        backbone: The backbone, a decoder.
+        backbone: The backbone.
         settings: The settings.
         head: Where the head starts, if there is one.
     """
@@ -232,7 +117,7 @@ class PromptStart(Start[S, Prompt]):
 
     @property
     def _width(self) -> int:
-        return int(self.backbone.model.get_input_embeddings().weight.shape[1])
+        return int(table_of(self.backbone).weight.shape[1])
 
     @contextmanager
     def learning(
@@ -243,13 +128,23 @@ class PromptStart(Start[S, Prompt]):
         torch.manual_seed(self.settings.seed)
         encoder = self._encoder()
         with self.backbone.attached(None) as attachment:
-            made = (self.backbone, objective, attachment, encoder, self.settings.length, trained)
-            yield PromptLearner(*made).to(self.backbone.device)
+            given = (self.backbone, objective, encoder, self.settings.length, trained)
+            learner: PromptLearner = (
+                DecoderLearner(attachment, *given)
+                if self.backbone.kind == "decoder"
+                else EncoderLearner(*given)
+            )
+            yield learner.to(self.backbone.device)
 
     @contextmanager
     def applied(self, value: Prompt) -> Iterator[Applied]:
-        """The backbone as it is, and the prefix that the embeddings are."""
-        yield Applied(self.backbone, value.prefix, InFront.of(value.prefix))
+        """The backbone and the prefix that the embeddings are, or the backbone behind them."""
+        if value.prefix is not None:
+            yield Applied(self.backbone, value.prefix, InFront.of(value.prefix))
+            return
+        embeddings_PD = value.embeddings_PD.to(self.backbone.device)
+        with in_front(self.backbone, embeddings_PD):
+            yield Applied(self.backbone, None, replace(self.in_front, head=value.head))
 
     def _encoder(self) -> nn.Module:
         sizes: dict[str, Any] = {
@@ -257,7 +152,7 @@ class PromptStart(Start[S, Prompt]):
             "token_dim": self._width,
             "num_transformer_submodules": 1,
         }
-        peft, words = peft_library(), self.backbone.model.get_input_embeddings()
+        peft, words = peft_library(), table_of(self.backbone)
         if isinstance(self.settings, PTuningSettings):
             config = peft.PromptEncoderConfig(**sizes, encoder_hidden_size=self.settings.width)
             encoder: nn.Module = peft.PromptEncoder(config)
@@ -274,7 +169,7 @@ class PromptStart(Start[S, Prompt]):
         length = self.settings.length
         if self.settings.init == "vocab":
             generator = torch.Generator().manual_seed(self.settings.seed)
-            size = int(self.backbone.model.get_input_embeddings().weight.shape[0])
+            size = int(table_of(self.backbone).weight.shape[0])
             drawn: list[int] = torch.randint(size, (length,), generator=generator).tolist()
             return drawn
         return text_tokens(self.backbone, self.settings.init_text or NEUTRAL_TEXT, length)
@@ -285,11 +180,12 @@ class _InFrontOfInput(Method[S, Prompt]):
         """The embeddings that training starts from, and a head of zeros if the task needs one.
 
         Raises:
-            BackboneError: The backbone is no decoder.
+            UnsupportedModel: Embeddings in front of what an encoder reads are no text to it.
             DataError: The prompt leaves no room for text.
         """
-        backbone.needs("decoder", what=f"the method {self.name}")
         room(backbone, settings, settings.length)
+        if backbone.kind != "decoder":
+            prove(backbone)
         return PromptStart(backbone, settings, new_head(backbone, settings, rows))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from foreword.arguments import did_you_mean
 from foreword.backbone import Backbone
+from foreword.backbone.kinds import KindName
 from foreword.errors import DataError, TrainingError, first_line
 from foreword.methods.adapter import AdapterMethod, AdapterSettings
 from foreword.methods.base import Method, Rows, Traits
@@ -41,6 +42,7 @@ class Known:
         label: What it is, with fields of its settings in braces.
         rates: By optimiser the learning rate that a search begins with.
         traits: What can be done with what it leaves; None: nobody says.
+        traits_on: The same on kinds of backbones where that is another.
         unbounded: Whether it is compared however much it trains, as what others are measured by.
     """
 
@@ -51,7 +53,12 @@ class Known:
     label: str = ""
     rates: Mapping[str, float] = field(default_factory=lambda: {"soap": 0.003, "adamw": 0.001})
     traits: Traits | None = None
+    traits_on: Mapping[KindName, Traits] = field(default_factory=dict)
     unbounded: bool = False
+
+    def traits_for(self, backbone: Backbone) -> Traits | None:
+        """What can be done with what it leaves on a backbone; None: nobody says."""
+        return self.traits_on.get(backbone.kind, self.traits)
 
     def named(self, settings: Any) -> str:
         """What it is under some settings."""
@@ -96,6 +103,8 @@ class Known:
 
 _PREFIXES = Traits(shares_batch=True, merges=False, composes=True, switches_off=True)
 _PROMPTS = Traits(shares_batch=True, merges=False, composes=False, switches_off=True)
+_IN_FRONT = Traits(shares_batch=False, merges=False, composes=False, switches_off=True)
+_ENCODERS: Mapping[KindName, Traits] = {"encoder": _IN_FRONT, "encoder-decoder": _IN_FRONT}
 _MERGED = Traits(shares_batch=False, merges=True, composes=True, switches_off=True)
 _BETWEEN = Traits(shares_batch=False, merges=False, composes=True, switches_off=True)
 _WHOLE = Traits(shares_batch=False, merges=True, composes=True, switches_off=False)
@@ -116,6 +125,7 @@ OWN: Mapping[str, Known] = {
         label="prompt tuning, {length} virtual tokens",
         rates={"soap": 0.02, "adamw": 0.02},
         traits=_PROMPTS,
+        traits_on=_ENCODERS,
     ),
     "p-tuning": Known(
         PTuningMethod(),
@@ -124,6 +134,7 @@ OWN: Mapping[str, Known] = {
         label="P-tuning, {length} virtual tokens by an MLP of width {width}",
         rates={"soap": 0.002, "adamw": 0.002},
         traits=_PROMPTS,
+        traits_on=_ENCODERS,
     ),
     "p-tuning-v2": Known(
         PrefixMethod(),
@@ -236,7 +247,8 @@ def within(
         name: What the method is known by.
         known: The method.
         backbone: The backbone.
-        settings: Its settings, with the task decided; of what sizes it there is the largest that fits.
+        settings: Its settings, with the task decided; of what sizes it there is the largest that fits,
+            and that leaves text half of the context.
         rows: Training rows, of which a head has its labels.
         budget: Most numbers that are trained.
 
@@ -249,19 +261,22 @@ def within(
             raise TrainingError(_too_much(name, trained, "", budget))
         return settings, trained
     size = known.size
+    smallest = replace(settings, **{size: 1})
+    first = known.method.start(backbone, smallest, rows)
+    if first.trained > budget:
+        raise TrainingError(_too_much(name, first.trained, f" ({size} 1)", budget))
+    most = max(first.in_front.length, backbone.context // 2)
 
     def sized(count: int) -> tuple[Any, int] | None:
-        """Settings of a size and what they train; None where that has no room in front of text."""
+        """Settings of a size and what they train; None where text has less than half of the context."""
         made = replace(settings, **{size: count})
         try:
-            return made, known.method.start(backbone, made, rows).trained
-        except DataError:
+            start = known.method.start(backbone, made, rows)
+        except DataError:  # which has no room for text at all
             return None
+        return None if start.in_front.length > most else (made, start.trained)
 
-    best, low = sized(1), 1
-    if best is None or best[1] > budget:
-        least = known.method.start(backbone, replace(settings, **{size: 1}), rows).trained
-        raise TrainingError(_too_much(name, least, f" ({size} 1)", budget))
+    best, low = (smallest, first.trained), 1
     high = 2
     while (found := sized(high)) is not None and best[1] < found[1] <= budget:
         best, low, high = found, high, 2 * high
