@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -156,6 +157,23 @@ def test_checkpointed_layers_drop_nothing_out(make: Any, name: str) -> None:
             for value in vars(module).values()
         )
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_a_finished_run_with_checkpointing_is_found_finished(
+    tiny: Backbone, tmp_path: Path
+) -> None:
+    """Nothing is checkpointed then, and there is nothing to undo."""
+    known = OWN["lora"]
+    settings = known.made(DataSettings(**TEXT))
+    loop = LoopSettings(
+        optimizer="adamw", lr=0.01, steps=2, checkpoint_every=1, gradient_checkpointing=True
+    )
+    values = [
+        fit(tiny, MEMORY, known.method, settings, loop, folder=tmp_path / "run", resume=True).value
+        for _ in range(2)
+    ]
+    for name, tensor in values[0].tensors.items():
+        assert torch.equal(tensor, values[1].tensors[name])
 
 
 def test_what_fails_in_the_middle_leaves_nothing(

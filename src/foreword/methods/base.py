@@ -60,6 +60,7 @@ class Learner(nn.Module, ABC, Generic[V]):
         self.seen_rows = 0
         self.seen_tokens = 0
         self._hooks: dict[str, Any] = {}
+        self._checkpointed: list[Any] = []
 
     @property
     def backbone(self) -> Backbone:
@@ -110,7 +111,8 @@ class Learner(nn.Module, ABC, Generic[V]):
         self._hooks = {name: model.__dict__.get(name) for name in _HOOKS}
         enable = getattr(model, "activation_checkpointing_enable", None)
         (enable or model.gradient_checkpointing_enable)(*args, **kwargs)
-        for layer in _checkpointed(model):
+        self._checkpointed = _checkpointed(model)
+        for layer in self._checkpointed:
             layer.training = True
             function = layer._gradient_checkpointing_func
             layer._gradient_checkpointing_func = CheckpointInEvaluation(layer, function)
@@ -122,9 +124,10 @@ class Learner(nn.Module, ABC, Generic[V]):
         model: Any = self.backbone.model
         disable = getattr(model, "activation_checkpointing_disable", None)
         (disable or model.gradient_checkpointing_disable)()
-        for layer in _checkpointed(model):
+        for layer in self._checkpointed:
             function = layer._gradient_checkpointing_func
             layer._gradient_checkpointing_func = without_evaluation(function)
+        self._checkpointed.clear()
         self._remove_hooks(model)
         model.eval()
 
