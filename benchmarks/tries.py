@@ -282,6 +282,7 @@ class BesideMethod(Method[BesideSettings, Pair]):
     """A prefix, and something beside it."""
 
     name = "beside"
+    settings = BesideSettings
 
     def start(self, backbone: Backbone, settings: BesideSettings, rows: Rows) -> BesideStart:
         """Where both start."""
@@ -291,7 +292,6 @@ class BesideMethod(Method[BesideSettings, Pair]):
 
 BESIDE = Known(
     BesideMethod(),
-    BesideSettings,
     "length",
     label="prefix of {length} with {beside}",
     rates={"soap": 0.06, "adamw": 0.03},

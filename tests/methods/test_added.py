@@ -19,6 +19,8 @@ from foreword.methods.adapter import Adapter, AdapterMethod, AdapterSettings, ad
 from foreword.methods.base import Method
 from foreword.methods.full import FullMethod, FullSettings
 from foreword.methods.ia3 import IA3Method, IA3Settings
+from foreword.methods.registry import OWN
+from foreword.objectives.settings import DataSettings
 from foreword.train.fit import fit
 from foreword.train.settings import LoopSettings
 from tests.conftest import MEMORY, byte_tokenizer, tiny_model
@@ -169,3 +171,10 @@ def test_settings_are_checked() -> None:
         AdapterSettings(**TEXT, width=0)
     with pytest.raises(TrainingError, match="places must be one of houlsby, pfeiffer"):
         AdapterSettings(**TEXT, places="everywhere")  # type: ignore[arg-type]
+
+
+def test_settings_of_another_method_are_refused(tiny: Backbone) -> None:
+    known = OWN["lora"]
+    settings = OWN["adapter"].made(DataSettings(**TEXT))
+    with pytest.raises(TrainingError, match="lora has .* LoraSettings; found AdapterSettings"):
+        fit(tiny, MEMORY, known.method, settings, LoopSettings(steps=1))

@@ -41,6 +41,7 @@ class Shift(Method[ShiftSettings, Added]):
     """A vector that is added to what layers give."""
 
     name = "shift"
+    settings = ShiftSettings
 
     def start(self, backbone: Backbone, settings: ShiftSettings, rows: Rows) -> ShiftStart:
         return ShiftStart(backbone, settings)
@@ -71,7 +72,7 @@ class ShiftStart(AddedStart[ShiftSettings]):
                 hook.remove()
 
 
-SHIFT = Known(Shift(), ShiftSettings, "layers_shifted")
+SHIFT = Known(Shift(), "layers_shifted")
 
 
 @pytest.fixture

@@ -102,6 +102,7 @@ class AdapterMethod(Method[AdapterSettings, Added]):
     """Small MLPs behind frozen sublayers."""
 
     name = "adapter"
+    settings = AdapterSettings
 
     def start(self, backbone: Backbone, settings: AdapterSettings, rows: Rows) -> AdapterStart:
         """Adapters that change nothing yet.

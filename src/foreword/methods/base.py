@@ -224,6 +224,8 @@ class Method(ABC, Generic[S, V]):
 
     name: ClassVar[str]
     """Its word in recipes and on the command line."""
+    settings: ClassVar[type[DataSettings]]
+    """What its settings are."""
     selects: ClassVar[bool] = False
     """Whether rows may select parts of what is trained by their attributes."""
 

@@ -27,6 +27,7 @@ class FullMethod(Method[FullSettings, Added]):
     """Every weight of the backbone."""
 
     name = "full"
+    settings = FullSettings
 
     def start(self, backbone: Backbone, settings: FullSettings, rows: Rows) -> FullStart:
         """The weights as they are.

@@ -25,6 +25,7 @@ class IA3Method(Method[IA3Settings, Added]):
     """Scales that start at one."""
 
     name = "ia3"
+    settings = IA3Settings
 
     def start(
         self, backbone: Backbone, settings: IA3Settings, rows: Rows

@@ -50,6 +50,7 @@ class LoraMethod(Method[LoraSettings, Added]):
     """Products of two thin matrices beside frozen linear layers."""
 
     name = "lora"
+    settings = LoraSettings
 
     def start(
         self, backbone: Backbone, settings: LoraSettings, rows: Rows

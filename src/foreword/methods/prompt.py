@@ -193,9 +193,11 @@ class PromptMethod(_InFrontOfInput[PromptSettings]):
     """Learned embeddings in front of the input."""
 
     name: ClassVar[str] = "prompt-tuning"
+    settings = PromptSettings
 
 
 class PTuningMethod(_InFrontOfInput[PTuningSettings]):
     """Embeddings in front of the input, made by an MLP."""
 
     name: ClassVar[str] = "p-tuning"
+    settings = PTuningSettings

@@ -16,14 +16,13 @@ from foreword.arguments import did_you_mean
 from foreword.backbone import Backbone
 from foreword.backbone.kinds import KindName
 from foreword.errors import DataError, TrainingError, first_line
-from foreword.methods.adapter import AdapterMethod, AdapterSettings
+from foreword.methods.adapter import AdapterMethod
 from foreword.methods.base import Method, Rows, Traits
-from foreword.methods.full import FullMethod, FullSettings
-from foreword.methods.ia3 import IA3Method, IA3Settings
-from foreword.methods.lora import LoraMethod, LoraSettings
+from foreword.methods.full import FullMethod
+from foreword.methods.ia3 import IA3Method
+from foreword.methods.lora import LoraMethod
 from foreword.methods.prefix.method import PrefixMethod
-from foreword.methods.prefix.settings import PrefixSettings
-from foreword.methods.prompt import PromptMethod, PromptSettings, PTuningMethod, PTuningSettings
+from foreword.methods.prompt import PromptMethod, PTuningMethod
 from foreword.objectives.settings import DataSettings
 
 GROUP = "foreword.methods"
@@ -36,7 +35,6 @@ class Known:
 
     Attributes:
         method: The method.
-        settings: Its settings, a `DataSettings`.
         size: The setting that counts something and makes what is trained larger; None: there is none.
         fixed: Settings that it is known under, where they are not the defaults.
         label: What it is, with fields of its settings in braces.
@@ -47,7 +45,6 @@ class Known:
     """
 
     method: Method[Any, Any]
-    settings: type[DataSettings]
     size: str | None = None
     fixed: Mapping[str, Any] | None = None
     label: str = ""
@@ -59,6 +56,11 @@ class Known:
     def traits_for(self, backbone: Backbone) -> Traits | None:
         """What can be done with what it leaves on a backbone; None: nobody says."""
         return self.traits_on.get(backbone.kind, self.traits)
+
+    @property
+    def settings(self) -> type[DataSettings]:
+        """What the method's settings are."""
+        return self.method.settings
 
     def named(self, settings: Any) -> str:
         """What it is under some settings."""
@@ -112,7 +114,6 @@ _WHOLE = Traits(shares_batch=False, merges=True, composes=True, switches_off=Fal
 OWN: Mapping[str, Known] = {
     "prefix": Known(
         PrefixMethod(),
-        PrefixSettings,
         "length",
         label="prefix tuning, {length} virtual tokens",
         rates={"soap": 0.06, "adamw": 0.03},
@@ -120,7 +121,6 @@ OWN: Mapping[str, Known] = {
     ),
     "prompt-tuning": Known(
         PromptMethod(),
-        PromptSettings,
         "length",
         label="prompt tuning, {length} virtual tokens",
         rates={"soap": 0.02, "adamw": 0.02},
@@ -129,7 +129,6 @@ OWN: Mapping[str, Known] = {
     ),
     "p-tuning": Known(
         PTuningMethod(),
-        PTuningSettings,
         "width",
         label="P-tuning, {length} virtual tokens by an MLP of width {width}",
         rates={"soap": 0.002, "adamw": 0.002},
@@ -138,7 +137,6 @@ OWN: Mapping[str, Known] = {
     ),
     "p-tuning-v2": Known(
         PrefixMethod(),
-        PrefixSettings,
         "length",
         {"init": "noise"},
         label="P-tuning v2, {length} virtual tokens",
@@ -147,7 +145,6 @@ OWN: Mapping[str, Known] = {
     ),
     "lora": Known(
         LoraMethod(),
-        LoraSettings,
         "rank",
         label="LoRA, {targets}, rank {rank}",
         rates={"soap": 0.004, "adamw": 0.004},
@@ -155,7 +152,6 @@ OWN: Mapping[str, Known] = {
     ),
     "adapter": Known(
         AdapterMethod(),
-        AdapterSettings,
         "width",
         label="adapters ({places}), width {width}",
         rates={"soap": 0.004, "adamw": 0.004},
@@ -163,14 +159,12 @@ OWN: Mapping[str, Known] = {
     ),
     "ia3": Known(
         IA3Method(),
-        IA3Settings,
         label="IA3",
         rates={"soap": 0.03, "adamw": 0.03},
         traits=_MERGED,
     ),
     "full": Known(
         FullMethod(),
-        FullSettings,
         label="full fine-tuning",
         rates={"soap": 0.0001, "adamw": 0.0001},
         traits=_WHOLE,

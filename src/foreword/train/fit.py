@@ -110,8 +110,14 @@ def fit(
 
     Raises:
         DataError: Rows, columns, templates or lengths are wrong; before training starts.
-        TrainingError: Nothing fits the settings, or the folder is another run's.
+        TrainingError: Nothing fits the settings, they are another method's, or the folder is another
+            run's.
     """
+    if not isinstance(settings, method.settings):
+        raise TrainingError(
+            f"the method {method.name} has settings of its own, {method.settings.__name__}; found "
+            f"{type(settings).__name__}"
+        )
     loop.check_evaluation(is_given=evaluation is not None)
     ranks = Ranks(backbone.device)
     with ExitStack() as stack:

@@ -38,6 +38,7 @@ class PrefixMethod(Method[S, Prefix]):
     """
 
     name = "prefix"
+    settings = PrefixSettings
     selects = True
 
     def __init__(self, store: PrefixStore | None = None) -> None:
