@@ -15,7 +15,7 @@ from typing import Any
 from foreword.arguments import expect
 from foreword.backbone import Backbone
 from foreword.backbone.given import check_backbone
-from foreword.compare.costs import latency, machine, memory
+from foreword.compare.costs import ENOUGH, ROWS, latency, machine, memory
 from foreword.compare.plan import FEWEST, LONGEST, UNTRAINED, USUAL, Asked, Plan
 from foreword.compare.quality import Judge, frozen_one
 from foreword.compare.result import Comparison, Latency, Seed, Side
@@ -260,7 +260,9 @@ class _Comparing:
         rates, seeds = USUAL * len(OPTIMIZERS), self.asked.seeds - 1
         trainings = len(each) * (rates + seeds)
         held, tested = self._seconds_to_measure()
-        fixed = len(each) * (rates * held + self.asked.seeds * (held + tested)) + tested
+        of_costs = len(ROWS) * ENOUGH
+        of_method = rates * held + self.asked.seeds * (held + tested) + of_costs
+        fixed = len(each) * of_method + tested
         a_step = sum(each.values()) * (rates + seeds)
         wanted = 60 * self.asked.minutes
         longest = max(FEWEST, LONGEST * len(self.split.train) // self.asked.batch_size)
@@ -301,7 +303,7 @@ class _Comparing:
         return fit(self.backbone, self.split.train, method, settings, loop).seconds
 
     def _seconds_to_measure(self) -> tuple[float, float]:
-        """Times of held-out rows and of test rows, under the frozen model."""
+        """Times of held-out rows, and of test rows with neutral ones, under the frozen model."""
         run = {"what": "measuring", "of": self.settings.as_json(), **self._where}
         known = self.runs.find(run)
         if known is None:
@@ -311,13 +313,14 @@ class _Comparing:
             for work in (
                 lambda: self.judge.nll(frozen, self.split.held),
                 lambda: self.judge.figures(frozen, self.split.test),
+                lambda: self.judge.neutral(LENGTH),
             ):
                 began = time.perf_counter()
                 work()
                 times.append(time.perf_counter() - began)
             known = self.runs.keep(run, {"seconds": times})
-        held, tested = known["seconds"]
-        return held, tested
+        held, *tested = known["seconds"]
+        return held, sum(tested)
 
     def _under_new_head(self) -> Applied:
         """The frozen model, with a head of zeros if the task needs one."""
