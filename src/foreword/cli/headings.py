@@ -67,7 +67,7 @@ _COMPOSE: Headings = {
 
 _COMPARE: Headings = {
     "Methods": "--methods --budget",
-    "Effort": "--minutes --steps --seeds --batch-size --max-new-tokens",
+    "Effort": "--minutes --steps --seeds --rows --batch-size --max-new-tokens",
     "Data": "--test --task --prompt --target --pair --max-length --pooling --class-weights "
     "--attributes --seed",
     "Output": "--output --only --json",
