@@ -13,7 +13,7 @@ of these can run beside each other, each with some of the --methods.
 With --curve, e2e is also trained on 50 and on 200 rows, and with one pass over all of them, at the rates
 that it chose: the first 480 are those of the table.
 
-Finished runs are kept in benchmarks/results/methods-SET.jsonl and not repeated. Times and latencies that
+Finished runs are kept in benchmarks/results/methods-SET.jsonl and not repeated, whichever machine made them. Times and latencies that
 were measured beside other runs say little: --latency drops those that are kept and measures them anew,
 so let nothing else run then. --table prints what is there as Markdown, and writes each set's page.
 """
