@@ -1,7 +1,7 @@
 """Methods at equal size, each at its best rate and optimiser: what `foreword compare` says of each set.
 
     python benchmarks/methods.py [--models FOLDER] [--shared ../shared] [--sets e2e,code]
-        [--methods prefix,lora] [--steps N] [--latency] [--table]
+        [--methods prefix,lora] [--steps N] [--curve] [--latency]
 
 FOLDER holds minilm-l6-v2 and flan-t5-small, for the sets sst2, xquad and dialogsum; e2e and code are on
 the embedded backbone. Everything is float32, which every machine has, with one thread, so that several
@@ -10,12 +10,14 @@ of these can run beside each other, each with some of the --methods.
 - e2e: E2E (Novikova et al., 2017), two references an input; 60 steps of 8 rows.
 - code: the bodies of the functions of the package rich (MIT), after their head and docstring.
 - sst2, xquad: sentences and questions for the encoder; dialogsum: summaries by the encoder-decoder.
+
 With --curve, e2e is also trained on 50 and on 200 rows, and with one pass over all of them, at the rates
 that it chose: the first 480 are those of the table.
 
-Finished runs are kept in benchmarks/results/methods-SET.jsonl and not repeated, whichever machine made them. Times and latencies that
-were measured beside other runs say little: --latency drops those that are kept and measures them anew,
-so let nothing else run then. --table prints what is there as Markdown, and writes each set's page.
+Finished runs are kept in benchmarks/results/methods-SET.jsonl and not repeated, whichever machine made
+them; at the end of a set its table is printed as Markdown, and its page written beside the runs. Times
+and latencies that were measured beside other runs say little: --latency drops those that are kept and
+measures them anew, so let nothing else run then.
 """
 
 from __future__ import annotations
