@@ -57,6 +57,21 @@ def test_where_the_figure_is_the_same_for_all_the_loss_decides() -> None:
     assert said[1].startswith("Use LoRA, all linear layers, rank 2: it is ahead with NLL 1.100")
 
 
+def test_who_is_ahead_by_loss_is_named_too() -> None:
+    def lost(side: Side, loss: float) -> Side:
+        seeds = (replace(seed, figures={**seed.figures, "nll": loss}) for seed in side.seeds)
+        return replace(side, seeds=tuple(seeds))
+
+    prefix, lora = with_figures(PREFIX, 40, 41, 42), with_figures(LORA, 35, 36, 37)
+    said = verdict((lost(prefix, 1.5), lost(lora, 1.4)), BLEU)
+    assert said[0].startswith("Use prefix tuning")
+    assert said[1] == (
+        "By NLL LoRA, all linear layers, rank 2 is ahead, with NLL 1.400 (± 0.000); prefix tuning, 16 "
+        "virtual tokens has NLL 1.500 (± 0.000)."
+    )
+    assert len(verdict((lost(prefix, 1.4), lost(lora, 1.5)), BLEU)) == 1
+
+
 def test_less_may_be_better() -> None:
     lora, prefix = with_figures(LORA, 40, 41, 42), with_figures(PREFIX, 35, 36, 37)
     lower = Metric("bleu", "error", higher=False)

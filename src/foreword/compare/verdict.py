@@ -6,7 +6,8 @@
    as of one seed, nothing is.
 3. Of those that are as good the one that costs least is recommended: one that serves many tasks in one
    batch, else one that can be merged, else the fewest bytes stored.
-4. What is not trained is named where it is as good as the best: then nothing needs to be trained.
+4. Where another is ahead by NLL, that is said.
+5. What is not trained is named where it is as good as the best: then nothing needs to be trained.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def verdict(sides: tuple[Side, ...], metric: Metric) -> tuple[str, ...]:
             for side in able
             if not side.trained and _as_good(side, lead, metric)
         ]
-        said += _remarks(trained, chosen)
+        said += [*_by_loss(trained, chosen, metric), *_remarks(trained, chosen)]
     said += [f"{side.label} failed: {side.failed}." for side in failed]
     return tuple(said)
 
@@ -98,6 +99,20 @@ def _reason(chosen: Side, lead: Side, equals: list[Side], metric: Metric) -> str
     )
 
 
+def _by_loss(trained: list[Side], chosen: Side, metric: Metric) -> list[str]:
+    """Who is ahead by NLL, where that is another, beyond the spread of the seeds."""
+    able = [side for side in trained if side.figure(BY_LOSS.name) is not None]
+    if metric.name == BY_LOSS.name or chosen not in able:
+        return []
+    lead = max(able, key=lambda side: _worth(side, BY_LOSS))
+    if _as_good(chosen, lead, BY_LOSS):
+        return []
+    return [
+        f"By NLL {lead.label} is ahead, with {_shown(lead, BY_LOSS)}; {chosen.label} has "
+        f"{_shown(chosen, BY_LOSS)}."
+    ]
+
+
 def _remarks(trained: list[Side], chosen: Side) -> list[str]:
     """What must be said beside the recommendation."""
     said = [
@@ -111,9 +126,9 @@ def _remarks(trained: list[Side], chosen: Side) -> list[str]:
     least = min(forgot, key=lambda label: forgot[label])
     if own > 0.05 and least != chosen.label and forgot[least] < own / 2:
         said.append(
-            f"{chosen.label} forgets more than {least}: the NLL of neutral text rises by {own:.3f} nats "
-            f"(of {least} by {forgot[least]:.3f}). Where the model must stay what it was beside this "
-            "task, that decides."
+            f"{chosen.label[:1].upper()}{chosen.label[1:]} forgets more than {least}: the NLL of neutral "
+            f"text rises by {own:.3f} nats (of {least} by {forgot[least]:.3f}). Where the model must stay "
+            "what it was beside this task, that decides."
         )
     return said
 
