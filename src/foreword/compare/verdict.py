@@ -126,9 +126,9 @@ def _remarks(trained: list[Side], chosen: Side) -> list[str]:
     least = min(forgot, key=lambda label: forgot[label])
     if own > 0.05 and least != chosen.label and forgot[least] < own / 2:
         said.append(
-            f"{chosen.label[:1].upper()}{chosen.label[1:]} forgets more than {least}: the NLL of neutral "
-            f"text rises by {own:.3f} nats (of {least} by {forgot[least]:.3f}). Where the model must stay "
-            "what it was beside this task, that decides."
+            f"{chosen.label[:1].upper()}{chosen.label[1:]} forgets more than {least}: the NLL of "
+            f"neutral text rises by {own:.3f} nats (of {least} by {forgot[least]:.3f}). Where the model "
+            "must stay what it was beside this task, that decides."
         )
     return said
 
