@@ -266,7 +266,8 @@ def test_prompts_on_an_encoder_decoder_are_compared_too(tmp_path: Path) -> None:
     assert any(prompt.seeds[0].forgotten.values())
 
 
-def test_time_decides_the_steps(tmp_path: Path) -> None:
+def plan_of(model: foreword.Backbone, asked: Asked, folder: Path) -> Plan:
+    """What a comparison of the rows would do, which is stopped before it begins."""
     plans: list[Plan] = []
 
     class Enough(Exception):
@@ -276,11 +277,19 @@ def test_time_decides_the_steps(tmp_path: Path) -> None:
         plans.append(plan)
         raise Enough
 
-    for minutes in (0.001, 10_000.0):
-        asked = Asked(("prefix",), minutes=minutes, seeds=1, max_new_tokens=2)
-        with pytest.raises(Enough):
-            compare(backbone(), ROWS, TEXT, asked, folder=tmp_path, planned=stop)
-    few, many = plans
+    with pytest.raises(Enough):
+        compare(model, ROWS, TEXT, asked, folder=folder, planned=stop)
+    (plan,) = plans
+    return plan
+
+
+def test_time_decides_the_steps(tmp_path: Path) -> None:
+    few, many = (
+        plan_of(
+            backbone(), Asked(("prefix",), minutes=minutes, seeds=1, max_new_tokens=2), tmp_path
+        )
+        for minutes in (0.001, 10_000.0)
+    )
     assert few.steps == many.steps == 10  # the least, and three passes over 14 rows
     assert "more than the 0.001 allowed" in str(few)
     assert "allowed" not in str(many)
@@ -310,19 +319,8 @@ def test_too_few_rows_are_refused(tmp_path: Path) -> None:
 
 def test_without_a_budget_every_method_can_take_part(tmp_path: Path) -> None:
     """A LoRA of rank 1 on all linear layers may have more numbers than a prefix of 16."""
-    plans: list[Plan] = []
-
-    class Enough(Exception):
-        pass
-
-    def stop(plan: Plan) -> None:
-        plans.append(plan)
-        raise Enough
-
     model = foreword.Backbone(
         tiny_model(head_dim=2, max_position_embeddings=1400), byte_tokenizer()
     )
     asked = Asked(("prefix", "lora", "frozen"), steps=1, seeds=1, max_new_tokens=2)
-    with pytest.raises(Enough):
-        compare(model, ROWS, TEXT, asked, folder=tmp_path, planned=stop)
-    assert plans[0].trainings == 2 * 8
+    assert plan_of(model, asked, tmp_path).trainings == 2 * 8

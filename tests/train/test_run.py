@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -365,20 +366,25 @@ def test_ctrl_c_keeps_what_was_learned(tiny: foreword.Backbone, rows: Rows, tmp_
     assert "_foreword_attachment" not in tiny.model.__dict__
 
 
-def test_a_nan_loss_stops_with_the_last_good_prefix(
-    tiny: foreword.Backbone, rows: Rows, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, calls = score, []
+def nan_at_the_fourth() -> Callable[..., object]:
+    """Scores whose fourth call gives a loss that is not a number."""
+    calls = []
 
-    def failing(*args: object, **kwargs: object) -> object:
+    def failing(*args: Any, **kwargs: Any) -> object:
         calls.append(1)
-        scores = real(*args, **kwargs)
+        scores = score(*args, **kwargs)
         if len(calls) == 4:
             scores.nll_N.data[0] = math.nan
         return scores
 
+    return failing
+
+
+def test_a_nan_loss_stops_with_the_last_good_prefix(
+    tiny: foreword.Backbone, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
     two = foreword.train(tiny, rows, SETTINGS, callbacks=[StopAt(2)]).prefix
-    monkeypatch.setattr(supervised, "score", failing)
+    monkeypatch.setattr(supervised, "score", nan_at_the_fourth())
     with pytest.raises(foreword.TrainingStopped, match="nan at step 4.*--lr") as stopped:
         foreword.train(tiny, rows, SETTINGS)
     assert equal(stopped.value.result.prefix, two), "the loss after two steps was the last finite"
@@ -388,19 +394,10 @@ def test_what_is_too_large_to_copy_is_as_its_newest_checkpoint(
     tiny: foreword.Backbone, rows: Rows, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Whole models are not copied before each step; a loss that is nan leaves their checkpoint."""
-    real, calls = score, []
-
-    def failing(*args: object, **kwargs: object) -> object:
-        calls.append(1)
-        scores = real(*args, **kwargs)
-        if len(calls) == 4:
-            scores.nll_N.data[0] = math.nan
-        return scores
-
     settings = changed(checkpoint_every=2)
     two = foreword.train(tiny, rows, settings, callbacks=[StopAt(2)]).prefix
     monkeypatch.setattr(trainer, "COPIED", 10)
-    monkeypatch.setattr(supervised, "score", failing)
+    monkeypatch.setattr(supervised, "score", nan_at_the_fourth())
     with pytest.raises(foreword.TrainingStopped, match="nan at step 4") as stopped:
         foreword.train(tiny, rows, settings, folder=tmp_path / "run")
     assert equal(stopped.value.result.prefix, two)

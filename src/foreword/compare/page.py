@@ -136,17 +136,15 @@ def _results(comparison: Comparison) -> Markup:
     traits = [
         joined(element("dt", head), element("dd", meaning)) for head, meaning in TRAITS.values()
     ]
-    table = element(
-        "div",
-        results_table(comparison),
-        class_="scroll",
-        role="region",
-        aria_label="Results",
-        tabindex="0",
-    )
+    table = _scrolled(results_table(comparison), "Results")
     return _section(
         "Results", element("p", note, class_="soft"), table, element("dl", *traits, class_="traits")
     )
+
+
+def _scrolled(table: Markup, label: str) -> Markup:
+    """A table that scrolls by itself where it is wider than the page."""
+    return element("div", table, class_="scroll", role="region", aria_label=label, tabindex="0")
 
 
 def _plots(comparison: Comparison) -> Markup:
@@ -212,11 +210,10 @@ def _claims(comparison: Comparison) -> Markup:
         "The ranges that overviews repeat, beside the figures of this comparison: of prompts and of "
         "decoding the least and the most over the numbers of rows."
     )
-    scrolled = element(
-        "div", table, class_="scroll", role="region", aria_label="What is said", tabindex="0"
-    )
     return _section(
-        "What is said, and what was measured", element("p", note, class_="soft"), scrolled
+        "What is said, and what was measured",
+        element("p", note, class_="soft"),
+        _scrolled(table, "What is said"),
     )
 
 

@@ -204,11 +204,13 @@ class LearnerTrainer(Trainer):  # type: ignore[misc]
 
         Of whole models no copy is taken; they are as the newest checkpoint has them, if there is one.
         """
-        checkpoint = newest(self.folder)
-        if not self.last_good and checkpoint is not None:
-            self._load_from_checkpoint(str(checkpoint))
+        if not self.last_good:
+            checkpoint = newest(self.folder)
+            if checkpoint is not None:
+                self._load_from_checkpoint(str(checkpoint))
+            return
         with torch.no_grad():
-            for parameter, good in zip(self.learner.parameters(), self.last_good, strict=False):
+            for parameter, good in zip(self.learner.parameters(), self.last_good, strict=True):
                 parameter.copy_(good)
 
     def _get_output_dir(self, trial: Any) -> str:
