@@ -193,15 +193,21 @@ SETS = {
 }
 
 
-def compared(name: str, arguments: argparse.Namespace, methods: tuple[str, ...]) -> Comparison:
-    """A set's comparison: what is missing of it is made."""
-    made = SETS[name]
-    folder = arguments.work / name
+def folder_of(name: str, arguments: argparse.Namespace) -> Path:
+    """Where a set's checkpoints are, with its finished runs, which are kept in the results."""
+    folder: Path = arguments.work / name
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / "runs.jsonl"
     if not kept.is_symlink():
         kept.unlink(missing_ok=True)
         kept.symlink_to(RESULTS / f"methods-{name}.jsonl")
+    return folder
+
+
+def compared(name: str, arguments: argparse.Namespace, methods: tuple[str, ...]) -> Comparison:
+    """A set's comparison: what is missing of it is made."""
+    made = SETS[name]
+    folder = folder_of(name, arguments)
     chosen = None if made.backbone is None else str(arguments.models / made.backbone)
     backbone = foreword.load(*[chosen] if chosen else [], dtype="float32")
     return compare(
@@ -244,7 +250,7 @@ def curve(found: Comparison, arguments: argparse.Namespace) -> None:
                     foreword.load(dtype="float32"),
                     *given,
                     f"{side.name} {side.optimizer} {side.rate:g} seed {seed.seed}",
-                    folder=arguments.work / "e2e",
+                    folder=folder_of("e2e", arguments),
                     test=e2e_test(arguments.shared),
                     tell=partial(say, f"e2e, {count or 'all'} rows:"),
                 )
@@ -255,7 +261,7 @@ def curve(found: Comparison, arguments: argparse.Namespace) -> None:
         shown = compare(
             foreword.load(dtype="float32"),
             *given,
-            folder=arguments.work / "e2e",
+            folder=folder_of("e2e", arguments),
             test=e2e_test(arguments.shared),
         )
         rows.append({"rows": count or "all", **row_of(shown.sides[0], "bleu")})

@@ -9,6 +9,7 @@ compared as these are: both optimisers, rates searched, three seeds. Runs are ke
 - plus: Prefix-Tuning+ (arXiv 2506.13674): elu(q) + 1 of a head's query times a learned matrix is added
   to what the head gives.
 - both: all of these.
+- low: a LoRA of rank 1 on all linear layers, or on those of the MLPs (low-mlp).
 
 Shapes: B rows, T tokens, L layers, H key/value heads, D size of a head, E that of hidden states.
 """
@@ -36,7 +37,7 @@ from foreword.backbone import Backbone
 from foreword.data import Collator, Encoded
 from foreword.data.collate import padding_of
 from foreword.methods.base import Applied, Learner, Method, Rows, Start
-from foreword.methods.layers import QUERY_AND_VALUE, last_layers
+from foreword.methods.layers import QUERY_AND_VALUE, Targets, chosen_layers, last_layers
 from foreword.methods.prefix.learner import PrefixLearner
 from foreword.methods.prefix.method import PrefixMethod, PrefixStart
 from foreword.methods.prefix.settings import PrefixSettings
@@ -63,7 +64,11 @@ class Beside(nn.Module, ABC):
     def __init__(self, units: Mapping[str, float], shape: tuple[int, ...]) -> None:
         super().__init__()
         self.units = dict(units)
-        self.learned = nn.ParameterList(torch.zeros(shape) for _ in units)
+        self.learned = nn.ParameterList(self.begun(name, shape) for name in units)
+
+    def begun(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """What the parameter of a module starts at."""
+        return torch.zeros(shape)
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
@@ -131,6 +136,49 @@ class Plus(Beside):
             yield
 
 
+class Low(Beside):
+    """A LoRA of rank 1 beside each linear layer: the vector (IN,) that reads, and (OUT,) that writes.
+
+    Args:
+        sizes: By layer IN and OUT.
+        seed: Of what reads at first, which is as in PEFT; what writes is zero.
+    """
+
+    SCALE = 2.0
+    """As of PEFT's LoRA here, where alpha is twice the rank."""
+    RATE = 1 / 15
+    """A LoRA's best learning rate, of that of a prefix."""
+
+    def __init__(self, sizes: Mapping[str, tuple[int, int]], seed: int, *, units: bool) -> None:
+        self.sizes = dict(sizes)
+        self.random = torch.Generator().manual_seed(seed)
+        super().__init__(dict.fromkeys(sizes, self.RATE if units else 1.0), ())
+
+    def begun(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """What reads is uniform within one over the square root of its size."""
+        size, out = self.sizes[name]
+        reads = (2 * torch.rand(size, generator=self.random) - 1) / size**0.5
+        return torch.cat([reads / self.RATE, torch.zeros(out)])
+
+    @contextmanager
+    def hooked(self, model: nn.Module) -> Iterator[None]:
+        """Hooks behind the layers."""
+        with ExitStack() as stack:
+            for name, vector in self.tensors.items():
+                parts = vector.split(self.sizes[name])
+
+                def added(
+                    module: nn.Module, args: Any, output: Tensor, parts: Sequence[Tensor] = parts
+                ) -> Tensor:
+                    reads, writes = (part.to(output.dtype) for part in parts)
+                    size_BT: Tensor = self.SCALE * (args[0] @ reads)
+                    return output + size_BT[..., None] * writes
+
+                handle = model.get_submodule(name).register_forward_hook(added)
+                stack.callback(handle.remove)
+            yield
+
+
 def query_of(model: nn.Module, last: str) -> nn.Module:
     """The linear layer that makes the queries of the attention whose last one has a name."""
     path = last.split(".")
@@ -147,7 +195,7 @@ class BesideSettings(PrefixSettings):
     """A prefix, and what is beside it."""
 
     beside: str = "shifts"
-    """Words with a dash between: shifts, plus."""
+    """Words with a dash between: shifts, plus, low; mlp after low."""
 
 
 @dataclass(frozen=True)
@@ -232,6 +280,13 @@ class BesideStart(Start[BesideSettings, Pair]):
         if "shifts" in words:
             units = {name: sizes.get(name, 1.0) for name in attentions + mlps}
             found["shifts"] = Shifts(units, (self.backbone.width,))
+        if "low" in words:
+            where: Targets = "mlp" if "mlp" in words else "all-linear"
+            layers = {
+                n: self.backbone.model.get_submodule(n) for n in chosen_layers(self.backbone, where)
+            }
+            pairs = {n: (one.in_features, one.out_features) for n, one in layers.items()}
+            found["low"] = Low(pairs, self.settings.seed, units=bool(sizes))
         if "plus" in words:
             units = {name: sizes.get(f"{name} before", 1.0) for name in attentions}
             units = {name: unit / site.key_dim if sizes else 1.0 for name, unit in units.items()}
@@ -302,7 +357,12 @@ TRIES = {
     "shifts": "beside+beside=shifts",
     "plus": "beside+beside=plus",
     "both": "beside+beside=shifts-plus",
+    "low": "beside+beside=low",
+    "low-mlp": "beside+beside=low-mlp",
     "gated": "prefix+parameterization=gated",
+    "last": "prefix+layers=last:3",
+    "offset": "prefix+positions=offset",
+    "mlp": "prefix+parameterization=mlp",
 }
 
 

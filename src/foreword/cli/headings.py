@@ -31,7 +31,7 @@ _TRAIN: Headings = {
     "--windows --pooling --class-weights --attributes --attribute-length",
     "Start": "--init --init-text --frozen",
     "Loop": "--optimizer --lr --warmup --epochs --steps --batch-size --accumulate --group-by-length "
-    "--dropout --early-stop --checkpoint-every --gradient-checkpointing --seed --resume",
+    "--dropout --kl --early-stop --checkpoint-every --gradient-checkpointing --seed --resume",
     "Output": "--name --overwrite --report-to",
     **_BACKBONE,
 }
@@ -66,7 +66,7 @@ _COMPOSE: Headings = {
 }
 
 _COMPARE: Headings = {
-    "Methods": "--methods --budget",
+    "Methods": "--methods --budget --kl",
     "Effort": "--minutes --steps --seeds --rows --batch-size --max-new-tokens",
     "Data": "--test --task --prompt --target --pair --max-length --pooling --class-weights "
     "--attributes --seed",

@@ -97,6 +97,10 @@ class Learner(nn.Module, ABC, Generic[V]):
         backbone, objective = self._beside
         with self.applied(batch) as head:
             loss, targets = objective.loss(backbone.model, batch, head, training=self.training)
+        if self.training and objective.regularizer is not None:
+            beside = objective.regularizer.batch()
+            with self.applied(beside):
+                loss = loss + targets * objective.regularizer.loss(backbone.model, beside)
         rows, tokens = objective.size(batch)
         self.seen_rows += rows
         self.seen_tokens += tokens

@@ -29,6 +29,10 @@ GROUP = "foreword.methods"
 """The entry point group of methods from other packages."""
 
 
+OF_THE_LOSS = {"kl"}
+"""Settings beside those of the task that every method may be compared under."""
+
+
 @dataclass(frozen=True)
 class Known:
     """A method that can be asked for by name.
@@ -94,7 +98,8 @@ class Known:
         )
 
     def _check(self, fields: Mapping[str, Any]) -> None:
-        own = set(self.settings.__dataclass_fields__) - set(DataSettings.__dataclass_fields__)
+        shared = set(DataSettings.__dataclass_fields__) - OF_THE_LOSS
+        own = set(self.settings.__dataclass_fields__) - shared
         for name in fields:
             if name not in own:
                 raise TrainingError(

@@ -15,8 +15,23 @@ Batch = Mapping[str, Tensor]
 """What a collator makes of examples, by the names that the objective knows."""
 
 
+class Regularizer(ABC):
+    """What a step of training makes small beside the loss of its rows, on a batch of its own."""
+
+    @abstractmethod
+    def batch(self) -> Batch:
+        """The next batch, on the model's device."""
+
+    @abstractmethod
+    def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        """What is added to the mean loss of the rows, under what is trained: a float32 scalar."""
+
+
 class Objective(ABC):
     """What training makes small."""
+
+    regularizer: Regularizer | None = None
+    """What is made small beside it, in training alone."""
 
     @abstractmethod
     def loss(

@@ -98,23 +98,32 @@ class DataSettings(Settings):
     the prefix gets a few virtual tokens for each of their values, which only rows with that value see
     (control prefixes). Only where text is written."""
 
+    kl: float = 0.0
+    """How much the model is kept near what it was, on texts that the frozen model writes before
+    training: the weight, beside the loss of a target token, of the divergence KL(frozen || trained) of
+    a token of these. 0 keeps nothing. Only decoders."""
+
     seed: int = 0
-    """Seed of the order of rows, of noise and of vocabulary samples."""
+    """Seed of the order of rows, of noise, of vocabulary samples and of the texts for kl."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.templates
         check_words(self, _CHOICES)
         check_counts(self, "max_length")
+        if not 0 <= self.kl < float("inf"):
+            raise TrainingError(f"kl must be at least 0; found {self.kl}")
         check_count("seed", self.seed, TrainingError, least=0, most=MOST_SEED)
         _ = self.attribute_names
 
     def as_json(self) -> dict[str, Any]:
-        """As `Settings`; there is no word of pairs or of attributes where there are none."""
+        """As `Settings`; there is no word of pairs, attributes or kl where there are none."""
         fields = super().as_json()
         for name in ("pair", "attributes"):
             if fields[name] is None:
                 del fields[name]
+        if not self.kl:
+            del fields["kl"]
         return fields
 
     @property

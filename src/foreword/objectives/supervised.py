@@ -15,7 +15,7 @@ from foreword.backbone.measured import kind_measured
 from foreword.backbone.output_layer import head_sees
 from foreword.data import Encoded
 from foreword.head import Head
-from foreword.objectives.base import Batch, Objective
+from foreword.objectives.base import Batch, Objective, Regularizer
 from foreword.objectives.class_weights import weighted
 from foreword.objectives.nll import token_nll
 from foreword.tasks import LABELLINGS
@@ -44,10 +44,12 @@ class Supervised(Objective):
         headed: Whether targets are labels of a head, and not tokens.
         weights_L: How much a row counts in training by its class, if rows do not count alike; made of
             the rows, and no state.
+        regularizer: What is made small beside it.
     """
 
     headed: bool = False
     weights_L: Tensor | None = None
+    regularizer: Regularizer | None = None
 
     def loss(
         self, model: PreTrainedModel, batch: Batch, head: Head | None, *, training: bool

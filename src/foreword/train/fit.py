@@ -32,6 +32,7 @@ from foreword.objectives.encode import (
     targets_of,
 )
 from foreword.objectives.first_look import check_labels, first_look, warn_of_doubts
+from foreword.objectives.own_texts import own_texts
 from foreword.objectives.settings import DataSettings
 from foreword.objectives.supervised import Supervised
 from foreword.objectives.task import for_task
@@ -146,7 +147,9 @@ def fit(
         digest = _common_digest(train_rows, ranks)
         labels = 0 if head is None else len(head.labels)
         objective = Supervised(
-            settings.task in HEAD_TASKS, class_weights(settings, train_rows, labels)
+            settings.task in HEAD_TASKS,
+            class_weights(settings, train_rows, labels),
+            own_texts(backbone, settings, start.in_front),
         )
         learner = stack.enter_context(start.learning(objective, train_rows, loop.lr))
         trained = sum(parameter.numel() for parameter in learner.parameters())
