@@ -103,6 +103,7 @@ def test_what_does_not_fit_the_context_is_said(place: Path, call: Call) -> None:
             "leave out DATA (rows.jsonl), --prompt, --max-new-tokens",
         ),
         (["e2e", "--lm-eval", "tasks", "--scored-references", "1"], "out --scored-references"),
+        (["e2e", "rows.jsonl", "--chat"], "--chat is of tasks (--lm-eval)"),
         (["e2e", "--lm-eval", "tasks", "--mode", "sum"], "'e2e' is one alone"),
         (["e2e", "--lm-eval", "tsks/choice.yaml"], "there is no file tsks/choice.yaml"),
         (["nobody", "--lm-eval", "tasks"], "no prefix is called 'nobody'"),

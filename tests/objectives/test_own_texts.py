@@ -22,6 +22,10 @@ from tests.conftest import MEMORY
 from tests.tasks.models import CLASSIFY, tiny_encoder
 from tests.train.test_run import Interrupt, Rows, changed, equal
 
+BOS, EOS = 0, 1
+MARKS = {BOS, EOS}
+"""Tokens of the tiny tokenizer that mark something."""
+
 TEXT: dict[str, Any] = {"prompt": "{mr} ->", "target": " {ref}"}
 
 
@@ -81,8 +85,7 @@ def test_texts_are_drawn_from_the_model_and_differ_by_the_seed(tiny: foreword.Ba
     assert torch.equal(ids_NT, written(tiny, seed=0)[0])
     assert not torch.equal(ids_NT, written(tiny, seed=1)[0])
     assert len(set(map(tuple, ids_NT.tolist()))) == TEXTS
-    marks = set(tiny.tokenizer.all_special_ids)
-    assert not marks & set(ids_NT[:, 0].tolist())
+    assert not MARKS & set(ids_NT[:, 0].tolist())
     # The likeliest token follows about as often as the model says that it does.
     follows = (ids_NT[:, 1:] == tokens_NTK[:, :-1, 0]).float().mean()
     assert float(follows) == pytest.approx(float(logprobs_NTK[..., 0].exp().mean()), abs=0.03)
@@ -97,19 +100,21 @@ def test_a_bos_is_read_once_whoever_carries_it(
         for bos in ("input", "prefix")
     }
     assert made["input"] is not None
-    assert set(made["input"].ids_NT[:, 0].tolist()) == {tiny.tokenizer.bos_token_id}
+    assert set(made["input"].ids_NT[:, 0].tolist()) == {BOS}
     for bos, skipped in (("input", 0), ("prefix", 1)):
         regularizer = made[bos]
         assert regularizer is not None
         batch = regularizer.batch()
         assert batch["input_ids"].shape[1] == batch["likeliest"].shape[1] == TOKENS - skipped
-        first = batch["input_ids"][:, 0] == tiny.tokenizer.bos_token_id
+        first = batch["input_ids"][:, 0] == BOS
         assert bool(first.all()) is (bos == "input")
 
 
 def test_an_encoder_is_refused_by_name() -> None:
     settings = foreword.TrainSettings(length=2, steps=1, kl=1.0)
-    with pytest.raises(TrainingError, match=r"kl keeps a model .*takes a decoder.*an encoder\. Leave"):
+    with pytest.raises(
+        TrainingError, match=r"kl keeps a model .*takes a decoder.*an encoder\. Leave"
+    ):
         foreword.train(tiny_encoder(), CLASSIFY, settings)
 
 

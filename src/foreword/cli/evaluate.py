@@ -37,6 +37,9 @@ class EvaluateArguments:
     """Tasks of lm-eval in the place of DATA, with commas between: names that it knows, or YAML files and
     folders of them (the extra "lm-eval")."""
 
+    chat: bool = False
+    """Give the requests of --lm-eval as turns of a chat, by the backbone's chat template."""
+
     as_json: Annotated[bool, Parameter(name="--json")] = False
     """Print everything as JSON, outputs and references included."""
 
@@ -131,9 +134,14 @@ def evaluate(
             limit=arguments.limit,
             batch_size=options.batch_size,
             strict=arguments.strict,
+            chat=arguments.chat,
             as_json=arguments.as_json,
         )
         return
+    if arguments.chat:
+        raise DataError(
+            "--chat is of tasks (--lm-eval); rows with messages are chats by themselves"
+        )
     if data is None:
         raise DataError(
             "there is nothing to evaluate on; give DATA, a file of rows, or --lm-eval TASK"

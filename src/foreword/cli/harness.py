@@ -29,6 +29,7 @@ def evaluate_on_tasks(
     limit: int | None,
     batch_size: int,
     strict: bool,
+    chat: bool,
     as_json: bool,
 ) -> None:
     """Score a prefix on tasks of lm-eval, and show what it measured.
@@ -43,6 +44,7 @@ def evaluate_on_tasks(
         limit: Documents of each task, at most.
         batch_size: Requests in one pass.
         strict: Refuse other weights than the prefix was made on.
+        chat: Whether requests are turns of a chat.
         as_json: Print everything as JSON.
 
     Raises:
@@ -67,6 +69,7 @@ def evaluate_on_tasks(
             limit=limit,
             batch_size=batch_size,
             strict=strict,
+            chat=chat,
             progress=progress,
         )
     if as_json:

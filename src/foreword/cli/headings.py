@@ -52,7 +52,7 @@ _GENERATE: Headings = {
 }
 
 _EVALUATE: Headings = {
-    "Scoring and output": "--lm-eval --prompt --target --limit --scored-references --base --json "
+    "Scoring and output": "--lm-eval --chat --prompt --target --limit --scored-references --base --json "
     "--strict",
     "Strength and composition": _COMPOSING,
     "Generation": _GENERATION,

@@ -108,6 +108,39 @@ def test_examples_are_the_same_for_both_and_at_every_time(
     assert first.shots == {"shown": 1}
 
 
+def test_requests_are_turns_of_a_chat(tiny: foreword.Backbone, tmp_path: Path) -> None:
+    shots = {"num_fewshot": 1, "fewshot_split": "test"}
+    path = written(tmp_path, "turns", WRITE, **shots)
+    prefix = tiny.capture(TEXT)
+    found = evaluate_tasks(tiny, prefix, str(path), chat=True)
+    assert found.chat
+    with hushed():
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+
+        own = simple_evaluate(
+            HFLM(tiny.model, tokenizer=copy.deepcopy(tiny.tokenizer)),
+            tasks=["turns"],
+            task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
+            bootstrap_iters=100,
+            apply_chat_template=True,
+            fewshot_as_multiturn=True,
+        )
+    assert found.base is not None
+    assert found.base.results == own["results"]
+    asked = found.prefix.samples["turns"][0]["arguments"][0][0]
+    assert asked == own["samples"]["turns"][0]["arguments"][0][0]
+    turns = tiny.tokenizer.apply_chat_template(
+        [{"role": "user", "content": ROWS[0]["ask"]}], tokenize=False, add_generation_prompt=True
+    )
+    assert asked.endswith(turns)
+    assert len(asked) > len(turns)  # an example is a turn before it
+    tiny.tokenizer.chat_template = None
+    with pytest.raises(DataError, match=r"'tiny' has no chat template; leave chat \(--chat\) out"):
+        evaluate_tasks(tiny, prefix, str(path), chat=True)
+
+
 def test_both_have_the_room_that_the_prefix_leaves(tiny: foreword.Backbone, tmp_path: Path) -> None:
     path = written(tmp_path, "long", CHOICE, description="so long " * 28)
     found = evaluate_tasks(tiny, tiny.capture("x" * 30), str(path), limit=2)

@@ -73,6 +73,7 @@ class TaskEvaluation:
         versions: By task its version.
         tasks: What the tasks were asked for by.
         lm_eval: The version of lm-eval.
+        chat: Whether requests were turns of a chat.
         backbone: Name of the backbone.
         same_weights: Whether its weights are those that the prefix was made on.
         digest: Content digest of the prefix.
@@ -85,6 +86,7 @@ class TaskEvaluation:
     versions: Mapping[str, Any]
     tasks: str
     lm_eval: str
+    chat: bool
     backbone: str
     same_weights: bool
     digest: str

@@ -32,6 +32,7 @@ def evaluate_tasks(
     limit: int | None = None,
     batch_size: int = BATCH,
     strict: bool = False,
+    chat: bool = False,
     progress: Progress = unseen,
 ) -> TaskEvaluation:
     """Score a prefix on tasks of lm-eval.
@@ -48,6 +49,8 @@ def evaluate_tasks(
         limit: Only the first so many documents of each task.
         batch_size: Requests in one pass.
         strict: Refuse a backbone with other weights than the prefix was made on.
+        chat: Give requests as turns of a chat, by the tokenizer's template, with examples as turns
+            before them.
         progress: Told how far it is.
 
     Raises:
@@ -67,12 +70,14 @@ def evaluate_tasks(
     backbone.needs("decoder", "encoder-decoder", what="a task of lm-eval")
     if backbone.tokenizer is None:
         raise DataError(f"a task of lm-eval needs a tokenizer; {backbone.name!r} has none")
+    if chat and backbone.tokenizer.chat_template is None:
+        raise DataError(f"{backbone.name!r} has no chat template; leave chat (--chat) out")
     backbone.check(alone, strict=strict)
     tasks = tasks_named(tasks) if isinstance(tasks, str) else tasks
     room = Room.behind(backbone, alone).context
     if room < 2:
         raise DataError(f"the prefix leaves {room} tokens of the context; use a shorter one")
-    measure = partial(_measured, backbone, tasks, room, limit, batch_size)
+    measure = partial(_measured, backbone, tasks, room, limit, batch_size, chat)
     ours, about = measure(alone, partial(_told, progress, "with the prefix"))
     theirs = measure(None, partial(_told, progress, "frozen model"))[0] if base else None
     return TaskEvaluation(
@@ -121,6 +126,7 @@ def _measured(
     room: int,
     limit: int | None,
     batch_size: int,
+    chat: bool,
     prefix: Prefix | None,
     progress: Progress,
 ) -> tuple[TaskFigures, dict[str, Any]]:
@@ -137,7 +143,14 @@ def _measured(
             model = PrefixLM(backbone, bos, room, batch_size, progress)
             _reset(tasks, DEFAULT_OTHER_SEED)
             try:
-                found = evaluate(model, dict(tasks.loaded), limit=limit, bootstrap_iters=DRAWS)
+                found = evaluate(
+                    model,
+                    dict(tasks.loaded),
+                    limit=limit,
+                    bootstrap_iters=DRAWS,
+                    apply_chat_template=chat,
+                    fewshot_as_multiturn=chat,
+                )
             except ForewordError:
                 raise
             except Exception as error:  # of lm-eval, or of a task's own code
@@ -148,6 +161,7 @@ def _measured(
         "shots": found["n-shot"],
         "versions": found["versions"],
         "lm_eval": __version__,
+        "chat": chat,
     }
     return TaskFigures(found["results"], model.cut, found["samples"]), about
 
