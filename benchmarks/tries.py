@@ -9,7 +9,9 @@ compared as these are: both optimisers, rates searched, three seeds. Runs are ke
 - plus: Prefix-Tuning+ (arXiv 2506.13674): elu(q) + 1 of a head's query times a learned matrix is added
   to what the head gives.
 - both: all of these.
-- low: a LoRA of rank 1 on all linear layers, or on those of the MLPs (low-mlp).
+- low: a LoRA of rank 1 on all linear layers, on those of the MLPs (low-mlp), or on those that make
+  queries and keys (low-match).
+- turn: queries are scaled and shifted, each number by itself, which changes how tokens see each other.
 
 Shapes: B rows, T tokens, L layers, H key/value heads, D size of a head, E that of hidden states.
 """
@@ -37,7 +39,13 @@ from foreword.backbone import Backbone
 from foreword.data import Collator, Encoded
 from foreword.data.collate import padding_of
 from foreword.methods.base import Applied, Learner, Method, Rows, Start
-from foreword.methods.layers import QUERY_AND_VALUE, Targets, chosen_layers, last_layers
+from foreword.methods.layers import (
+    KEY_AND_VALUE,
+    QUERY_AND_VALUE,
+    Targets,
+    chosen_layers,
+    last_layers,
+)
 from foreword.methods.prefix.learner import PrefixLearner
 from foreword.methods.prefix.method import PrefixMethod, PrefixStart
 from foreword.methods.prefix.settings import PrefixSettings
@@ -50,6 +58,9 @@ UNIT = 0.1
 """Of the size of what a module gives the part that 1 stands for: with all of it training diverges."""
 
 QUERIES = [name for name in QUERY_AND_VALUE if "v" not in name]
+
+MATCHING = [*QUERIES, *(name for name in KEY_AND_VALUE if "v" not in name)]
+"""Names of the layers that make queries or keys, each in a product of its own."""
 
 
 class Beside(nn.Module, ABC):
@@ -136,6 +147,27 @@ class Plus(Beside):
             yield
 
 
+class Turn(Beside):
+    """A scale and a shift of each number of the queries, (2, E): they are zero where nothing changes."""
+
+    @contextmanager
+    def hooked(self, model: nn.Module) -> Iterator[None]:
+        """Hooks behind what makes the queries."""
+        with ExitStack() as stack:
+            for name, pair in self.tensors.items():
+
+                def turned(
+                    module: nn.Module, args: Any, output: Tensor, pair: Tensor = pair
+                ) -> Tensor:
+                    scale, shift = pair.to(output.dtype)
+                    changed: Tensor = output * (1 + scale) + shift
+                    return changed
+
+                handle = query_of(model, name).register_forward_hook(turned)
+                stack.callback(handle.remove)
+            yield
+
+
 class Low(Beside):
     """A LoRA of rank 1 beside each linear layer: the vector (IN,) that reads, and (OUT,) that writes.
 
@@ -179,7 +211,7 @@ class Low(Beside):
             yield
 
 
-def query_of(model: nn.Module, last: str) -> nn.Module:
+def query_of(model: nn.Module, last: str) -> nn.Linear:
     """The linear layer that makes the queries of the attention whose last one has a name."""
     path = last.split(".")
     for end in range(len(path) - 1, 0, -1):
@@ -195,7 +227,7 @@ class BesideSettings(PrefixSettings):
     """A prefix, and what is beside it."""
 
     beside: str = "shifts"
-    """Words with a dash between: shifts, plus, low; mlp after low."""
+    """Words with a dash between: shifts, plus, turn, low; mlp or match after low."""
 
 
 @dataclass(frozen=True)
@@ -281,12 +313,19 @@ class BesideStart(Start[BesideSettings, Pair]):
             units = {name: sizes.get(name, 1.0) for name in attentions + mlps}
             found["shifts"] = Shifts(units, (self.backbone.width,))
         if "low" in words:
-            where: Targets = "mlp" if "mlp" in words else "all-linear"
+            where: Targets = "attention" if "match" in words else "all-linear"
+            where = "mlp" if "mlp" in words else where
             layers = {
                 n: self.backbone.model.get_submodule(n) for n in chosen_layers(self.backbone, where)
             }
+            if "match" in words:
+                layers = {n: one for n, one in layers.items() if n.rpartition(".")[2] in MATCHING}
             pairs = {n: (one.in_features, one.out_features) for n, one in layers.items()}
             found["low"] = Low(pairs, self.settings.seed, units=bool(sizes))
+        if "turn" in words:
+            turns = dict.fromkeys(attentions, UNIT if sizes else 1.0)
+            width = query_of(self.backbone.model, attentions[0]).out_features
+            found["turn"] = Turn(turns, (2, width))
         if "plus" in words:
             units = {name: sizes.get(f"{name} before", 1.0) for name in attentions}
             units = {name: unit / site.key_dim if sizes else 1.0 for name, unit in units.items()}
@@ -359,6 +398,8 @@ TRIES = {
     "both": "beside+beside=shifts-plus",
     "low": "beside+beside=low",
     "low-mlp": "beside+beside=low-mlp",
+    "low-match": "beside+beside=low-match",
+    "turn": "beside+beside=turn",
     "gated": "prefix+parameterization=gated",
     "last": "prefix+layers=last:3",
     "offset": "prefix+positions=offset",

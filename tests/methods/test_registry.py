@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from foreword.backbone import Backbone
-from foreword.errors import TrainingError
+from foreword.errors import DataError, TrainingError
 from foreword.methods.added import Added, AddedStart, Parameters
 from foreword.methods.base import Method, Rows
-from foreword.methods.registry import OWN, Known, known_method, method_names, within
+from foreword.methods.registry import OWN, Known, known_method, least, method_names, within
 from foreword.objectives.encode import InFront
 from foreword.objectives.settings import DataSettings
 from foreword.train.fit import fit
@@ -148,13 +148,33 @@ def test_a_word_may_have_settings_of_the_method(tiny: Backbone) -> None:
         within("prefix+length=64", too_long, tiny, too_long.made(DATA), MEMORY, 3000)
 
 
+def test_demonstrations_are_sized_from_where_the_first_one_fits(tiny: Backbone) -> None:
+    """A prefix of one token has room for none, and whole ones do not fill every length."""
+    known = known_method("prefix+init=demonstrations")
+    smallest, start = least(known, tiny, known.made(DATA), MEMORY)
+    assert smallest.length == 64
+    of_a_token = 9_216 // 64
+    assert start.trained < 64 * of_a_token
+    settings, trained = within("x", known, tiny, known.made(DATA), MEMORY, 120 * of_a_token)
+    assert settings.length > 64
+    assert start.trained < trained <= 120 * of_a_token
+    with pytest.raises(TrainingError, match=r"\(length 64\), more than the budget of 3,000"):
+        within("x", known, tiny, known.made(DATA), MEMORY, 3000)
+    nothing = [{"mr": "a" * 300, "ref": "b"}]
+    with pytest.raises(DataError, match="not one demonstration fits"):
+        least(known, tiny, known.made(DATA), nothing)
+
+
 @pytest.mark.parametrize(
     ("word", "said"),
     [
         ("lora+rslora", "'rslora' is no setting; expected NAME=VALUE"),
-        ("lora+rnak=4", "lora has no setting 'rnak'; its own are alpha, rank.*did you mean 'rank'"),
+        (
+            "lora+rnak=4",
+            "lora has no setting 'rnak'; its own are alpha, kl, rank.*did you mean 'rank'",
+        ),
         ("lora+prompt=x", "lora has no setting 'prompt'"),
-        ("full+rank=1", "full has no setting 'rank'; its own are none"),
+        ("full+rank=1", "full has no setting 'rank'; its own are kl"),
     ],
 )
 def test_words_with_settings_that_are_none_are_refused(word: str, said: str) -> None:

@@ -33,7 +33,7 @@ from foreword.methods.base import Applied
 from foreword.methods.heads import new_head
 from foreword.methods.prefix.settings import LENGTH, NEUTRAL_TEXT
 from foreword.methods.prefix.start import text_tokens
-from foreword.methods.registry import OWN, Known, known_method, within
+from foreword.methods.registry import OWN, Known, known_method, least, within
 from foreword.objectives.encode import InFront, spread
 from foreword.objectives.settings import DataSettings
 from foreword.objectives.task import for_task
@@ -241,8 +241,7 @@ class _Comparing:
             return 0
         try:
             known = self.known[name] = known_method(name)
-            made = known.made(base, **({} if known.size is None else {known.size: 1}))
-            trained = known.method.start(self.backbone, made, self.split.train).trained
+            trained = least(known, self.backbone, known.made(base), self.split.train)[1].trained
         except ForewordError as error:
             self.failed[name] = first_line(error)
             return 0

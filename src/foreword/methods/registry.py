@@ -17,7 +17,7 @@ from foreword.backbone import Backbone
 from foreword.backbone.kinds import KindName
 from foreword.errors import DataError, TrainingError, first_line
 from foreword.methods.adapter import AdapterMethod
-from foreword.methods.base import Method, Rows, Traits
+from foreword.methods.base import Method, Rows, Start, Traits
 from foreword.methods.full import FullMethod
 from foreword.methods.ia3 import IA3Method
 from foreword.methods.lora import LoraMethod
@@ -28,6 +28,9 @@ from foreword.objectives.settings import DataSettings
 GROUP = "foreword.methods"
 """The entry point group of methods from other packages."""
 
+
+LARGEST = 2**24
+"""A size that nothing is asked for by, were it to train no more than a smaller one."""
 
 OF_THE_LOSS = {"kl"}
 """Settings beside those of the task that every method may be compared under."""
@@ -104,7 +107,7 @@ class Known:
             if name not in own:
                 raise TrainingError(
                     f"{self.method.name} has no setting {name!r}; its own are "
-                    f"{', '.join(sorted(own)) or 'none'}{did_you_mean(name, own)}"
+                    f"{', '.join(sorted(own))}{did_you_mean(name, own)}"
                 )
 
 
@@ -260,10 +263,10 @@ def within(
             raise TrainingError(_too_much(name, trained, "", budget))
         return settings, trained
     size = known.size
-    smallest = replace(settings, **{size: 1})
-    first = known.method.start(backbone, smallest, rows)
+    smallest, first = least(known, backbone, settings, rows)
+    low = getattr(smallest, size)
     if first.trained > budget:
-        raise TrainingError(_too_much(name, first.trained, f" ({size} 1)", budget))
+        raise TrainingError(_too_much(name, first.trained, f" ({size} {low})", budget))
     most = max(first.in_front.length, backbone.context // 2)
 
     def sized(count: int) -> tuple[Any, int] | None:
@@ -275,9 +278,8 @@ def within(
             return None
         return None if start.in_front.length > most else (made, start.trained)
 
-    best, low = (smallest, first.trained), 1
-    high = 2
-    while (found := sized(high)) is not None and best[1] < found[1] <= budget:
+    best, high = (smallest, first.trained), 2 * low
+    while high < LARGEST and (found := sized(high)) is not None and found[1] <= budget:
         best, low, high = found, high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
@@ -287,6 +289,30 @@ def within(
         else:
             high = middle
     return best
+
+
+def least(
+    known: Known, backbone: Backbone, settings: Any, rows: Rows
+) -> tuple[Any, Start[Any, Any]]:
+    """The settings of a method's smallest size, and where it starts under them.
+
+    That is 1, or the first of 2, 4, 8 ... under which it starts, as of demonstrations, one of which must
+    fit whole.
+
+    Raises:
+        ForewordError: It starts under no size.
+    """
+    if known.size is None:
+        return settings, known.method.start(backbone, settings, rows)
+    count, refused = 1, None
+    while count == 1 or count <= backbone.context // 2:
+        made = replace(settings, **{known.size: count})
+        try:
+            return made, known.method.start(backbone, made, rows)
+        except DataError as error:
+            count, refused = 2 * count, error
+    assert refused is not None
+    raise refused
 
 
 def _too_much(name: str, least: int, size: str, budget: int) -> str:
