@@ -15,16 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from functools import partial
 
 import methods
 import torch
-from common import Row, machine, table
+from common import machine, table
 from transformers.utils import logging
 
-import foreword
-from foreword.compare.plan import Asked
-from foreword.compare.run import compare_one
 
 RUNS = (
     "prefix soap 0.06",
@@ -43,32 +39,6 @@ RUNS = (
 """Method, optimiser and rate."""
 
 
-def one(run: str, seed: int, arguments: argparse.Namespace) -> Row:
-    """The figures of a training."""
-    made = methods.SETS["e2e"]
-    word = run.split(" ")[0]
-    found = compare_one(
-        foreword.load(dtype="float32"),
-        made.rows(arguments.shared),
-        made.settings,
-        Asked((word,), made.budget, steps=arguments.steps or made.steps),
-        f"{run} seed {seed}",
-        folder=methods.folder_of("e2e", arguments),
-        test=methods.e2e_test(arguments.shared),
-        tell=partial(methods.say, "e2e"),
-    )
-    return {
-        "run": run,
-        "seed": seed,
-        "held-out NLL": found.held,
-        "NLL": found.figures["nll"],
-        "BLEU": found.figures["bleu"],
-        "forgotten, text": found.forgotten["text"],
-        "instructions": found.forgotten["instructions"],
-        "training, s": found.seconds,
-    }
-
-
 def main() -> None:
     """Run what is missing, and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -80,7 +50,11 @@ def main() -> None:
     torch.set_num_threads(1)
     print(json.dumps(machine()))
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
-    rows = [one(run, seed, arguments) for run in arguments.runs.split(",") for seed in seeds]
+    rows = [
+        methods.one("e2e", run, seed, arguments)
+        for run in arguments.runs.split(",")
+        for seed in seeds
+    ]
     print(table(rows))
 
 

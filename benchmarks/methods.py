@@ -221,6 +221,31 @@ def compared(name: str, arguments: argparse.Namespace, methods: tuple[str, ...])
     )
 
 
+def one(name: str, run: str, seed: int, arguments: argparse.Namespace) -> Row:
+    """The figures of one training of a set: its method, optimiser and rate."""
+    made = SETS[name]
+    word = run.split(" ")[0]
+    chosen = [] if made.backbone is None else [str(arguments.models / made.backbone)]
+    found = compare_one(
+        foreword.load(*chosen, dtype="float32"),
+        made.rows(arguments.shared),
+        made.settings,
+        Asked((word,), made.budget, steps=arguments.steps or made.steps, **made.more),
+        f"{run} seed {seed}",
+        folder=folder_of(name, arguments),
+        test=None if made.test is None else made.test(arguments.shared),
+        tell=partial(say, name),
+    )
+    forgotten = {f"forgotten, {text}": nats for text, nats in found.forgotten.items()}
+    figures = {
+        key: value
+        for key, value in found.figures.items()
+        if key in ("nll", "bleu", "accuracy", "f1")
+    }
+    held = {"held-out NLL": found.held}
+    return {"run": run, "seed": seed, **held, **figures, **forgotten, "seconds": found.seconds}
+
+
 def say(of: str, what: str) -> None:
     """Tell of a run before it begins."""
     print(of, what, flush=True)

@@ -1,6 +1,7 @@
 """What might beat a LoRA of equal size: something beside the prefix, outside of the softmax.
 
     python benchmarks/tries.py [--models FOLDER] [--shared ../shared] [--sets sst2] [--tries shifts,plus]
+        [--runs "beside+beside=low soap 0.06"]
 
 Each try is a prefix and something else, together as large as the other methods of benchmarks/methods.py,
 compared as these are: both optimisers, rates searched, three seeds. Runs are kept with theirs.
@@ -29,6 +30,7 @@ from typing import Any, cast
 
 import methods
 import torch
+from common import table
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -413,10 +415,17 @@ def main() -> None:
     methods.common_options(parser)
     parser.add_argument("--sets", default="sst2")
     parser.add_argument("--tries", default=",".join(TRIES))
+    parser.add_argument("--runs", help="single trainings instead: beside+beside=low soap 0.06, ...")
     arguments = parser.parse_args()
     logging.set_verbosity_error()
     torch.set_num_threads(1)
     cast(dict[str, Known], OWN)["beside"] = BESIDE
+    if arguments.runs:
+        for name in arguments.sets.split(","):
+            print(
+                table([methods.one(name, run, 0, arguments) for run in arguments.runs.split(",")])
+            )
+        return
     words = tuple(TRIES[name] for name in arguments.tries.split(","))
     for name in arguments.sets.split(","):
         methods.report(name, methods.compared(name, arguments, words))

@@ -213,3 +213,30 @@ def controls(case: Case) -> dict[str, float]:
         finally:
             LearnedBias.columns = own  # type: ignore[method-assign]
     return found
+
+
+def written_scores(
+    model: PreTrainedModel,
+    source: Tensor,
+    mask: Tensor | None = None,
+    *,
+    beams: int = 1,
+    use_cache: bool = True,
+) -> Tensor:
+    """Scores of nine tokens that `generate` writes for each row: (B, 9, V), or (B, beams) of beams."""
+    generate: Any = model.generate
+    found = generate(
+        source,
+        attention_mask=mask,
+        num_beams=beams,
+        num_return_sequences=beams,
+        max_new_tokens=9,
+        do_sample=False,
+        eos_token_id=None,
+        use_cache=use_cache,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    told: Tensor = torch.stack(found.scores, dim=1) if beams == 1 else found.sequences_scores
+    rows: Tensor = told.unflatten(0, (len(source), -1))
+    return rows

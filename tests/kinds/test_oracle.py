@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -115,21 +115,7 @@ def test_generation_with_and_without_a_cache_is_the_same(family: Family, beams: 
     short = checks.shortened(prefix, 3)
     source = torch.cat([case.source, case.source.flip(1)])
 
-    def scores(rows: Tensor, *, use_cache: bool = True) -> Tensor:
-        found = case.model.generate(
-            rows,
-            num_beams=beams,
-            num_return_sequences=beams,
-            max_new_tokens=9,
-            do_sample=False,
-            eos_token_id=None,
-            use_cache=use_cache,
-            return_dict_in_generate=True,
-            output_scores=True,
-        )
-        told: Tensor = torch.stack(found.scores, dim=1) if beams == 1 else found.sequences_scores
-        return told.unflatten(0, (len(rows), -1))
-
+    scores = partial(checks.written_scores, case.model, beams=beams)
     with case.backbone.attached([prefix, short]):
         cached, uncached = scores(source), scores(source, use_cache=False)
     torch.testing.assert_close(cached, uncached, rtol=0, atol=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -133,22 +134,7 @@ def test_generation_with_and_without_a_cache_is_the_same(family: Family, beams: 
     mask = torch.ones_like(source)
     mask[1, -3:] = 0
 
-    def scores(rows: Tensor, mask: Tensor, *, use_cache: bool = True) -> Tensor:
-        found = case.model.generate(
-            rows,
-            attention_mask=mask,
-            num_beams=beams,
-            num_return_sequences=beams,
-            max_new_tokens=9,
-            do_sample=False,
-            eos_token_id=None,
-            use_cache=use_cache,
-            return_dict_in_generate=True,
-            output_scores=True,
-        )
-        told: Tensor = torch.stack(found.scores, dim=1) if beams == 1 else found.sequences_scores
-        return told.unflatten(0, (len(rows), -1))
-
+    scores = partial(checks.written_scores, case.model, beams=beams)
     with in_front(case.backbone, learned(case)), case.backbone.inferring(None):
         cached, uncached = scores(source, mask), scores(source, mask, use_cache=False)
         alone = scores(source[1:, :-3], mask[1:, :-3])
