@@ -21,7 +21,6 @@ import torch
 from common import machine, table
 from transformers.utils import logging
 
-
 RUNS = (
     "prefix soap 0.06",
     "prefix soap 0.03",
