@@ -90,6 +90,9 @@ def test_forgetting_is_said_where_another_forgets_much_less() -> None:
     prefix, lora = with_figures(PREFIX, 40, 41, 42, forgot=0.2), with_figures(LORA, 30, 31, 32)
     said = verdict((prefix, lora), BLEU)
     assert any("rises by 0.200 nats" in sentence for sentence in said)
+    assert said[-1].endswith("on a decoder, prefix+kl=1 keeps it nearer.")
+    kept = replace(prefix, name="prefix+kl=1", settings={"kl": 1})
+    assert verdict((kept, lora), BLEU)[-1].endswith("that decides.")
     calm = verdict((with_figures(PREFIX, 40, 41, 42, forgot=0.04), lora), BLEU)
     assert not any("forgets" in sentence for sentence in calm)
 
