@@ -202,7 +202,7 @@ def perplexity(backbone: Backbone, prompt: str, texts: Sequence[str], size: int 
     with torch.inference_mode(), backbone.inferring(None):
         for first in range(0, len(rows), size):
             batch: dict[str, Any] = collate(rows[first : first + size])
-            nll_N = score(backbone.model, **batch).nll_N
+            nll_N = score(backbone.model, batch).nll_N
             total, count = total + float(nll_N.sum()), count + len(nll_N)
     return math.exp(total / count)
 

@@ -69,7 +69,7 @@ def touched_up(
             batch: dict[str, Any] = collate([next(order[at]) for at in row_of_B])
             bound = _before(backbone, trained.materialise(), shares, row_of_B)
             with attachment.using(bound):
-                scores = score(backbone.model, **batch)
+                scores = score(backbone.model, batch)
             scores.nll_N.mean().backward()
             optimizer.step()
             schedule.step()

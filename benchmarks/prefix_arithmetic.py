@@ -136,7 +136,7 @@ def _nll(trained: Trained, prefix: Prefix, rows: Sequence[Row]) -> float:
     encoded, _ = encode(backbone, rows, RECIPE, prefix)
     batch: dict[str, Any] = collate(encoded)
     with backbone.inferring(prefix):
-        return float(score(backbone.model, **batch).nll_N.mean())
+        return float(score(backbone.model, batch).nll_N.mean())
 
 
 def cosine(one: Prefix, other: Prefix, first: Prefix) -> float:

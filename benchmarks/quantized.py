@@ -96,7 +96,7 @@ def nll(
         with backbone.attached(bound), torch.no_grad():
             for first in range(0, len(encoded), BATCH):
                 batch: dict[str, Any] = collate(encoded[first : first + BATCH])
-                scores = score(backbone.model, **batch)
+                scores = score(backbone.model, batch)
                 total += float(scores.nll_N.sum())
                 targets += len(scores.nll_N)
         found[name] = total / targets
@@ -161,7 +161,7 @@ class Step:
         with self.backbone.attached(None) as attachment:
             began = time.process_time()
             with attachment.using(bind(self.module.materialise(), self.backbone.sites, live=True)):
-                loss = score(self.backbone.model, **batch).nll_N.mean()
+                loss = score(self.backbone.model, batch).nll_N.mean()
             loss.backward()
             seconds = time.process_time() - began
         self.module.zero_grad()

@@ -53,7 +53,7 @@ def main() -> None:
                 began = time.perf_counter()
                 bound = bind(module.materialise(), backbone.sites, live=True)
                 with attachment.using(bound):
-                    loss = score(backbone.model, **batch).nll_N.mean()
+                    loss = score(backbone.model, batch).nll_N.mean()
                 loss.backward()
                 if index:  # the first round warms up
                     seconds[name].append(time.perf_counter() - began)

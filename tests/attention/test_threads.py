@@ -265,10 +265,11 @@ def test_logits_at_targets_are_each_threads_own(
     labels = [torch.full_like(IDS, -100) for _ in range(2)]
     labels[0][:, 4:] = IDS[:, 4:]
     labels[1][:, 8:] = IDS[:, 8:]
+    batches = [{"input_ids": IDS, "attention_mask": mask, "labels": one} for one in labels]
 
     def scored(which: int) -> list[Tensor]:
         with backbone.attached(prefixes[which]), torch.no_grad():
-            return [score(backbone.model, IDS, mask, labels[which]).nll_N for _ in range(ROUNDS)]
+            return [score(backbone.model, batches[which]).nll_N for _ in range(ROUNDS)]
 
     expected = [scored(which)[0] for which in range(2)]
     found = together([lambda w=which: scored(w) for which in range(2)])

@@ -39,14 +39,14 @@ def test_the_loss_is_transformers_own(
 ) -> None:
     encoded, _ = encoder(backbone).rows(rows[:3])
     batch = Collator(0)(encoded)
-    scores = score(backbone.model, **batch)
+    scores = score(backbone.model, batch)
     with torch.no_grad():
         expected = backbone.model(**batch).loss
     torch.testing.assert_close(scores.nll_N.mean(), expected)
     assert len(scores.nll_N) == int((batch["labels"] != IGNORED).sum())
     assert scores.row_N.tolist() == sorted(scores.row_N.tolist())
     for index, row in enumerate(encoded):  # a batch is its rows
-        alone = score(backbone.model, **Collator(0)([row])).nll_N
+        alone = score(backbone.model, Collator(0)([row])).nll_N
         torch.testing.assert_close(scores.nll_N[scores.row_N == index], alone)
 
 
@@ -97,4 +97,4 @@ def test_what_only_decoders_do_is_refused() -> None:
         foreword.generate(bert, ["text"])
     ids = torch.ones(1, 3, dtype=torch.long)
     with pytest.raises(UnsupportedModel, match="predicts no text"):
-        score(bert.model, ids, ids, ids)
+        score(bert.model, {"input_ids": ids, "attention_mask": ids, "labels": ids})

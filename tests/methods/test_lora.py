@@ -106,9 +106,7 @@ def test_the_best_evaluation_is_kept_and_read_again(tiny: Backbone, tmp_path: Pa
     rows, _ = encode(tiny, others, found.start.settings, front)
     batch = Collator(1)(rows)
     with torch.no_grad(), found.start.applied(found.value) as applied:
-        scores = score(
-            applied.backbone.model, batch["input_ids"], batch["attention_mask"], batch["labels"]
-        )
+        scores = score(applied.backbone.model, batch)
     assert float(scores.nll_N.mean()) == pytest.approx(min(losses), rel=1e-4)
 
 

@@ -83,7 +83,7 @@ def test_scores_equal_the_plain_reference(
     rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
     model = wrap(tiny.model) if wrap else tiny.model
     with tiny.attached(prefix), torch.no_grad():
-        scores = score(model, **batch)
+        scores = score(model, batch)
     assert scores.row_N.tolist() == rows.tolist()
     torch.testing.assert_close(scores.nll_N, nll[rows, columns], atol=1e-5, rtol=1e-5)
     assert scores.hit_N.tolist() == (likeliest[rows, columns] == labels[rows, columns]).tolist()
@@ -96,7 +96,7 @@ def test_the_kind_is_the_measured_one() -> None:
     bert.config.architectures = ["BertLMHeadModel"]
     ids = torch.ones(1, 3, dtype=torch.long)
     with pytest.raises(UnsupportedModel, match="an encoder predicts no text"):
-        score(bert, ids, ids, ids)
+        score(bert, {"input_ids": ids, "attention_mask": ids, "labels": ids})
 
 
 def test_the_prefix_moves_the_scores(tiny: foreword.Backbone, batch: dict[str, Tensor]) -> None:
@@ -111,7 +111,7 @@ def test_hits_are_seen(tiny: foreword.Backbone, batch: dict[str, Tensor]) -> Non
     batch["labels"][:, 1:][wanted] = likeliest[wanted]
     batch["labels"][2, 1] = (likeliest[2, 0] + 1) % 258
     with torch.no_grad():
-        scores = score(tiny.model, **batch)
+        scores = score(tiny.model, batch)
     assert int(scores.hit_N.sum()) == len(scores.hit_N) - 1
     assert scores.row_N[~scores.hit_N].tolist() == [2]
 
@@ -122,7 +122,7 @@ def test_logits_are_computed_at_targets_only(
     head, seen = tiny.model.get_output_embeddings(), []
     hook = head.register_forward_hook(lambda _, inputs, out: seen.append(tuple(out.shape)))
     with torch.no_grad():
-        score(tiny.model, **batch)
+        score(tiny.model, batch)
     hook.remove()
     targets = int((batch["labels"][:, 1:] != IGNORED).sum())
     assert seen == [(1, targets, 258)]
@@ -134,7 +134,7 @@ def test_a_gradient_goes_to_the_model_as_from_the_plain_reference(
     tiny: foreword.Backbone, batch: dict[str, Tensor]
 ) -> None:
     weight = tiny.model.model.norm.weight.requires_grad_()
-    (own,) = torch.autograd.grad(score(tiny.model, **batch).nll_N.sum(), weight)
+    (own,) = torch.autograd.grad(score(tiny.model, batch).nll_N.sum(), weight)
     logits = tiny.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     loss = nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1),

@@ -88,7 +88,7 @@ def test_keys_values_and_head_all_get_gradients(task: str, encoder: foreword.Bac
     batch = foreword.data.Collator(1)(encoded)
     bound = bind(prefix, encoder.sites, live=True)
     with encoder.attached(None) as attachment, attachment.using(bound):
-        scores = score(encoder.model, **batch, head=prefix.head)
+        scores = score(encoder.model, batch, head=prefix.head)
     scores.nll_N.sum().backward()
     for parameter in made.parameters():
         assert parameter.grad is not None

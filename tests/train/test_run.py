@@ -186,7 +186,8 @@ def test_the_default_start_is_at_most_three_percent_above_the_base_model(
         with smollm2.attached(bound), torch.no_grad():
             for row in encoded:
                 ids = torch.tensor([row.input_ids])
-                scores = score(smollm2.model, ids, torch.ones_like(ids), torch.tensor([row.labels]))
+                batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+                scores = score(smollm2.model, {**batch, "labels": torch.tensor([row.labels])})
                 total += float(scores.nll_N.sum())
                 targets += len(scores.nll_N)
         return total / targets

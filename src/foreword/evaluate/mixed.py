@@ -19,13 +19,10 @@ from foreword.mixture import Mixture, combined
 from foreword.objectives.nll import token_nll
 from foreword.objectives.supervised import Scores, target_logits
 
-_BATCH = ("input_ids", "attention_mask", "labels")
 
-
-def on(backbone: Backbone, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids, mask and labels of a batch, where the backbone's inputs go."""
-    ids, mask, labels = (batch[name].to(backbone.device) for name in _BATCH)
-    return ids, mask, labels
+def on(backbone: Backbone, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A batch where the backbone's inputs go."""
+    return {name: tensor.to(backbone.device) for name, tensor in batch.items()}
 
 
 def mixed_scores(
@@ -53,7 +50,7 @@ def mixed_scores(
             bound = None if branch.under is None else bound_to(branch.under, backbone.sites)
             with attachment.using(bound):
                 logits_NV, targets_N, row_N = target_logits(
-                    backbone.model, *on(backbone, collate(own))
+                    backbone.model, on(backbone, collate(own))
                 )
             told.append((targets_N, row_N))
             yield torch.log_softmax(logits_NV.float(), dim=-1)

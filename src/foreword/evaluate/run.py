@@ -428,7 +428,7 @@ def scored(
                 if control is not None:
                     own = [row.pieces for row in part]
                     attachment.bound = bind_selected(control, backbone.sites, own)
-                scores = score(backbone.model, *on(backbone, collate(part)))
+                scores = score(backbone.model, on(backbone, collate(part)))
             nll += float(scores.nll_N.double().sum())
             hits += int(scores.hit_N.sum())
             targets += len(scores.nll_N)

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from foreword.backbone import Backbone
+from foreword.backbone.measured import kind_measured
 from foreword.errors import TrainingError
 from foreword.objectives.base import Batch, Regularizer
 from foreword.objectives.encode import InFront
@@ -69,8 +70,7 @@ class OwnTexts(Regularizer):
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         """The weighted divergence per token of a batch: a float32 scalar with its graph."""
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        logits_BTV = model(**inputs, use_cache=False).logits
+        logits_BTV = model(**kind_measured(model).read(batch), use_cache=False).logits
         return self.weight * divergence(logits_BTV, batch["likeliest"], batch["logprobs"]).mean()
 
 

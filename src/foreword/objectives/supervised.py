@@ -55,18 +55,10 @@ class Supervised(Objective):
         self, model: PreTrainedModel, batch: Batch, head: Head | None, *, training: bool
     ) -> tuple[Tensor, int]:
         """Summed NLL of the targets of a right-padded batch (B, T), and their number."""
-        labels = batch["labels"]
-        scores = score(
-            model,
-            batch["input_ids"],
-            batch["attention_mask"],
-            labels,
-            head,
-            batch.get("token_type_ids"),
-        )
+        scores = score(model, batch, head)
         nll_N = scores.nll_N
         if self.weights_L is not None and training:
-            nll_N = weighted(nll_N, labels[scores.row_N, 0], self.weights_L)
+            nll_N = weighted(nll_N, batch["labels"][scores.row_N, 0], self.weights_L)
         return nll_N.sum(), len(scores.nll_N)
 
     def size(self, batch: Batch) -> tuple[int, int]:
@@ -78,40 +70,26 @@ class Supervised(Objective):
         return len(example.input_ids) if self.headed else example.size
 
 
-def score(
-    model: PreTrainedModel,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    labels: Tensor,
-    head: Head | None = None,
-    token_type_ids: Tensor | None = None,
-) -> Scores:
-    """Score the labels of a right-padded batch; inputs are (B, T) int64.
+def score(model: PreTrainedModel, batch: Batch, head: Head | None = None) -> Scores:
+    """Score the labels of a right-padded batch.
 
-    Without a head labels are tokens: those of a decoder are among its inputs, an encoder-decoder's
-    have a T of their own. With one they are its labels, as its task arranges them, and tokens of pairs
-    have types.
+    Without a head labels are tokens (B, T): those of a decoder are among its inputs, an
+    encoder-decoder's have a T of their own. With one they are its labels, as its task arranges them.
     """
     if head is not None:
-        kind = kind_measured(model)
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if token_type_ids is not None:
-            inputs["token_type_ids"] = token_type_ids
-        logits = head.logits(kind.hidden(model, inputs), attention_mask)
-        return head_scores(head, logits, labels, attention_mask)
-    logits_NV, targets_N, row_N = target_logits(model, input_ids, attention_mask, labels)
+        kind, mask_BT = kind_measured(model), batch["attention_mask"]
+        logits = head.logits(kind.hidden(model, kind.read(batch)), mask_BT)
+        return head_scores(head, logits, batch["labels"], mask_BT)
+    logits_NV, targets_N, row_N = target_logits(model, batch)
     return Scores(*token_nll(logits_NV, targets_N), row_N)
 
 
-def target_logits(
-    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def target_logits(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (N, V) that tell the target tokens of a right-padded batch, those, and each one's row.
 
     The arguments are those of `score`, for a model that writes text.
     """
-    kind = kind_measured(model)
-    inputs, following_BT = kind.supervised(model, input_ids, attention_mask, labels)
+    inputs, following_BT = kind_measured(model).supervised(model, batch)
     wanted_BT = following_BT != IGNORED
     with head_sees(model, wanted_BT) as narrowed:
         logits = model(**inputs, use_cache=False).logits

@@ -6,6 +6,7 @@ Shapes: B rows, T tokens.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from torch import Tensor
@@ -21,6 +22,10 @@ Inputs = dict[str, Tensor]
 
 IGNORED = -100
 """Label of a token that is not predicted, as in transformers."""
+
+
+READ = ("input_ids", "attention_mask", "token_type_ids")
+"""What a model reads of a batch of texts."""
 
 
 class Kind(ABC):
@@ -44,16 +49,18 @@ class Kind(ABC):
         """Which of the output's positions are real tokens', boolean (B, T)."""
         return inputs["attention_mask"].bool()
 
+    def read(self, batch: Mapping[str, Tensor]) -> Inputs:
+        """What to call the model with, so that it reads a batch of rows padded on the right."""
+        return {name: batch[name] for name in READ if name in batch}
+
     def supervised(
-        self, model: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor, labels_BT: Tensor
+        self, model: PreTrainedModel, batch: Mapping[str, Tensor]
     ) -> tuple[Inputs, Tensor]:
         """What to call the model with to score labels, and the label (B, T) of each logit's position.
 
         Args:
             model: The model.
-            ids_BT: Input tokens, padded on the right.
-            mask_BT: Which of them are real.
-            labels_BT: Tokens to predict, `IGNORED` elsewhere.
+            batch: Rows padded on the right; ``labels`` are tokens to predict, `IGNORED` elsewhere.
 
         Raises:
             UnsupportedModel: This kind predicts no tokens.
@@ -65,7 +72,7 @@ class Kind(ABC):
 
         Args:
             model: The model.
-            inputs: ``input_ids`` and ``attention_mask``, padded on the right.
+            inputs: What `read` gives.
 
         Raises:
             UnsupportedModel: This kind carries no head.

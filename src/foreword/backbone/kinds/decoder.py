@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -21,11 +23,11 @@ class Decoder(Kind):
         return with_positions(model, {"input_ids": ids_BT, "attention_mask": mask_BT})
 
     def supervised(
-        self, model: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor, labels_BT: Tensor
+        self, model: PreTrainedModel, batch: Mapping[str, Tensor]
     ) -> tuple[Inputs, Tensor]:
         """A token's logits predict the next one."""
-        following_BT = nn.functional.pad(labels_BT[:, 1:], (0, 1), value=IGNORED)
-        return {"input_ids": ids_BT, "attention_mask": mask_BT}, following_BT
+        following_BT = nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
+        return self.read(batch), following_BT
 
     def hidden(self, model: PreTrainedModel, inputs: Inputs) -> Tensor:
         """Without a cache, which nothing would read."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -33,13 +34,12 @@ class EncoderDecoder(Kind):
         return inputs["decoder_input_ids"] >= 0
 
     def supervised(
-        self, model: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor, labels_BT: Tensor
+        self, model: PreTrainedModel, batch: Mapping[str, Tensor]
     ) -> tuple[Inputs, Tensor]:
         """The decoder is given the label before the one that it predicts."""
         given: Any = model
-        inputs = {"input_ids": ids_BT, "attention_mask": mask_BT}
-        before_BT = given.prepare_decoder_input_ids_from_labels(labels=labels_BT)
-        return {**inputs, "decoder_input_ids": before_BT}, labels_BT
+        before_BT = given.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+        return {**self.read(batch), "decoder_input_ids": before_BT}, batch["labels"]
 
     def hidden(self, model: PreTrainedModel, inputs: Inputs) -> Tensor:
         """Not offered: such a model can write its labels."""
