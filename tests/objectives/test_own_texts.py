@@ -14,11 +14,14 @@ from foreword.errors import TrainingError
 from foreword.methods.lora import LoraMethod, LoraSettings
 from foreword.methods.prefix.settings import PrefixSettings
 from foreword.methods.registry import known_method
+from foreword.objectives import own_texts as texts
 from foreword.objectives.encode import InFront
 from foreword.objectives.own_texts import TEXTS, TOKENS, divergence, own_texts, written
 from foreword.train.fit import fit
 from foreword.train.settings import LoopSettings
 from tests.conftest import MEMORY
+from tests.oracle.checks import case
+from tests.oracle.families import FAMILIES, Family
 from tests.tasks.models import CLASSIFY, tiny_encoder
 from tests.train.test_run import Interrupt, Rows, changed, equal
 
@@ -27,6 +30,12 @@ MARKS = {BOS, EOS}
 """Tokens of the tiny tokenizer that mark something."""
 
 TEXT: dict[str, Any] = {"prompt": "{mr} ->", "target": " {ref}"}
+
+
+EVERY = [
+    pytest.param(family, id=family.title, marks=() if family.available else pytest.mark.skip)
+    for family in FAMILIES
+]
 
 
 def likeliest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -78,6 +87,21 @@ def test_what_is_remembered_is_what_the_model_says_without_a_cache(tiny: forewor
     torch.testing.assert_close(logprobs_NTK, wanted, rtol=1e-4, atol=1e-4)
     least_NT = logits_NTV.log_softmax(-1).topk(tokens_NTK.shape[-1]).values[..., -1]
     assert bool((logprobs_NTK[..., -1] >= least_NT - 1e-4).all())
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_every_decoder_writes_what_it_says_without_a_cache(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(texts, "TEXTS", 3)
+    monkeypatch.setattr(texts, "TOKENS", 9)
+    made = case(family)
+    ids_NT, tokens_NTK, logprobs_NTK = written(made.backbone, seed=0)
+    with torch.no_grad():
+        logits_NTV = made.model(ids_NT).logits
+    assert ids_NT.shape == (3, 9)
+    wanted = logits_NTV.log_softmax(-1).gather(-1, tokens_NTK)
+    torch.testing.assert_close(logprobs_NTK, wanted, rtol=0, atol=1e-4)
 
 
 def test_texts_are_drawn_from_the_model_and_differ_by_the_seed(tiny: foreword.Backbone) -> None:
