@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
+import hashlib
+import math
 from typing import Any
 
 import pytest
@@ -9,6 +12,7 @@ import pytest
 from foreword.compare.split import LEAST, split
 from foreword.errors import DataError
 from foreword.objectives.settings import DataSettings
+from foreword.prefix import canonical_json
 
 TEXT = DataSettings(task="causal", prompt="{mr} ->", target=" {ref}")
 ROWS: list[dict[str, Any]] = [
@@ -74,3 +78,18 @@ def test_too_few_inputs_are_refused() -> None:
     with pytest.raises(DataError, match="23 different inputs; a comparison sets 16 of them aside"):
         split(ROWS[: 3 * 23], TEXT)
     split(ROWS[: 3 * 24], TEXT)
+
+
+def test_a_column_that_no_task_reads_may_hold_anything() -> None:
+    """Dates and missing numbers, as tables have them."""
+    day = datetime.date(2026, 11, 30)
+    rows = [{**row, "when": day, "price": math.nan} for row in ROWS]
+    assert split(rows, TEXT).digest == split(list(rows), TEXT).digest
+    later = [{**row, "when": day + datetime.timedelta(1)} for row in rows]
+    assert split(rows, TEXT).digest != split(later, TEXT).digest
+
+
+def test_rows_of_json_have_the_digest_that_earlier_comparisons_kept() -> None:
+    made = split(ROWS, TEXT)
+    whole = {"rows": [made.train, made.held, made.test]}
+    assert made.digest == hashlib.sha256(canonical_json(whole)).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ from foreword.errors import DataError
 from foreword.evaluate.run import input_text
 from foreword.head import HEAD_TASKS
 from foreword.objectives.settings import DataSettings
-from foreword.prefix import canonical_json
 
 Rows = list[Mapping[str, Any]]
 
@@ -42,7 +42,7 @@ class Split:
     def digest(self) -> str:
         """SHA-256 of all rows, in order."""
         whole = [[dict(row) for row in rows] for rows in (self.train, self.held, self.test)]
-        return hashlib.sha256(canonical_json({"rows": whole})).hexdigest()
+        return hashlib.sha256(_written({"rows": whole}).encode(errors="surrogatepass")).hexdigest()
 
 
 def split(
@@ -86,5 +86,15 @@ def _input(row: Mapping[str, Any], settings: DataSettings) -> str:
     if settings.task not in HEAD_TASKS:
         return input_text(row, task)
     if settings.prompt is None:
-        return canonical_json({name: row[name] for name in sorted(row)}).decode()
+        return _written(dict(row))
     return fill(settings.prompt, row) if settings.task != "tag" else str(row)
+
+
+def _written(value: Any) -> str:
+    """A value as text, equal values alike: as JSON, and as Python has it what JSON has no word for.
+
+    Columns that no task reads may hold anything, such as dates.
+    """
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=repr
+    )
