@@ -29,6 +29,8 @@ def test_a_line_that_was_cut_off_costs_that_run_alone(tmp_path: Path) -> None:
     runs.keep({**RUN, "rate": 1}, {"held": 2.0})
     whole = runs.path.read_bytes()
     runs.path.write_bytes(whole[:-9])
+    with runs.path.open("ab") as file:
+        file.write(b"\n" + b"[" * 100_000 + b'\n{"run": []}\nnull\n')
     cut = Runs(runs.path)
     assert cut.find(RUN) == {"held": 1.0}
     assert cut.find({**RUN, "rate": 1}) is None

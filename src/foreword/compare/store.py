@@ -38,7 +38,7 @@ class Runs:
             try:
                 found = json.loads(line)
                 self._known[found["run"]] = found["figures"]
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, RecursionError):
                 continue
 
     def find(self, run: Mapping[str, Any]) -> dict[str, Any] | None:
