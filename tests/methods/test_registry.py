@@ -175,6 +175,7 @@ def test_demonstrations_are_sized_from_where_the_first_one_fits(tiny: Backbone) 
         ),
         ("lora+prompt=x", "lora has no setting 'prompt'"),
         ("full+rank=1", "full has no setting 'rank'; its own are kl"),
+        ("lora+rank=1+rank=2", "names 'rank' twice"),
     ],
 )
 def test_words_with_settings_that_are_none_are_refused(word: str, said: str) -> None:

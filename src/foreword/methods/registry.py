@@ -201,7 +201,12 @@ def known_method(word: str) -> Known:
     """
     name, *settings = word.split("+")
     known = _named(name)
-    return known.fixing(**dict(map(_setting, settings))) if settings else known
+    fields = dict[str, Any]()
+    for field_name, value in map(_setting, settings):
+        if field_name in fields:
+            raise TrainingError(f"{word!r} names {field_name!r} twice; name each setting once")
+        fields[field_name] = value
+    return known.fixing(**fields) if fields else known
 
 
 def _setting(said: str) -> tuple[str, Any]:
