@@ -93,3 +93,4 @@ def test_only_what_is_not_to_be_kept_is_spelled_out() -> None:
     assert figures.spelled("a\tb\x1b") == "a\\tb\\x1b"
     assert figures.spelled("a\tb\x1b", keep="\t") == "a\tb\\x1b"
     assert figures.spelled("日本 é") == "日本 é"
+    assert figures.spelled("\u202e 4.2 \u2069") == "\\u202e 4.2 \\u2069"  # else read as 2.4

@@ -23,6 +23,8 @@ SIGNED = "{:+z.3f}"
 RATIO = "{:.2f}"
 
 _COUNTS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"), (1.0, ""))
+_TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Characters that set the direction of what follows them, even of figures: 4.2 would be read as 2.4."""
 _BYTES = ((1e12, " TB"), (1e9, " GB"), (1e6, " MB"), (1e3, " kB"), (1.0, " B"))
 
 
@@ -172,13 +174,17 @@ def size(value: float | None) -> str:
 
 
 def spelled(text: str, keep: str = "") -> str:
-    """A text with its control characters and halves of characters spelled out, but for some."""
+    """A text with its control characters and halves of characters spelled out, but for some.
+
+    So are those that turn the direction of what stands behind them, which may be a figure.
+    """
     return "".join(c if c in keep or _is_shown(c) else repr(c)[1:-1] for c in text)
 
 
 def _is_shown(character: str) -> bool:
     """Whether a terminal may have it, and XML."""
-    return unicodedata.category(character) not in ("Cc", "Cs") and character not in "\ufffe\uffff"
+    is_plain = unicodedata.category(character) not in ("Cc", "Cs")
+    return is_plain and character not in f"\ufffe\uffff{_TURNS}"
 
 
 def _scaled(value: float, units: tuple[tuple[float, str], ...]) -> str:

@@ -68,8 +68,7 @@ td.decides { font-weight: 600; }
   gap: 2.25rem 2.5rem;
 }
 figure { margin: 0; min-width: 0; }
-figcaption { font-size: .875rem; }
-figcaption { margin-bottom: .5rem; }
+figcaption { margin-bottom: .5rem; font-size: .875rem; overflow-wrap: anywhere; }
 figcaption h3 { color: var(--ink); }
 svg { display: block; width: 100%; max-width: 36rem; height: auto; }
 svg text { font-size: 12px; fill: var(--ink); }
