@@ -93,6 +93,8 @@ def test_forgetting_is_said_where_another_forgets_much_less() -> None:
     assert said[-1].endswith("on a decoder, prefix+kl=1 keeps it nearer.")
     kept = replace(prefix, name="prefix+kl=1", settings={"kl": 1})
     assert verdict((kept, lora), BLEU)[-1].endswith("that decides.")
+    same = replace(lora, label=prefix.label)  # of two forms of one method it can be
+    assert any("rises by 0.200 nats" in sentence for sentence in verdict((prefix, same), BLEU))
     calm = verdict((with_figures(PREFIX, 40, 41, 42, forgot=0.04), lora), BLEU)
     assert not any("forgets" in sentence for sentence in calm)
 

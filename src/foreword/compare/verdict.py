@@ -121,15 +121,14 @@ def _remarks(trained: list[Side], chosen: Side) -> list[str]:
         for side in trained
         if not side.interior
     ]
-    forgot = {side.label: _forgot(side) for side in trained}
-    own = forgot[chosen.label]
-    least = min(forgot, key=lambda label: forgot[label])
-    if own > 0.05 and least != chosen.label and forgot[least] < own / 2:
+    own, best = _forgot(chosen), min(trained, key=_forgot)
+    least, its = best.label, _forgot(best)
+    if own > 0.05 and its < own / 2:
         kept = "kl" in chosen.settings
         try_it = "" if kept else f"; on a decoder, {chosen.name}+kl=1 keeps it nearer"
         said.append(
             f"{chosen.label[:1].upper()}{chosen.label[1:]} forgets more than {least}: the NLL of "
-            f"neutral text rises by {own:.3f} nats (of {least} by {forgot[least]:.3f}). Where the model "
+            f"neutral text rises by {own:.3f} nats (of {least} by {its:.3f}). Where the model "
             f"must stay what it was beside this task, that decides{try_it}."
         )
     return said
