@@ -9,6 +9,7 @@ import pytest
 
 from foreword.cli.main import main
 from foreword.compare.result import Comparison
+from foreword.train.lock import alone_in
 
 ROWS = [
     {"mr": f"name[{name}], food[{food}]", "ref": f"{name} serves {food} food."}
@@ -78,3 +79,11 @@ def test_columns_are_checked_before_a_backbone_is_loaded(
     wrong = [part.replace("{mr}", "{meaning}") for part in command]
     assert main(wrong) == 1
     assert "meaning" in capsys.readouterr().err
+
+
+def test_two_comparisons_are_not_made_in_one_folder_at_once(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with alone_in(Path("comparison")):
+        assert main(command) == 1
+    assert "another comparison is under way in comparison" in capsys.readouterr().err

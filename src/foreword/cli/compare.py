@@ -8,7 +8,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -118,33 +118,18 @@ def compare(
     from foreword.backbone import describe_dtype
     from foreword.compare.run import compare as run_comparison
     from foreword.compare.run import compare_one
+    from foreword.train.lock import alone_in
 
     note(describe_dtype(model))
-    if arguments.only is not None:
-        seed = compare_one(
-            model,
-            rows,
-            settings,
-            asked,
-            arguments.only,
-            folder=arguments.output,
-            test=test,
-            tell=note,
-        )
-        say(json.dumps(dataclasses.asdict(seed), indent=1))
-        return
-    found = run_comparison(
-        model,
-        rows,
-        settings,
-        asked,
-        folder=arguments.output,
-        test=test,
-        command=_command(),
-        planned=_say_plan,
-        tell=note,
-    )
-    _keep(found, arguments.output)
+    given = model, rows, settings, asked
+    kept: dict[str, Any] = {"folder": arguments.output, "test": test, "tell": note}
+    with alone_in(arguments.output, busy=_busy(arguments.output)):
+        if arguments.only is not None:
+            seed = compare_one(*given, arguments.only, **kept)
+            say(json.dumps(dataclasses.asdict(seed), indent=1))
+            return
+        found = run_comparison(*given, command=_command(), planned=_say_plan, **kept)
+        _keep(found, arguments.output)
     if arguments.as_json:
         say(json.dumps(found.as_json(), indent=1))
         return
@@ -172,6 +157,14 @@ def _checked_rows(
     return rows, test
 
 
+def _busy(folder: Path) -> str:
+    """What to say where another comparison is in the folder, whose runs would look as if they failed."""
+    return (
+        f"another comparison is under way in {folder}; wait until it ends, or choose another folder "
+        "(--output)"
+    )
+
+
 def _command() -> str:
     """The command line as it was given, for whoever makes a run again."""
     return shlex.join(["foreword", *sys.argv[1:]])
@@ -191,9 +184,10 @@ def _keep(found: Comparison, folder: Path) -> None:
 
 def _show(found: Comparison, folder: Path) -> None:
     """Print the table and the verdict."""
+    from foreword.compare.figures import spelled
     from foreword.compare.table import table_of
 
     show(table_of(found))
     for sentence in found.verdict:
-        say(sentence)
+        say(spelled(sentence))
     note(f"figures: {folder / JSON}; page: {folder / PAGE}")

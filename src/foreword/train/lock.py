@@ -21,8 +21,12 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path, *, busy: str | None = None) -> Iterator[None]:
     """For a block, no other run is in the folder, which is made if it is not there.
+
+    Args:
+        folder: The folder.
+        busy: What to say where another is in it.
 
     Raises:
         TrainingError: Another run is in it.
@@ -34,8 +38,9 @@ def alone_in(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise TrainingError(
-            f"another run is training in {folder}; wait until it ends, or choose another name (--name) "
-            "or folder"
+            busy
+            or f"another run is training in {folder}; wait until it ends, or choose another name "
+            "(--name) or folder"
         ) from error
     except (OSError, ValueError) as error:
         if getattr(error, "errno", None) not in _NO_LOCKS:
