@@ -324,3 +324,29 @@ def test_without_a_budget_every_method_can_take_part(tmp_path: Path) -> None:
     )
     asked = Asked(("prefix", "lora", "frozen"), steps=1, seeds=1, max_new_tokens=2)
     assert plan_of(model, asked, tmp_path).trainings == 2 * 8
+
+
+@pytest.mark.parametrize("kept", ["held", "test"])
+def test_a_label_that_no_row_to_train_on_has_counts_as_wrong(tmp_path: Path, kept: str) -> None:
+    rows: list[Any] = [
+        {"text": f"{word} {number}", "label": label}
+        for number in range(20)
+        for word, label in (("good", "yes"), ("bad", "no"))
+    ]
+    text = DataSettings(task="classify", prompt="{text}", target="{label}")
+    chosen = getattr(split(rows, text), kept)[0]["text"]
+    rows = [{**row, "label": "rare"} if row["text"] == chosen else row for row in rows]
+    asked = Asked(("lora",), steps=1, seeds=1)
+    made = compare(tiny_encoder(), rows, DataSettings(), asked, folder=tmp_path)
+    assert made.sides[0].failed is None
+    assert made.sides[0].seeds[0].figures["accuracy"] <= (100 if kept == "held" else 87.5)
+    (said,) = [said for said in made.unequal if "no row to train on has" in said]
+    assert said.endswith("they count as wrong: 'rare' (1)")
+
+
+def test_tags_that_spell_no_entities_are_compared_by_words(tmp_path: Path) -> None:
+    rows = [{"tokens": [f"{n}", "runs"], "tags": ["NOUN", "VERB"]} for n in range(30)]
+    asked = Asked(("lora",), steps=1, seeds=1)
+    made = compare(tiny_encoder(), rows, DataSettings(), asked, folder=tmp_path)
+    assert made.metric.name == "accuracy"
+    assert made.verdict[0].startswith("Use LoRA")

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from foreword.backbone import Backbone
 from foreword.compare.result import Metric
+from foreword.compare.split import Split
 from foreword.data import Encoded, read_rows
 from foreword.data.template import Task
 from foreword.errors import DataError
 from foreword.evaluate.labels import labelled, measured_labels
 from foreword.evaluate.run import FIGURES, measured, scored
-from foreword.head import HEAD_TASKS
+from foreword.head import HEAD_TASKS, Head
 from foreword.methods.base import Applied
 from foreword.mixing import encoder_under
 from foreword.objectives.encode import InFront
 from foreword.objectives.settings import DataSettings
+from foreword.objectives.unseen import unseen_in
 from foreword.options import BATCH, GenerateOptions
+from foreword.predict import templates_of
 from foreword.prefix import Prefix
 from foreword.tasks import LABELLINGS
 
@@ -61,12 +64,16 @@ class Judge:
         """How texts are written: greedily."""
         return GenerateOptions(max_new_tokens=self.new_tokens, batch_size=BATCH)
 
-    @property
-    def metric(self) -> Metric:
-        """The figure that decides."""
+    def metric(self, known: Collection[str]) -> Metric:
+        """The figure that decides.
+
+        Args:
+            known: Names of figures that there are: tags that spell no entities have none of entities.
+        """
         task = self.settings.task
         if task in HEAD_TASKS:
-            label, name, form = LABELLINGS[task].figures[0]
+            every = LABELLINGS[task].figures
+            label, name, form = next((one for one in every if one[1] in known), every[0])
             return Metric(name, label, higher=True, form=form)
         label, name, form = next(one for one in FIGURES if one[1] == "bleu")
         return Metric(name, label, higher=True, form=form)
@@ -150,12 +157,24 @@ class Judge:
     def _labels(self, applied: Applied, rows: Rows) -> dict[str, float]:
         head = applied.in_front.head
         assert head is not None
-        seen = labelled(
-            applied.backbone, self._leaving(applied.in_front.length).with_head(head), rows
-        )
+        like = self._leaving(applied.in_front.length).with_head(head)
+        unseen = unseen_in(head, templates_of(like), rows)
+        # As `foreword evaluate` counts labels that no row to train on has: as wrong.
+        others = () if unseen.knows_none else tuple(unseen.counts)
+        seen = labelled(applied.backbone, like, rows, others)
         found = measured_labels(applied.backbone, applied.prefix, head, seen)[1]
         loss = LABELLINGS[head.task].loss[1]
         return {**found, "nll": found[loss]}
+
+
+def unknown_labels(head: Head | None, settings: DataSettings, parts: Split) -> list[str]:
+    """What is to be said of labels that a head does not know, for no row to train on has them."""
+    sets = {"held out": parts.held, "to test on": parts.test}
+    return [
+        f"labels of rows {what} that no row to train on has, so that they count as wrong: {found.named}"
+        for what, rows in sets.items()
+        if head is not None and (found := unseen_in(head, settings.templates, rows)).counts
+    ]
 
 
 def frozen_one(backbone: Backbone) -> Applied:

@@ -17,7 +17,7 @@ from foreword.backbone import Backbone
 from foreword.backbone.given import check_backbone
 from foreword.compare.costs import ENOUGH, ROWS, latency, machine, memory
 from foreword.compare.plan import FEWEST, LONGEST, UNTRAINED, USUAL, Asked, Plan
-from foreword.compare.quality import Judge, frozen_one
+from foreword.compare.quality import Judge, frozen_one, unknown_labels
 from foreword.compare.result import Comparison, Latency, Seed, Side
 from foreword.compare.split import Split, split
 from foreword.compare.store import Runs
@@ -181,7 +181,8 @@ class _Comparing:
         plan = self._plan()
         planned(plan)
         sides = tuple(self._side(name, plan.steps) for name in self.asked.methods)
-        metric = self.judge.metric
+        figures = [seed.figures for side in sides for seed in side.seeds]
+        metric = self.judge.metric({name for found in figures for name in found})
         return Comparison(
             backbone={
                 "name": self.backbone.name,
@@ -433,7 +434,8 @@ class _Comparing:
         forgotten = [one for side in sides for seed in side.seeds for one in seed.forgotten]
         if not forgotten:
             said.append("what is forgotten is only measured of models that write text")
-        return said
+        head = new_head(self.backbone, self.settings, self.split.train)
+        return [*said, *unknown_labels(head, self.settings, self.split)]
 
 
 def served(name: str, value: Any) -> int | None:
