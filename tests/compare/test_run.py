@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from foreword.objectives.encode import encode
 from foreword.objectives.settings import DataSettings
 from foreword.train.fit import fit
 from foreword.train.settings import LoopSettings
+from foreword.train.trainer import LearnerTrainer
 from tests.conftest import byte_tokenizer, tiny_model
 from tests.methods.test_prompt_kinds import pair
 from tests.tasks.models import tiny_encoder
@@ -350,3 +352,64 @@ def test_tags_that_spell_no_entities_are_compared_by_words(tmp_path: Path) -> No
     made = compare(tiny_encoder(), rows, DataSettings(), asked, folder=tmp_path)
     assert made.metric.name == "accuracy"
     assert made.verdict[0].startswith("Use LoRA")
+
+
+def test_what_no_method_could_keep_is_refused_at_once(tmp_path: Path) -> None:
+    rows = [{"text": f"{n}", "label": "ab"[n % 2]} for n in range(30)]
+    asked = Asked(("lora",), steps=1, seeds=1)
+    with pytest.raises(TrainingError, match="takes a decoder"):
+        compare(tiny_encoder(), rows, DataSettings(kl=1.0), asked, folder=tmp_path)
+
+
+def test_whatever_a_method_raises_fails_it_alone_and_is_told_before_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raises(*_: Any) -> None:
+        raise ValueError("of a library")
+
+    monkeypatch.setattr(type(OWN["ia3"].method), "start", raises)
+    told: list[str] = []
+    asked = Asked(("ia3", "lora+rank=0", "frozen"), steps=1, seeds=1, max_new_tokens=2)
+    made = compare(backbone(), ROWS, TEXT, asked, folder=tmp_path, tell=told.append)
+    assert [one.failed for one in made.sides] == [
+        "ValueError: of a library",
+        "rank must be at least 1; found 0",
+        None,
+    ]
+    assert told[:2] == [f"{one.name} fails: {one.failed}" for one in made.sides[:2]]
+
+
+def test_ctrl_c_is_heard_while_a_step_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LearnerTrainer, "train", stop)
+    with pytest.raises(KeyboardInterrupt):
+        compare(backbone(), ROWS, TEXT, ASKED, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "run", ["frozen soap 0.1 seed 0", "lora soap 1.2.3 seed 0", "lora soap e seed 0"]
+)
+def test_what_is_no_run_is_refused(run: str, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="is no run"):
+        compare_one(backbone(), ROWS, TEXT, ASKED, run, folder=tmp_path)
+
+
+def test_a_command_is_quoted_whatever_the_method_says(tmp_path: Path) -> None:
+    method = "prefix+init_text=it's\n$HOME"
+    text = dataclasses.replace(TEXT, seed=4_000_000_000)
+    asked = Asked((method,), steps=1, seeds=1, max_new_tokens=2)
+    made = compare(backbone(), ROWS, text, asked, folder=tmp_path, command="foreword compare x")
+    seed = made.sides[0].seeds[0]
+    *rest, run = shlex.split(seed.command)
+    assert rest == ["foreword", "compare", "x", "--only"]
+    assert run.startswith(method)
+    assert compare_one(backbone(), ROWS, text, asked, run, folder=tmp_path).held == seed.held
+
+
+def test_steps_that_were_given_are_not_called_too_many_for_the_minutes(tmp_path: Path) -> None:
+    asked = Asked(("prefix",), steps=5, minutes=0.001, seeds=1, max_new_tokens=2)
+    assert "allowed" not in str(plan_of(backbone(), asked, tmp_path))

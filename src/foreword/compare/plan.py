@@ -32,7 +32,7 @@ class Plan:
         steps: Steps of each training.
         trainings: How many there will be, as far as can be told.
         seconds: How long that takes, likewise.
-        wanted: The seconds that were allowed.
+        wanted: The seconds that were allowed; infinity where the steps were given.
     """
 
     steps: int

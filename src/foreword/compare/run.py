@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import math
 import re
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -35,17 +37,21 @@ from foreword.methods.prefix.settings import LENGTH, NEUTRAL_TEXT
 from foreword.methods.prefix.start import text_tokens
 from foreword.methods.registry import OWN, Known, known_method, least, within
 from foreword.objectives.encode import InFront, spread
+from foreword.objectives.own_texts import check_kept
 from foreword.objectives.settings import DataSettings
 from foreword.objectives.task import for_task
 from foreword.prefix import Prefix
 from foreword.train.fit import fit
 from foreword.train.settings import LoopSettings
+from foreword.train.trainer import NotFinite
 from foreword.version import __version__
 
 Tell = Callable[[str], None]
 
 RUN = re.compile(
-    r"(?P<method>.+) (?P<optimizer>soap|adamw) (?P<rate>[0-9.e+-]+) seed (?P<seed>[0-9]{1,9})"
+    r"(?P<method>.+) (?P<optimizer>soap|adamw) (?P<rate>[0-9]+(\.[0-9]+)?(e[+-]?[0-9]{1,3})?) "
+    r"seed (?P<seed>[0-9]{1,10})",
+    re.DOTALL,
 )
 """What a run is called."""
 
@@ -115,12 +121,13 @@ def compare_one(
         tell: Told of each run before it begins.
 
     Raises:
-        TrainingError: It is not called so, or its steps are not given.
+        TrainingError: It is not called so or is not trained, or its steps are not given.
     """
     found = RUN.fullmatch(run)
-    if found is None:
+    if found is None or found["method"] in UNTRAINED:
         raise TrainingError(
-            f"{run!r} is no run; expected one such as 'lora soap 0.004 seed 1', as a report has it"
+            f"{run!r} is no run that is trained; expected one such as 'lora soap 0.004 seed 1', as a "
+            "report has it"
         )
     if asked.steps is None:
         raise TrainingError(
@@ -136,6 +143,13 @@ def compare_one(
     trials = comparing.trials(found["method"], steps)
     optimizer: Any = found["optimizer"]
     return trials.final(optimizer, float(found["rate"]), int(found["seed"]))
+
+
+def _reason(error: Exception) -> str:
+    """Why a method has no figures; a package's own code, and libraries, may raise anything."""
+    said = first_line(error)
+    plain = isinstance(error, ForewordError | RuntimeError) or said == type(error).__name__
+    return said if plain else f"{type(error).__name__}: {said}"
 
 
 class _Comparing:
@@ -159,6 +173,7 @@ class _Comparing:
         self.tell = tell
         rows = rows_of(data)
         self.settings = for_task(backbone, settings, rows)
+        check_kept(backbone, self.settings)
         tested = None if test is None else spread(rows_of(test), self.settings)
         every = spread(rows, self.settings)
         self.split: Split = split(every, self.settings, tested, asked.rows)
@@ -233,8 +248,13 @@ class _Comparing:
                 known = self.known[name]
                 given = self.backbone, known.made(base), self.split.train, self.budget
                 self.sized[name] = within(name, known, *given)
-            except ForewordError as error:
-                self.failed[name] = first_line(error)
+            except Exception as error:
+                self._fail(name, error)
+
+    def _fail(self, name: str, error: Exception) -> None:
+        """Note why a method has no figures, and tell of it before the others take their time."""
+        self.failed[name] = _reason(error)
+        self.tell(f"{name} fails: {self.failed[name]}")
 
     def _least(self, name: str, base: DataSettings) -> int:
         """The fewest numbers that a method trains, 0 of what has no size; one that fails is noted."""
@@ -243,8 +263,8 @@ class _Comparing:
         try:
             known = self.known[name] = known_method(name)
             trained = least(known, self.backbone, known.made(base), self.split.train)[1].trained
-        except ForewordError as error:
-            self.failed[name] = first_line(error)
+        except Exception as error:
+            self._fail(name, error)
             return 0
         return 1 if known.unbounded else trained
 
@@ -269,7 +289,8 @@ class _Comparing:
         steps = self.asked.steps
         if steps is None:
             steps = int(min(longest, max(FEWEST, (wanted - fixed) / a_step))) if each else FEWEST
-        return Plan(steps, trainings, fixed + steps * a_step, wanted)
+        allowed = wanted if self.asked.steps is None else math.inf
+        return Plan(steps, trainings, fixed + steps * a_step, allowed)
 
     @property
     def _where(self) -> dict[str, Any]:
@@ -291,8 +312,10 @@ class _Comparing:
         self.tell(f"{name}, timed")
         try:
             one, more = (self._timed(name, steps) for steps in (1, 3))
-        except (ForewordError, RuntimeError) as error:
-            self.failed[name] = first_line(error)
+        except StoreError:
+            raise
+        except Exception as error:
+            self._fail(name, error)
             del self.sized[name]
             return None
         return float(self.runs.keep(run, {"seconds": max(1e-3, (more - one) / 2)})["seconds"])
@@ -300,7 +323,10 @@ class _Comparing:
     def _timed(self, name: str, steps: int) -> float:
         method, settings = self.known[name].method, self.sized[name][0]
         loop = replace(self._loop(steps), lr=self.known[name].rates["adamw"], optimizer="adamw")
-        return fit(self.backbone, self.split.train, method, settings, loop).seconds
+        fitted = fit(self.backbone, self.split.train, method, settings, loop)
+        if fitted.cause is not None and not isinstance(fitted.cause, NotFinite):
+            raise fitted.cause  # such as Ctrl-C, which `fit` lets no work be lost by
+        return fitted.seconds
 
     def _seconds_to_measure(self) -> tuple[float, float]:
         """Times of held-out rows, and of test rows with neutral ones, under the frozen model."""
@@ -342,8 +368,8 @@ class _Comparing:
             return self._trained(name, label, steps)
         except StoreError:
             raise
-        except (ForewordError, RuntimeError) as error:
-            return Side(name, label, failed=first_line(error))
+        except Exception as error:
+            return Side(name, label, failed=_reason(error))
 
     def trials(self, name: str, steps: int) -> Trials:
         """The runs of a method."""
@@ -415,7 +441,7 @@ class _Comparing:
         if not self.command:
             return ""
         timed = "" if self.asked.steps else f" --steps {steps}"
-        return f"{self.command}{timed} --only '{run}'"
+        return f"{self.command}{timed} --only {shlex.quote(run)}"
 
     def _unequal(self, sides: Sequence[Side]) -> list[str]:
         """What could not be the same for all."""

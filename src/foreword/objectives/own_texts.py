@@ -105,18 +105,27 @@ def own_texts(backbone: Backbone, settings: DataSettings, in_front: InFront) -> 
     Raises:
         TrainingError: The backbone does not go on with texts.
     """
+    check_kept(backbone, settings)
     if not settings.kl:
         return None
-    if backbone.kind != "decoder":
-        raise TrainingError(
-            f"kl keeps a model near what it was on texts that it writes itself, which takes a decoder; "
-            f"{backbone.name or backbone.family!r} is an {backbone.kind}. Leave kl out"
-        )
     return OwnTexts(
         settings.kl,
         *written(backbone, settings.seed),
         skipped=int(in_front.bos == "prefix" and backbone.bos == "input"),
     )
+
+
+def check_kept(backbone: Backbone, settings: DataSettings) -> None:
+    """Check that a model can be kept near what it was, if the settings want that.
+
+    Raises:
+        TrainingError: The backbone does not go on with texts.
+    """
+    if settings.kl and backbone.kind != "decoder":
+        raise TrainingError(
+            f"kl keeps a model near what it was on texts that it writes itself, which takes a decoder; "
+            f"{backbone.name or backbone.family!r} is an {backbone.kind}. Leave kl out"
+        )
 
 
 @torch.no_grad()
