@@ -382,12 +382,16 @@ def test_whatever_a_method_raises_fails_it_alone_and_is_told_before_the_others(
 def test_ctrl_c_is_heard_while_a_step_is_timed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    stopped: list[None] = []
+
     def stop(*_: Any, **__: Any) -> None:
+        stopped.append(None)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(LearnerTrainer, "train", stop)
     with pytest.raises(KeyboardInterrupt):
         compare(backbone(), ROWS, TEXT, ASKED, folder=tmp_path)
+    assert len(stopped) == 1
 
 
 @pytest.mark.parametrize(
