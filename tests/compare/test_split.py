@@ -13,6 +13,7 @@ from foreword.compare.split import LEAST, split
 from foreword.errors import DataError
 from foreword.objectives.settings import DataSettings
 from foreword.prefix import canonical_json
+from tests.tasks.models import ROWS as LABELLED
 
 TEXT = DataSettings(task="causal", prompt="{mr} ->", target=" {ref}")
 ROWS: list[dict[str, Any]] = [
@@ -93,3 +94,25 @@ def test_rows_of_json_have_the_digest_that_earlier_comparisons_kept() -> None:
     made = split(ROWS, TEXT)
     whole = {"rows": [made.train, made.held, made.test]}
     assert made.digest == hashlib.sha256(canonical_json(whole)).hexdigest()
+
+
+@pytest.mark.parametrize(("task", "prompt"), [("tag", "{tokens}"), ("answer", None)])
+def test_an_input_that_stands_in_several_rows_stays_together(task: Any, prompt: str | None) -> None:
+    """Whatever a column that is not read tells them apart by."""
+    target = None if prompt is None else "{tags}"
+    inputs = [
+        {
+            name: f"{value} {number}" if isinstance(value, str) else value
+            for name, value in row.items()
+        }
+        if task == "answer"
+        else {**row, "tokens": [*row["tokens"][:-1], str(number)]}
+        for row in LABELLED[task]
+        for number in range(5)
+    ]
+    rows = [{**row, "id": number} for number, row in enumerate([*inputs, *inputs])]
+    made = split(rows, DataSettings(task=task, prompt=prompt, target=target))
+    parts = [
+        {row["id"] % len(inputs) for row in part} for part in (made.train, made.held, made.test)
+    ]
+    assert sum(map(len, parts)) == len(set().union(*parts)) == len(inputs)

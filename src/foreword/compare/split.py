@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from foreword.data.template import fill
+from foreword.data.template import columns, fill
 from foreword.errors import DataError
 from foreword.evaluate.run import input_text
-from foreword.head import HEAD_TASKS
+from foreword.head import HEAD_TASKS, POOLED
+from foreword.objectives.columns import ANSWERS
 from foreword.objectives.settings import DataSettings
 
 Rows = list[Mapping[str, Any]]
@@ -85,9 +86,10 @@ def _input(row: Mapping[str, Any], settings: DataSettings) -> str:
     task = settings.templates
     if settings.task not in HEAD_TASKS:
         return input_text(row, task)
-    if settings.prompt is None:
-        return _written(dict(row))
-    return fill(settings.prompt, row) if settings.task != "tag" else str(row)
+    if settings.task in POOLED:
+        return fill(settings.prompt or "{text}", row)
+    read = columns(settings.prompt) if settings.prompt is not None else ANSWERS[:2]
+    return _written([row.get(name) for name in read])
 
 
 def _written(value: Any) -> str:
