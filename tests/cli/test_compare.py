@@ -55,6 +55,16 @@ def test_a_table_figures_and_a_page(
     assert seed["held"] == found.sides[0].seeds[0].held
 
 
+def test_where_every_method_fails_so_does_the_command(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, "--methods", "lora+rank=64", "--budget", "50"]) == 1
+    out, err = capsys.readouterr()
+    assert "failed" in out
+    assert "every method failed" in " ".join(err.split())
+    assert Path("comparison/comparison.html").is_file()
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

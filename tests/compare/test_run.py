@@ -193,7 +193,7 @@ def test_a_run_is_made_again_by_its_command(found: Comparison, tmp_path: Path) -
     # Beside no other method: what the frozen model makes of neutral text is measured without this one.
     assert again.forgotten == seed.forgotten
     assert any(seed.forgotten.values())
-    with pytest.raises(TrainingError, match="is no run; expected one such as"):
+    with pytest.raises(TrainingError, match="is no run that is trained; expected"):
         compare_one(backbone(), ROWS, TEXT, ASKED, "lora", folder=tmp_path)
     timed = dataclasses.replace(ASKED, steps=None)
     with pytest.raises(TrainingError, match="needs its number of steps"):

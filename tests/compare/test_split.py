@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from foreword.compare.split import LEAST, split
+from foreword.compare.split import LEAST, known_before, split
 from foreword.errors import DataError
 from foreword.objectives.settings import DataSettings
 from foreword.prefix import canonical_json
@@ -47,6 +47,13 @@ def test_rows_to_test_on_are_taken_as_they_are() -> None:
     made = split(ROWS, TEXT, test)
     assert made.test == test
     assert (len(inputs(made.train)), len(inputs(made.held))) == (90, 10)
+
+
+def test_inputs_to_test_on_that_are_trained_on_are_told_of() -> None:
+    assert known_before(split(ROWS, TEXT), TEXT) == []
+    test = [{"mr": "x", "ref": "y"}, *ROWS[:5]]
+    (said,) = known_before(split(ROWS, TEXT, test), TEXT)
+    assert said.startswith("2 of the 3 inputs to test on are among the rows to train on")
 
 
 def test_fewer_rows_to_train_on_leave_the_others_as_they_are() -> None:

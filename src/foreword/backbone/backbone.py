@@ -269,7 +269,7 @@ class Backbone:
         counted = self.kind != "decoder" or self.positions == "offset"
         if counted and len(ids) > self.context:
             raise PrefixError(
-                f"a prefix of {len(ids)} leaves {self.context - len(ids)} of the backbone's "
+                f"a prefix of {len(ids)} leaves {max(0, self.context - len(ids))} of the backbone's "
                 f"{self.context} tokens for text; use a shorter one"
             )
         keys, values = self._run_at(-len(ids) if policy == "free" else 0, ids)

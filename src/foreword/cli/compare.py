@@ -132,8 +132,10 @@ def compare(
         _keep(found, arguments.output)
     if arguments.as_json:
         say(json.dumps(found.as_json(), indent=1))
-        return
-    _show(found, arguments.output)
+    else:
+        _show(found, arguments.output)
+    if all(side.failed for side in found.sides):
+        raise TrainingError("nothing could be compared: every method failed, as the report says")
 
 
 def _checked_rows(

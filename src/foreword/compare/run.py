@@ -21,7 +21,7 @@ from foreword.compare.costs import ENOUGH, ROWS, latency, machine, memory
 from foreword.compare.plan import FEWEST, LONGEST, UNTRAINED, USUAL, Asked, Plan
 from foreword.compare.quality import Judge, frozen_one, unknown_labels
 from foreword.compare.result import Comparison, Latency, Seed, Side
-from foreword.compare.split import Split, split
+from foreword.compare.split import Split, known_before, split
 from foreword.compare.store import Runs
 from foreword.compare.trials import OPTIMIZERS, Chosen, Trials
 from foreword.compare.untrained import Untrained, room_of_examples
@@ -461,7 +461,8 @@ class _Comparing:
         if not forgotten:
             said.append("what is forgotten is only measured of models that write text")
         head = new_head(self.backbone, self.settings, self.split.train)
-        return [*said, *unknown_labels(head, self.settings, self.split)]
+        said += unknown_labels(head, self.settings, self.split)
+        return [*said, *known_before(self.split, self.settings)]
 
 
 def served(name: str, value: Any) -> int | None:

@@ -81,6 +81,18 @@ def split(
     return Split(train[:most], held, list(own if test is None else test))
 
 
+def known_before(parts: Split, settings: DataSettings) -> list[str]:
+    """What is to be said of inputs to test on that are among the other rows, if any are."""
+    others = {_input(row, settings) for row in [*parts.train, *parts.held]}
+    tested = {_input(row, settings) for row in parts.test}
+    if not tested & others:
+        return []
+    return [
+        f"{len(tested & others)} of the {len(tested)} inputs to test on are among the rows to train on "
+        "or to choose rates by, so that all figures may be better than on new ones"
+    ]
+
+
 def _input(row: Mapping[str, Any], settings: DataSettings) -> str:
     """What tells an input from others."""
     task = settings.templates

@@ -125,7 +125,7 @@ def room(backbone: Backbone, settings: DataSettings, length: int) -> Room:
                 f"{context} have no room for an input and a target; use another backbone"
             )
         raise DataError(
-            f"a prefix of {length} leaves {free.limit} of {context} for text; use a shorter one"
+            f"a prefix of {length} leaves {max(0, free.limit)} of {context} for text; use a shorter one"
         )
     return free
 

@@ -224,7 +224,7 @@ def test_the_users_store_is_the_default(
 @pytest.mark.parametrize("init", ["text", "vocab", "noise"])
 def test_a_prefix_longer_than_a_table_of_positions_is_refused_in_one_way(init: str) -> None:
     """A text of as many tokens was once run first, and torch said that an index is out of range."""
-    refusal = "a prefix of 600 leaves -472 of the backbone's 128 tokens for text; use a shorter one"
+    refusal = "a prefix of 600 leaves 0 of the backbone's 128 tokens for text; use a shorter one"
     encoder = tiny_encoder()
     settings = foreword.TrainSettings(length=600, init=init, steps=1)
     with pytest.raises(DataError, match=refusal):

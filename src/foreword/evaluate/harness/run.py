@@ -76,7 +76,9 @@ def evaluate_tasks(
     tasks = tasks_named(tasks) if isinstance(tasks, str) else tasks
     room = Room.behind(backbone, alone).context
     if room < 2:
-        raise DataError(f"the prefix leaves {room} tokens of the context; use a shorter one")
+        raise DataError(
+            f"the prefix leaves {max(0, room)} tokens of the context; use a shorter one"
+        )
     measure = partial(_measured, backbone, tasks, room, limit, batch_size, chat)
     ours, about = measure(alone, partial(_told, progress, "with the prefix"))
     theirs = measure(None, partial(_told, progress, "frozen model"))[0] if base else None
