@@ -177,7 +177,7 @@ SETS = {
         None,
         ("prefix", *LORAS, "adapter", "full"),
         147_456,
-        100,
+        200,
     ),
     "dialogsum": Set(
         "flan-t5-small",
