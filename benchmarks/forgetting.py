@@ -31,9 +31,10 @@ RUNS = (
     "prefix+parameterization=gated soap 0.06",
     "prefix+kl=0.3 soap 0.06",
     "prefix+kl=1 soap 0.06",
-    "prefix+kl=3 soap 0.06",
-    "lora soap 0.004",
-    "lora+kl=1 soap 0.004",
+    "prefix+init=demonstrations soap 0.06",
+    "prefix+init=demonstrations+kl=0.3 soap 0.06",
+    "lora soap 0.008",
+    "lora+kl=1 soap 0.008",
 )
 """Method, optimiser and rate."""
 

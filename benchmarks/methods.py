@@ -203,14 +203,19 @@ def folder_of(name: str, arguments: argparse.Namespace) -> Path:
     return folder
 
 
+def backbone_of(name: str, arguments: argparse.Namespace) -> foreword.Backbone:
+    """A set's backbone."""
+    made = SETS[name].backbone
+    chosen = [] if made is None else [str(arguments.models / made)]
+    return foreword.load(*chosen, dtype="float32")
+
+
 def compared(name: str, arguments: argparse.Namespace, methods: tuple[str, ...]) -> Comparison:
     """A set's comparison: what is missing of it is made."""
     made = SETS[name]
     folder = folder_of(name, arguments)
-    chosen = None if made.backbone is None else str(arguments.models / made.backbone)
-    backbone = foreword.load(*[chosen] if chosen else [], dtype="float32")
     return compare(
-        backbone,
+        backbone_of(name, arguments),
         made.rows(arguments.shared),
         made.settings,
         Asked(methods, made.budget, steps=arguments.steps or made.steps, **made.more),
@@ -225,9 +230,8 @@ def one(name: str, run: str, seed: int, arguments: argparse.Namespace) -> Row:
     """The figures of one training of a set: its method, optimiser and rate."""
     made = SETS[name]
     word = run.split(" ")[0]
-    chosen = [] if made.backbone is None else [str(arguments.models / made.backbone)]
     found = compare_one(
-        foreword.load(*chosen, dtype="float32"),
+        backbone_of(name, arguments),
         made.rows(arguments.shared),
         made.settings,
         Asked((word,), made.budget, steps=arguments.steps or made.steps, **made.more),
@@ -261,7 +265,7 @@ CURVED = ("prefix", "lora", "full")
 def curve(found: Comparison, arguments: argparse.Namespace) -> None:
     """Print NLL and BLEU of E2E by the rows to train on."""
     made = SETS["e2e"]
-    backbone, test = foreword.load(dtype="float32"), e2e_test(arguments.shared)
+    backbone, test = backbone_of("e2e", arguments), e2e_test(arguments.shared)
     loras = [side for side in found.sides if side.name.startswith("lora") and side.seeds]
     best = min(loras, key=lambda side: (side.figure("nll") or (float("inf"),))[0])
     sides = [best if side.name == "lora" else side for side in found.sides if side.name in CURVED]

@@ -99,23 +99,43 @@ class Beside(nn.Module, ABC):
         """A model with what is learned in its passes, for a block."""
 
 
-class Shifts(Beside):
-    """A vector for each module (E,), added to what it gives."""
+class Behind(Beside):
+    """Something that changes what modules give."""
+
+    def module(self, model: nn.Module, name: str) -> nn.Module:
+        """The module whose output is changed for one of those that units are told of."""
+        return model.get_submodule(name)
+
+    @abstractmethod
+    def changed(self, name: str, learned: Tensor, read: Tensor, output: Tensor) -> Tensor:
+        """A module's output with what is learned, of what the module read."""
 
     @contextmanager
     def hooked(self, model: nn.Module) -> Iterator[None]:
         """Hooks behind the modules."""
         with ExitStack() as stack:
-            for name, vector in self.tensors.items():
+            for name, learned in self.tensors.items():
 
-                def shifted(
-                    module: nn.Module, args: Any, output: Tensor, vector: Tensor = vector
+                def hook(
+                    module: nn.Module,
+                    args: Any,
+                    output: Tensor,
+                    name: str = name,
+                    one: Tensor = learned,
                 ) -> Tensor:
-                    return output + vector.to(output.dtype)
+                    return self.changed(name, one.to(output.dtype), args[0], output)
 
-                handle = model.get_submodule(name).register_forward_hook(shifted)
+                handle = self.module(model, name).register_forward_hook(hook)
                 stack.callback(handle.remove)
             yield
+
+
+class Shifts(Behind):
+    """A vector for each module (E,), added to what it gives."""
+
+    def changed(self, name: str, learned: Tensor, read: Tensor, output: Tensor) -> Tensor:
+        """The vector more."""
+        return output + learned
 
 
 class Plus(Beside):
@@ -149,28 +169,21 @@ class Plus(Beside):
             yield
 
 
-class Turn(Beside):
+class Turn(Behind):
     """A scale and a shift of each number of the queries, (2, E): they are zero where nothing changes."""
 
-    @contextmanager
-    def hooked(self, model: nn.Module) -> Iterator[None]:
-        """Hooks behind what makes the queries."""
-        with ExitStack() as stack:
-            for name, pair in self.tensors.items():
+    def module(self, model: nn.Module, name: str) -> nn.Module:
+        """What makes the queries of the attention that ends with a module."""
+        return query_of(model, name)
 
-                def turned(
-                    module: nn.Module, args: Any, output: Tensor, pair: Tensor = pair
-                ) -> Tensor:
-                    scale, shift = pair.to(output.dtype)
-                    changed: Tensor = output * (1 + scale) + shift
-                    return changed
-
-                handle = query_of(model, name).register_forward_hook(turned)
-                stack.callback(handle.remove)
-            yield
+    def changed(self, name: str, learned: Tensor, read: Tensor, output: Tensor) -> Tensor:
+        """Each number scaled and shifted."""
+        scale, shift = learned
+        changed: Tensor = output * (1 + scale) + shift
+        return changed
 
 
-class Low(Beside):
+class Low(Behind):
     """A LoRA of rank 1 beside each linear layer: the vector (IN,) that reads, and (OUT,) that writes.
 
     Args:
@@ -194,23 +207,12 @@ class Low(Beside):
         reads = (2 * torch.rand(size, generator=self.random) - 1) / size**0.5
         return torch.cat([reads / self.RATE, torch.zeros(out)])
 
-    @contextmanager
-    def hooked(self, model: nn.Module) -> Iterator[None]:
-        """Hooks behind the layers."""
-        with ExitStack() as stack:
-            for name, vector in self.tensors.items():
-                parts = vector.split(self.sizes[name])
-
-                def added(
-                    module: nn.Module, args: Any, output: Tensor, parts: Sequence[Tensor] = parts
-                ) -> Tensor:
-                    reads, writes = (part.to(output.dtype) for part in parts)
-                    size_BT: Tensor = self.SCALE * (args[0] @ reads)
-                    return output + size_BT[..., None] * writes
-
-                handle = model.get_submodule(name).register_forward_hook(added)
-                stack.callback(handle.remove)
-            yield
+    def changed(self, name: str, learned: Tensor, read: Tensor, output: Tensor) -> Tensor:
+        """What the one vector reads, times the other."""
+        reads, writes = learned.split(self.sizes[name])
+        size_BT: Tensor = self.SCALE * (read @ reads)
+        changed: Tensor = output + size_BT[..., None] * writes
+        return changed
 
 
 def query_of(model: nn.Module, last: str) -> nn.Linear:
